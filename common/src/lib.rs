@@ -1,0 +1,14 @@
+//! What every part of longtake shares: ids, the job a user asks for and its validation, the work a
+//! worker is given, frames, the artifact store, video files in and out, telemetry.
+//!
+//! Knows no model, no scheduler, no socket. Start with [`spec::JobSpec`] and [`task::Work`].
+
+pub mod frame;
+pub mod ids;
+pub mod media;
+pub mod spec;
+pub mod task;
+
+pub use frame::Frame;
+pub use ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
+pub use spec::{Continuity, JobSpec};
