@@ -5,6 +5,7 @@
 
 pub mod frame;
 pub mod ids;
+#[cfg(feature = "media")]
 pub mod media;
 pub mod spec;
 pub mod task;

@@ -1,1 +1,90 @@
-fn main() {}
+//! The chores of the workspace: `cargo xtask test` installs what the tests need and runs them all;
+//! `cargo xtask ci` adds format, lints and the structural checks. Run `cargo xtask help` for the list.
+
+mod edges;
+mod install;
+mod tidy;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[derive(Parser)]
+#[command(about = "Chores of the longtake workspace")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the tests need (ffmpeg) and run every test on the release build.
+    Test {
+        /// Passed on to the test runner, for example a part of a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        filter: Vec<String>,
+    },
+    /// Format, lints, crate edges, tidiness and then `test`: what has to pass before a change lands.
+    Ci,
+    /// Prove that crates depend on each other only in the directions of docs/architecture.md.
+    Edges,
+    /// Check file lengths, lint inheritance and that no absolute home path slipped in.
+    Tidy,
+}
+
+fn main() -> Result<()> {
+    let root = workspace_root();
+    match Args::parse().task {
+        Task::Test { filter } => test(&root, &filter),
+        Task::Ci => ci(&root),
+        Task::Edges => edges::check(&root),
+        Task::Tidy => tidy::check(&root),
+    }
+}
+
+/// The folder of the workspace's manifest: this crate's parent.
+fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the workspace")
+        .to_owned()
+}
+
+fn test(root: &Path, filter: &[String]) -> Result<()> {
+    install::ffmpeg()?;
+    // Tests of whole processes run the binary: it is built once, first, in the profile users run.
+    cargo(root, &["build", "--release", "--package", "longtake"])?;
+    let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];
+    if !filter.is_empty() {
+        args.push("--");
+        args.extend(filter.iter().map(String::as_str));
+    }
+    cargo(root, &args)
+}
+
+fn ci(root: &Path) -> Result<()> {
+    cargo(root, &["fmt", "--all", "--check"])?;
+    edges::check(root)?;
+    tidy::check(root)?;
+    let lint = "clippy --release --workspace --all-targets -- -D warnings";
+    cargo(root, &lint.split(' ').collect::<Vec<_>>())?;
+    test(root, &[])
+}
+
+/// Runs cargo in the workspace and fails with the command line when cargo fails.
+fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+    run(Command::new(env!("CARGO")).args(args).current_dir(root))
+}
+
+/// Runs `command`, showing it first.
+fn run(command: &mut Command) -> Result<()> {
+    eprintln!("xtask: {command:?}");
+    let status = command
+        .status()
+        .with_context(|| format!("start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}
