@@ -1,1 +1,3 @@
-//! Placeholder replaced by the first real commit of this crate.
+//! The CPU backend: readable `f32` kernels, fast enough to be the embedded default.
+
+pub mod kernels;

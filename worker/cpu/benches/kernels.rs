@@ -1,0 +1,4 @@
+//! Kernel speed.
+fn main() {
+    divan::main();
+}
