@@ -1,0 +1,270 @@
+//! The operations of the model, cut where a GPU wants them fused.
+//!
+//! Letters: `L` tokens, `D` channels of a token, `T` distinct timesteps, `F`/`H`/`W` frames, rows,
+//! columns, `C` channels of a VAE activation. Activations are dense and row-major: tokens
+//! `[L, D]`, VAE activations channels-last `[F, H, W, C]`; the tokens of a window are its latent
+//! cells in that order, so `[F, H, W, C]` and `[L, C]` hold the same bytes.
+//!
+//! Tokens may differ in timestep, yet few distinct timesteps exist (the current one, and 0 for
+//! what is held): modulation tables have a row set for each distinct timestep, and an index says
+//! which one a token uses.
+
+use crate::dtype::WeightView;
+use crate::error::Result;
+use crate::shape::Shape;
+
+/// An activation on the device.
+pub trait Tensor: Clone + Send + Sync {
+    /// Its sizes.
+    fn shape(&self) -> Shape;
+}
+
+/// What a linear layer does to its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+    /// `x / (1 + exp(-x))`.
+    Silu,
+}
+
+/// Which frames a convolution sees beyond the first and the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimePadding {
+    /// `kt - 1` copies of the first frame in front: no frame sees a later one.
+    Causal,
+    /// `(kt - 1) / 2` copies of the first and of the last frame.
+    Symmetric,
+}
+
+/// Shift and scale that a token picks by its timestep: `y * (1 + scale) + shift`.
+pub struct Modulation<'a, B: Backend + ?Sized> {
+    /// `[T, R, D]`: R rows of values for each distinct timestep.
+    pub table: &'a B::Tensor,
+    /// For each token, its place in the first axis of `table`.
+    pub index: &'a B::Index,
+    /// Row of the shift.
+    pub shift: usize,
+    /// Row of the scale.
+    pub scale: usize,
+}
+
+/// Factor on a residual branch that a token picks by its timestep.
+pub struct Gate<'a, B: Backend + ?Sized> {
+    /// `[T, R, D]`.
+    pub table: &'a B::Tensor,
+    /// For each token, its place in the first axis of `table`.
+    pub index: &'a B::Index,
+    /// Row of the gate.
+    pub row: usize,
+}
+
+/// Rotation angles of adjacent channel pairs, `[L, D / 2]` each.
+pub struct Rope<B: Backend + ?Sized> {
+    /// Cosines.
+    pub cos: B::Tensor,
+    /// Sines.
+    pub sin: B::Tensor,
+}
+
+/// What is added to attention scores before the softmax.
+pub struct AttentionBias<'a, B: Backend + ?Sized> {
+    /// By key, `[Lk]`.
+    pub keys: Option<&'a B::Tensor>,
+    /// By head, query and key, `[heads, Lq, Lk]`.
+    pub positions: Option<&'a B::Tensor>,
+}
+
+impl<B: Backend + ?Sized> AttentionBias<'_, B> {
+    /// Adds nothing.
+    pub const NONE: Self = Self {
+        keys: None,
+        positions: None,
+    };
+}
+
+/// Shift and scale by channel, the same for all cells.
+pub struct ChannelModulation<'a, B: Backend + ?Sized> {
+    /// `[R, C]`.
+    pub table: &'a B::Tensor,
+    /// Row of the shift.
+    pub shift: usize,
+    /// Row of the scale.
+    pub scale: usize,
+}
+
+/// A device that runs the model.
+///
+/// Operations check their operands and return an error that names the operation and the shapes.
+/// They are deterministic: equal operands give equal bits, whatever the number of threads.
+pub trait Backend: Clone + Send + Sync + Sized {
+    /// An activation.
+    type Tensor: Tensor;
+    /// Small integers, one a token.
+    type Index: Send + Sync;
+    /// A prepared linear layer.
+    type Matrix: Send + Sync;
+    /// A prepared 3-D convolution.
+    type Conv: Send + Sync;
+
+    // ---- moving data
+
+    /// Copies `values` to the device.
+    fn upload(&self, shape: Shape, values: &[f32]) -> Result<Self::Tensor>;
+    /// Copies a tensor back.
+    fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    /// Copies token indices to the device.
+    fn upload_index(&self, index: &[u32]) -> Result<Self::Index>;
+    /// 8-bit pictures `[F, H, W, 3]` as values in -1..1: `v / 255 * 2 - 1`.
+    fn from_rgb8(
+        &self,
+        frames: usize,
+        height: usize,
+        width: usize,
+        rgb: &[u8],
+    ) -> Result<Self::Tensor>;
+    /// Values around -1..1 `[F, H, W, 3]` as 8-bit samples: `round(clamp(x / 2 + 0.5) * 255)`, ties to even.
+    fn to_rgb8(&self, x: &Self::Tensor) -> Result<Vec<u8>>;
+
+    // ---- preparing weights
+
+    /// Linear layer with weight `[N, K]` and bias `[N]`.
+    fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Matrix>;
+    /// Convolution with kernel `[N, C, kt, kh, kw]`, odd sizes, stride 1, and bias `[N]`.
+    fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Conv>;
+
+    // ---- tokens
+
+    /// `act(x w^T + b)`, `[.., K]` to `[.., N]`.
+    fn linear(&self, x: &Self::Tensor, w: &Self::Matrix, act: Activation) -> Result<Self::Tensor>;
+    /// `x / sqrt(mean(x^2) + eps) * weight` over the last axis.
+    fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32) -> Result<Self::Tensor>;
+    /// RMS norm without weight, then modulation. `[L, D]`.
+    fn rms_norm_modulate(
+        &self,
+        x: &Self::Tensor,
+        eps: f32,
+        modulation: &Modulation<'_, Self>,
+    ) -> Result<Self::Tensor>;
+    /// Layer norm without affine part, then modulation. `[L, D]`.
+    fn layer_norm_modulate(
+        &self,
+        x: &Self::Tensor,
+        eps: f32,
+        modulation: &Modulation<'_, Self>,
+    ) -> Result<Self::Tensor>;
+    /// RMS norm over all heads together times `weight`, then rotation of adjacent channel pairs:
+    /// `(a, b)` to `(a cos - b sin, b cos + a sin)`. `[L, D]`; consumes its input.
+    fn qk_norm_rope(
+        &self,
+        x: Self::Tensor,
+        weight: &Self::Tensor,
+        eps: f32,
+        rope: Option<&Rope<Self>>,
+    ) -> Result<Self::Tensor>;
+    /// `softmax(scale q k^T + bias) v` by head. `[Lq, D]`, `[Lk, D]`, `[Lk, D]` to `[Lq, D]`.
+    fn attention(
+        &self,
+        q: &Self::Tensor,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        heads: usize,
+        scale: f32,
+        bias: &AttentionBias<'_, Self>,
+    ) -> Result<Self::Tensor>;
+    /// `x + y`, or `x + gate y`. Consumes the stream that it adds to.
+    fn gated_residual(
+        &self,
+        x: Self::Tensor,
+        y: &Self::Tensor,
+        gate: Option<&Gate<'_, Self>>,
+    ) -> Result<Self::Tensor>;
+    /// `silu(x)`.
+    fn silu(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `x y`, element by element.
+    fn multiply(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `x + y` where `y` `[R, D]` repeats over the first axis of `x`: `[T, R * D]` to `[T, R, D]`.
+    fn add_table(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
+
+    // ---- latents
+
+    /// `a x + b y`.
+    fn weighted_sum(
+        &self,
+        x: &Self::Tensor,
+        a: f32,
+        y: &Self::Tensor,
+        b: f32,
+    ) -> Result<Self::Tensor>;
+    /// `x + factors[index] y` by token; consumes `x`. `[L, C]`.
+    fn add_scaled_tokens(
+        &self,
+        x: Self::Tensor,
+        y: &Self::Tensor,
+        factors: &[f32],
+        index: &Self::Index,
+    ) -> Result<Self::Tensor>;
+    /// `x scale + shift` by channel (last axis).
+    fn channel_affine(
+        &self,
+        x: &Self::Tensor,
+        scale: &Self::Tensor,
+        shift: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
+    /// The same values in another shape of as many elements.
+    fn reshape(&self, x: &Self::Tensor, shape: Shape) -> Result<Self::Tensor>;
+    /// Channels `0..count` of the last axis.
+    fn first_channels(&self, x: &Self::Tensor, count: usize) -> Result<Self::Tensor>;
+
+    // ---- VAE, `[F, H, W, C]`
+
+    /// Convolution, zero-padded in space, padded in time as `padding` says; keeps F, H and W.
+    fn conv3d(
+        &self,
+        x: &Self::Tensor,
+        conv: &Self::Conv,
+        padding: TimePadding,
+    ) -> Result<Self::Tensor>;
+    /// Adds the skip of a residual block to a convolution's result; consumes `x`.
+    fn conv3d_add(
+        &self,
+        x: &Self::Tensor,
+        conv: &Self::Conv,
+        padding: TimePadding,
+        skip: Self::Tensor,
+    ) -> Result<Self::Tensor> {
+        let y = self.conv3d(x, conv, padding)?;
+        self.gated_residual(skip, &y, None)
+    }
+    /// `silu(modulate(x / sqrt(mean_c(x^2) + eps)))`.
+    fn pixel_norm_silu(
+        &self,
+        x: &Self::Tensor,
+        eps: f32,
+        modulation: Option<&ChannelModulation<'_, Self>>,
+    ) -> Result<Self::Tensor>;
+    /// `n` copies of the first frame in front of `x`.
+    fn repeat_first_frame(&self, x: &Self::Tensor, n: usize) -> Result<Self::Tensor>;
+    /// Channels `(c, st, sh, sw)` of `x` spread over `stride` = `[st, sh, sw]`, without the first
+    /// `st - 1` frames; plus `skip`, spread the same way and repeated over channels, if given.
+    fn depth_to_space_add(
+        &self,
+        x: &Self::Tensor,
+        skip: Option<&Self::Tensor>,
+        stride: [usize; 3],
+    ) -> Result<Self::Tensor>;
+    /// Cells of `x` gathered to channels `(c, st, sh, sw)`, plus `skip` gathered the same way and
+    /// averaged over groups of neighbouring channels.
+    fn space_to_depth_add(
+        &self,
+        x: &Self::Tensor,
+        skip: &Self::Tensor,
+        stride: [usize; 3],
+    ) -> Result<Self::Tensor>;
+    /// `[F, H, W, C]` to `[F, H/p, W/p, C p p]`, channels `(c, column, row)`.
+    fn patchify(&self, x: &Self::Tensor, patch: usize) -> Result<Self::Tensor>;
+    /// The inverse of [`Backend::patchify`].
+    fn unpatchify(&self, x: &Self::Tensor, patch: usize) -> Result<Self::Tensor>;
+}

@@ -1,0 +1,68 @@
+//! What can go wrong in an operation.
+
+use crate::shape::Shape;
+
+/// Result of an operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An operation was given operands that do not fit, or the device failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Two operands do not go together.
+    #[error("{op}: {left} does not go with {right} ({rule})")]
+    Mismatch {
+        /// The operation.
+        op: &'static str,
+        /// Shape of the first operand.
+        left: Shape,
+        /// Shape of the second operand.
+        right: Shape,
+        /// What has to hold.
+        rule: &'static str,
+    },
+    /// One operand is not of the kind that the operation takes.
+    #[error("{op}: {shape} does not fit ({rule})")]
+    Operand {
+        /// The operation.
+        op: &'static str,
+        /// Shape of the operand.
+        shape: Shape,
+        /// What has to hold.
+        rule: &'static str,
+    },
+    /// Stored bytes do not make up the tensor that they are said to be.
+    #[error("{count} values of {dtype} were expected, found {found} bytes")]
+    Storage {
+        /// Elements that the shape asks for.
+        count: usize,
+        /// Their type.
+        dtype: crate::DType,
+        /// Bytes there are.
+        found: usize,
+    },
+    /// The device or its library reported a failure.
+    #[error("{op}: {message}")]
+    Device {
+        /// The operation.
+        op: &'static str,
+        /// What the device said.
+        message: String,
+    },
+}
+
+impl Error {
+    /// [`Error::Mismatch`].
+    pub fn mismatch(op: &'static str, left: Shape, right: Shape, rule: &'static str) -> Self {
+        Self::Mismatch {
+            op,
+            left,
+            right,
+            rule,
+        }
+    }
+
+    /// [`Error::Operand`].
+    pub fn operand(op: &'static str, shape: Shape, rule: &'static str) -> Self {
+        Self::Operand { op, shape, rule }
+    }
+}
