@@ -1,0 +1,116 @@
+//! Why a model cannot be loaded or run. Every message names the thing, the cause and the way out.
+
+use std::path::PathBuf;
+
+/// Result of loading or running a model.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the model cannot be read.
+    #[error("cannot read {path}: a model folder in Diffusers layout is expected there")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A configuration file does not parse.
+    #[error("{path} is not a valid configuration: {source}")]
+    ConfigSyntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A configuration asks for something that is not built.
+    #[error("{path}: `{key}` is {value}, {supported}")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key in it.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is supported.
+        supported: String,
+    },
+    /// A weight file cannot be used.
+    #[error("{path}: {message}; fetch the file again")]
+    WeightFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// A weight is missing or not what the configuration asks for.
+    #[error("tensor `{tensor}` in {path}: {message}")]
+    Weight {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The tokenizer's file cannot be used.
+    #[error(
+        "{path}: {message}; the sentencepiece model `spiece.model` of a T5 encoder is expected"
+    )]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// A stored intermediate result cannot be used.
+    #[error("artifact `{name}`: {message}")]
+    Artifact {
+        /// Tensor in the artifact.
+        name: String,
+        /// Why.
+        message: String,
+    },
+    /// The request does not fit the model.
+    #[error("{what}: {message}")]
+    Request {
+        /// The part of the request.
+        what: &'static str,
+        /// Why, and what would fit.
+        message: String,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled after step {step} of {steps}")]
+    Cancelled {
+        /// Steps done.
+        step: usize,
+        /// Steps in all.
+        steps: usize,
+    },
+    /// An operation of the backend failed.
+    #[error("the backend failed in {part}")]
+    Backend {
+        /// Part of the model, such as `transformer block 3`.
+        part: String,
+        /// The operation's error.
+        #[source]
+        source: longtake_tensor::Error,
+    },
+}
+
+/// Names the part of the model in which an operation failed.
+pub trait InPart<T> {
+    /// Adds the part's name to an operation's error.
+    fn in_part(self, part: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> InPart<T> for longtake_tensor::Result<T> {
+    fn in_part(self, part: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::Backend {
+            part: part(),
+            source,
+        })
+    }
+}

@@ -1,0 +1,317 @@
+//! What goes into the model and what comes out, on the host.
+
+use crate::error::{Error, Result};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
+
+/// A video in latent space, normalised: `[1, C, F, H, W]` in f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latents {
+    /// Channels (128).
+    pub channels: usize,
+    /// Latent frames.
+    pub frames: usize,
+    /// Latent rows.
+    pub height: usize,
+    /// Latent columns.
+    pub width: usize,
+    /// Values, `[C, F, H, W]` row-major.
+    pub values: Vec<f32>,
+}
+
+impl Latents {
+    /// A safetensors file with the one tensor `name`, f32 `[1, C, F, H, W]`.
+    pub fn to_safetensors(&self, name: &str) -> Vec<u8> {
+        let shape = vec![1, self.channels, self.frames, self.height, self.width];
+        let bytes = f32_bytes(&self.values);
+        let view = TensorView::new(Dtype::F32, shape, &bytes).expect("the values fill the shape");
+        safetensors::serialize([(name, view)], None).expect("one plain tensor can be written")
+    }
+
+    /// Reads tensor `name` of a safetensors file.
+    pub fn from_safetensors(bytes: &[u8], name: &str) -> Result<Self> {
+        let (shape, values) = read_f32(bytes, name)?;
+        let &[1, channels, frames, height, width] = shape.as_slice() else {
+            return Err(Error::Artifact {
+                name: name.to_owned(),
+                message: format!("f32 [1, C, F, H, W] was expected, found {shape:?}"),
+            });
+        };
+        Ok(Self {
+            channels,
+            frames,
+            height,
+            width,
+            values,
+        })
+    }
+
+    /// Latent frames `from..to`.
+    pub fn slice(&self, from: usize, to: usize) -> Self {
+        let plane = self.height * self.width;
+        let mut values = Vec::with_capacity(self.channels * (to - from) * plane);
+        for channel in self.values.chunks_exact((self.frames * plane).max(1)) {
+            values.extend_from_slice(&channel[from * plane..to * plane]);
+        }
+        Self {
+            frames: to - from,
+            values,
+            ..*self
+        }
+    }
+
+    /// The same values with channels innermost: `[F, H, W, C]`, the order of the model's tokens.
+    pub fn to_tokens(&self) -> Vec<f32> {
+        transpose(
+            &self.values,
+            self.channels,
+            self.frames * self.height * self.width,
+        )
+    }
+
+    /// From `[F, H, W, C]`.
+    pub fn from_tokens(
+        tokens: &[f32],
+        channels: usize,
+        frames: usize,
+        height: usize,
+        width: usize,
+    ) -> Self {
+        let values = transpose(tokens, frames * height * width, channels);
+        Self {
+            channels,
+            frames,
+            height,
+            width,
+            values,
+        }
+    }
+}
+
+/// `[rows, columns]` to `[columns, rows]`.
+fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for row in 0..rows {
+        for column in 0..columns {
+            out[column * rows + row] = values[row * columns + column];
+        }
+    }
+    out
+}
+
+/// A prompt as the transformer sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// Length, in tokens, that the prompt was padded or cut to.
+    pub tokens: usize,
+    /// Channels of a token.
+    pub channels: usize,
+    /// Encoder states, `[tokens, channels]`.
+    pub states: Vec<f32>,
+    /// 1 for tokens of the prompt, 0 for padding, `[tokens]`.
+    pub mask: Vec<f32>,
+    /// Set when the prompt was longer than `tokens`: its real length with the end mark.
+    pub cut_from: Option<usize>,
+}
+
+impl Prompt {
+    /// A safetensors file with several prompts: `<name>` f32 `[1, tokens, channels]` and
+    /// `<name>_mask` f32 `[1, tokens]`.
+    pub fn to_safetensors(prompts: &[(&str, &Self)]) -> Vec<u8> {
+        let mut buffers = Vec::new();
+        for (name, prompt) in prompts {
+            let states = vec![1, prompt.tokens, prompt.channels];
+            buffers.push(((*name).to_owned(), states, f32_bytes(&prompt.states)));
+            let mask = vec![1, prompt.tokens];
+            buffers.push((format!("{name}_mask"), mask, f32_bytes(&prompt.mask)));
+        }
+        let views = buffers.iter().map(|(name, shape, bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+            (name.as_str(), view.expect("the values fill the shape"))
+        });
+        safetensors::serialize(views, None).expect("plain tensors can be written")
+    }
+
+    /// Reads prompt `name` of such a file.
+    pub fn from_safetensors(bytes: &[u8], name: &str) -> Result<Self> {
+        let (shape, states) = read_f32(bytes, name)?;
+        let (mask_shape, mask) = read_f32(bytes, &format!("{name}_mask"))?;
+        match (shape.as_slice(), mask_shape.as_slice()) {
+            (&[1, tokens, channels], &[1, masked]) if tokens == masked => Ok(Self {
+                tokens,
+                channels,
+                states,
+                mask,
+                cut_from: None,
+            }),
+            _ => Err(Error::Artifact {
+                name: name.to_owned(),
+                message: format!(
+                    "states [1, L, C] and mask [1, L] were expected, found {shape:?} and {mask_shape:?}"
+                ),
+            }),
+        }
+    }
+}
+
+/// 8-bit RGB pictures of one size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Video {
+    /// Pictures.
+    pub frames: usize,
+    /// Pixel rows.
+    pub height: usize,
+    /// Pixel columns.
+    pub width: usize,
+    /// Samples, `[frames, height, width, 3]`.
+    pub rgb: Vec<u8>,
+}
+
+impl Video {
+    /// Samples of the pictures, one slice `[height, width, 3]` each.
+    pub fn pictures(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.rgb.chunks_exact((3 * self.height * self.width).max(1))
+    }
+
+    /// The last `count` pictures.
+    pub fn last(mut self, count: usize) -> Self {
+        let dropped = self.frames.saturating_sub(count);
+        self.rgb.drain(..dropped * 3 * self.height * self.width);
+        self.frames -= dropped;
+        self
+    }
+}
+
+/// Which noise levels a denoising pass visits.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Steps {
+    /// These, in 0..1, falling; the last step goes to 0.
+    Timesteps(Vec<f32>),
+    /// So many, as the model's scheduler configuration and pipeline class say.
+    Count(usize),
+}
+
+/// One window to denoise.
+#[derive(Clone, Debug)]
+pub struct DenoiseRequest<'a> {
+    /// Latent frames.
+    pub latent_frames: usize,
+    /// Latent rows: pixels / 32.
+    pub latent_height: usize,
+    /// Latent columns: pixels / 32.
+    pub latent_width: usize,
+    /// Frames a second of the video.
+    pub fps: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Noise levels.
+    pub steps: &'a Steps,
+    /// Classifier-free guidance; 1 is off.
+    pub guidance_scale: f32,
+    /// What to show.
+    pub prompt: &'a Prompt,
+    /// What to steer away from; needed when `guidance_scale` is above 1.
+    pub negative: Option<&'a Prompt>,
+    /// Normalised latents that the window starts with: held at timestep 0, returned unchanged.
+    pub conditioning: Option<&'a Latents>,
+}
+
+/// How a window is decoded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecodeRequest {
+    /// Seed of the window: the decoder's noise follows the window's in the same generator.
+    pub seed: u64,
+    /// Timestep that the decoder is told (0..1).
+    pub timestep: f32,
+    /// Share of noise mixed into the latents before decoding (0..1).
+    pub noise_scale: f32,
+}
+
+fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn read_f32(bytes: &[u8], name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+    let artifact = |message: String| Error::Artifact {
+        name: name.to_owned(),
+        message,
+    };
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|e| artifact(format!("not a safetensors file: {e}")))?;
+    let found: HashMap<_, _> = file.iter().collect();
+    let Some(view) = found.get(name) else {
+        let mut names: Vec<_> = found.keys().copied().collect();
+        names.sort_unstable();
+        return Err(artifact(format!("the file has only {names:?}")));
+    };
+    if view.dtype() != Dtype::F32 {
+        return Err(artifact(format!(
+            "F32 was expected, found {:?}",
+            view.dtype()
+        )));
+    }
+    let values = view
+        .data()
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| f32::from_le_bytes(*b))
+        .collect();
+    Ok((view.shape().to_vec(), values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn latents() -> Latents {
+        let values = (0..2 * 3 * 4).map(|v| v as f32).collect();
+        Latents {
+            channels: 2,
+            frames: 3,
+            height: 2,
+            width: 2,
+            values,
+        }
+    }
+
+    #[test]
+    fn latents_survive_files_and_token_order() {
+        let x = latents();
+        let file = x.to_safetensors("latents");
+        assert_eq!(Latents::from_safetensors(&file, "latents").unwrap(), x);
+        let tokens = x.to_tokens();
+        assert_eq!(&tokens[..4], [0.0, 12.0, 1.0, 13.0]);
+        assert_eq!(Latents::from_tokens(&tokens, 2, 3, 2, 2), x);
+        let last = x.slice(2, 3);
+        assert_eq!(last.values, [8.0, 9.0, 10.0, 11.0, 20.0, 21.0, 22.0, 23.0]);
+    }
+
+    #[test]
+    fn artifacts_that_do_not_fit_are_named() {
+        let file = latents().to_safetensors("latents");
+        let error = Latents::from_safetensors(&file, "tail")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("tail") && error.contains("latents"),
+            "{error}"
+        );
+        assert!(Prompt::from_safetensors(&file, "latents").is_err());
+        assert!(Latents::from_safetensors(&file[..20], "latents").is_err());
+    }
+
+    #[test]
+    fn prompts_survive_files() {
+        let prompt = Prompt {
+            tokens: 2,
+            channels: 3,
+            states: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            mask: vec![1.0, 0.0],
+            cut_from: None,
+        };
+        let file = Prompt::to_safetensors(&[("prompt", &prompt), ("negative", &prompt)]);
+        assert_eq!(Prompt::from_safetensors(&file, "negative").unwrap(), prompt);
+    }
+}
