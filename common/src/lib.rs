@@ -3,12 +3,19 @@
 //!
 //! Knows no model, no scheduler, no socket. Start with [`spec::JobSpec`] and [`task::Work`].
 
+#[cfg(feature = "artifacts")]
+pub mod artifact;
 pub mod frame;
 pub mod ids;
 #[cfg(feature = "media")]
 pub mod media;
+pub mod model;
+pub mod pipeline;
+pub mod request;
 pub mod spec;
 pub mod task;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;
 
 pub use frame::Frame;
 pub use ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};

@@ -1,0 +1,397 @@
+//! From what a user typed to a [`JobSpec`], or to one sentence that says what to change.
+
+use crate::spec::{Codec, Continuity, FRAMES_PER_LATENT, JobSpec, ModelRef, Sampling, Schedule};
+
+/// Largest width and height, in pixels.
+pub const SIDE_MAX: u32 = 16_384;
+/// Largest frame rate.
+pub const FPS_MAX: f64 = 240.0;
+/// Longest prompt length, in tokens.
+pub const TEXT_TOKENS_MAX: u32 = 4096;
+/// Most denoising steps.
+pub const STEPS_MAX: u32 = 1000;
+/// Most bytes of a prompt; tokens beyond `text_tokens` are cut anyway.
+pub const PROMPT_BYTES_MAX: usize = 1 << 20;
+/// Longest film in frames, more than a day at 24 fps would be: keeps a plan small enough to hold.
+pub const FRAMES_MAX: u32 = 1_000_000;
+/// Fewest frames that neighbours share: two latents. One latent is a single frame, from which
+/// neither a motion can be continued nor a flow be blended.
+pub const OVERLAP_FRAMES_MIN: u32 = 9;
+/// Frames of a window, unless the user says otherwise: 16 latents.
+pub const SEGMENT_FRAMES_DEFAULT: u32 = 121;
+/// Frames that neighbours share, unless the user says otherwise: 3 latents.
+pub const OVERLAP_FRAMES_DEFAULT: u32 = 17;
+
+/// Why a job cannot be made. Each is one sentence that names the thing and the way out.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SpecError {
+    /// Not `WIDTHxHEIGHT`.
+    #[error("the size '{0}' is not WIDTHxHEIGHT in pixels: write it like 256x160")]
+    SizeText(String),
+    /// A side out of range.
+    #[error("the {side} {value} is out of range: use 1 to {SIDE_MAX} pixels")]
+    Size {
+        /// `width` or `height`.
+        side: &'static str,
+        /// As given.
+        value: i64,
+    },
+    /// Frame rate out of range.
+    #[error("{0} frames a second are out of range: use more than 0, at most {FPS_MAX}")]
+    Fps(f64),
+    /// Not a length in time.
+    #[error("{0} seconds are not a length: use a number above 0")]
+    Seconds(f64),
+    /// Rounds to no frame at all.
+    #[error("{seconds} seconds at {fps} frames a second are less than one frame: use at least {} seconds", 1.0 / fps)]
+    TooShort {
+        /// Length.
+        seconds: f64,
+        /// Rate.
+        fps: f64,
+    },
+    /// Film too short or too long.
+    #[error("{0} frames are out of range: use 1 to {FRAMES_MAX}")]
+    Frames(i64),
+    /// Not one frame and eight for every further latent.
+    #[error("the {what} frames {value} are not 8k+1: use {}", neighbours(*.value, *.least))]
+    NotLatents {
+        /// `segment` or `overlap`.
+        what: &'static str,
+        /// As given.
+        value: i64,
+        /// Smallest good value.
+        least: u32,
+    },
+    /// Fewer shared frames than a seam needs.
+    #[error("{0} overlap frames are too few to continue a motion: use at least {OVERLAP_FRAMES_MIN}")]
+    OverlapShort(i64),
+    /// The overlaps at both ends of a window would meet.
+    #[error("{overlap} overlap frames do not fit twice into {segment} segment frames: use at most {} overlap or at least {} segment frames",
+        largest_latents(.segment / 2), smallest_latents(2 * .overlap))]
+    OverlapLong {
+        /// Frames that neighbours share.
+        overlap: u32,
+        /// Frames of a window.
+        segment: u32,
+    },
+    /// Schedule length out of range.
+    #[error("{0} steps are out of range: use 1 to {STEPS_MAX}")]
+    Steps(i64),
+    /// A schedule that is not a falling list of noise levels.
+    #[error("the timesteps are not falling numbers between 0 and 1: {0} is out of place")]
+    Timesteps(f32),
+    /// An empty schedule.
+    #[error("the list of timesteps is empty: give at least one, starting with 1.0")]
+    NoTimesteps,
+    /// Prompt length out of range.
+    #[error("{0} text tokens are out of range: use 1 to {TEXT_TOKENS_MAX}")]
+    TextTokens(i64),
+    /// Guidance below 1 or not a number.
+    #[error("the guidance scale {0} is out of range: use 1 (off) to 100")]
+    Guidance(f32),
+    /// A share that is not one.
+    #[error("the {what} {value} is out of range: use 0 to 1")]
+    Share {
+        /// Key in the pipeline file.
+        what: &'static str,
+        /// As given.
+        value: f32,
+    },
+    /// A prompt that is a file rather than a sentence.
+    #[error("the {what} has {size} bytes, more than the {PROMPT_BYTES_MAX} that are taken: shorten it")]
+    Prompt {
+        /// `prompt` or `negative prompt`.
+        what: &'static str,
+        /// Its length in bytes.
+        size: usize,
+    },
+}
+
+/// Largest 8k+1 that is at most `frames` (at least 1).
+pub fn largest_latents(frames: u32) -> u32 {
+    frames.saturating_sub(1) / FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
+}
+
+/// Smallest 8k+1 that is at least `frames`. `frames` is at most 2^31.
+pub fn smallest_latents(frames: u32) -> u32 {
+    frames.saturating_sub(1).div_ceil(FRAMES_PER_LATENT) * FRAMES_PER_LATENT + 1
+}
+
+fn neighbours(value: i64, least: u32) -> String {
+    let value = value.clamp(0, i64::from(FRAMES_MAX)) as u32;
+    match largest_latents(value) {
+        below if below < least || value < least => least.to_string(),
+        below => format!("{below} or {}", below + FRAMES_PER_LATENT),
+    }
+}
+
+/// How long the film is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Length {
+    /// Rounded to whole frames.
+    Seconds(f64),
+    /// Exactly so many.
+    Frames(i64),
+}
+
+impl Length {
+    /// Frames at `fps`: `round(seconds * fps)`.
+    pub fn frames(self, fps: f64) -> Result<u32, SpecError> {
+        let frames = match self {
+            Self::Frames(frames) => frames,
+            Self::Seconds(seconds) if !seconds.is_finite() || seconds <= 0.0 => {
+                return Err(SpecError::Seconds(seconds));
+            }
+            // `as` saturates, and what is too long is refused below.
+            Self::Seconds(seconds) => match (seconds * fps).round() as i64 {
+                0 => return Err(SpecError::TooShort { seconds, fps }),
+                frames => frames,
+            },
+        };
+        let range = 1..=i64::from(FRAMES_MAX);
+        if range.contains(&frames) { Ok(frames as u32) } else { Err(SpecError::Frames(frames)) }
+    }
+}
+
+/// Reads `WIDTHxHEIGHT`. Signs are read too, so that a negative size is answered as such.
+pub fn parse_size(text: &str) -> Result<(i64, i64), SpecError> {
+    let bad = || SpecError::SizeText(text.to_owned());
+    let (width, height) = text.split_once(['x', 'X']).ok_or_else(bad)?;
+    let number = |text: &str| text.trim().parse::<i64>().map_err(|_| bad());
+    Ok((number(width)?, number(height)?))
+}
+
+/// A job as a user asks for it: any numbers. [`SpecRequest::validate`] makes a [`JobSpec`] of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpecRequest {
+    /// What to show; may be empty.
+    pub prompt: String,
+    /// What to steer away from.
+    pub negative: String,
+    /// How long.
+    pub length: Length,
+    /// Width in pixels.
+    pub width: i64,
+    /// Height in pixels.
+    pub height: i64,
+    /// Frames a second.
+    pub fps: f64,
+    /// Seed of the first window.
+    pub seed: u64,
+    /// The model to render with.
+    pub model: ModelRef,
+    /// How windows continue each other.
+    pub continuity: Continuity,
+    /// Frames of a window.
+    pub segment_frames: i64,
+    /// Frames that neighbours share.
+    pub overlap_frames: i64,
+    /// Sampling, from [`crate::pipeline::Pipeline::sampling`].
+    pub sampling: Sampling,
+    /// Format of the result.
+    pub codec: Codec,
+}
+
+impl SpecRequest {
+    /// The job, or the first thing that is wrong with it.
+    pub fn validate(self) -> Result<JobSpec, SpecError> {
+        let side = |side, value: i64| match u32::try_from(value) {
+            Ok(pixels) if (1..=SIDE_MAX).contains(&pixels) => Ok(pixels),
+            _ => Err(SpecError::Size { side, value }),
+        };
+        let (width, height) = (side("width", self.width)?, side("height", self.height)?);
+        check_fps(self.fps)?;
+        let frames = self.length.frames(self.fps)?;
+        let segment_frames = latents("segment", self.segment_frames, 2 * OVERLAP_FRAMES_MIN)?;
+        if (0..i64::from(OVERLAP_FRAMES_MIN)).contains(&self.overlap_frames) {
+            return Err(SpecError::OverlapShort(self.overlap_frames));
+        }
+        let overlap_frames = latents("overlap", self.overlap_frames, OVERLAP_FRAMES_MIN)?;
+        let spec = JobSpec {
+            prompt: self.prompt,
+            negative: self.negative,
+            frames,
+            width,
+            height,
+            fps: self.fps,
+            seed: self.seed,
+            model: self.model,
+            continuity: self.continuity,
+            segment_frames,
+            overlap_frames,
+            sampling: self.sampling,
+            codec: self.codec,
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+fn check_fps(fps: f64) -> Result<(), SpecError> {
+    if fps.is_finite() && fps > 0.0 && fps <= FPS_MAX { Ok(()) } else { Err(SpecError::Fps(fps)) }
+}
+
+fn latents(what: &'static str, value: i64, least: u32) -> Result<u32, SpecError> {
+    let least = smallest_latents(least);
+    let range = i64::from(least)..=i64::from(FRAMES_MAX);
+    if range.contains(&value) && value % i64::from(FRAMES_PER_LATENT) == 1 {
+        return Ok(value as u32);
+    }
+    Err(SpecError::NotLatents { what, value, least })
+}
+
+impl JobSpec {
+    /// Whether the job keeps every rule of this module, wherever it came from.
+    pub fn check(&self) -> Result<(), SpecError> {
+        for (side, value) in [("width", self.width), ("height", self.height)] {
+            if !(1..=SIDE_MAX).contains(&value) {
+                return Err(SpecError::Size { side, value: value.into() });
+            }
+        }
+        for (what, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative)] {
+            if text.len() > PROMPT_BYTES_MAX {
+                return Err(SpecError::Prompt { what, size: text.len() });
+            }
+        }
+        check_fps(self.fps)?;
+        Length::Frames(self.frames.into()).frames(self.fps)?;
+        let segment = latents("segment", self.segment_frames.into(), 2 * OVERLAP_FRAMES_MIN)?;
+        let overlap = latents("overlap", self.overlap_frames.into(), OVERLAP_FRAMES_MIN)?;
+        if 2 * overlap > segment {
+            return Err(SpecError::OverlapLong { overlap, segment });
+        }
+        self.sampling.check()
+    }
+}
+
+impl Sampling {
+    fn check(&self) -> Result<(), SpecError> {
+        self.schedule.check()?;
+        if !(1.0..=100.0).contains(&self.guidance_scale) {
+            return Err(SpecError::Guidance(self.guidance_scale));
+        }
+        if !(1..=TEXT_TOKENS_MAX).contains(&self.text_tokens) {
+            return Err(SpecError::TextTokens(self.text_tokens.into()));
+        }
+        for (what, value) in [
+            ("decode_timestep", self.decode_timestep),
+            ("decode_noise_scale", self.decode_noise_scale),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(SpecError::Share { what, value });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Schedule {
+    fn check(&self) -> Result<(), SpecError> {
+        let timesteps = match self {
+            Self::Steps(steps) if (1..=STEPS_MAX).contains(steps) => return Ok(()),
+            Self::Steps(steps) => return Err(SpecError::Steps((*steps).into())),
+            Self::Timesteps(timesteps) => timesteps,
+        };
+        if timesteps.is_empty() {
+            return Err(SpecError::NoTimesteps);
+        }
+        if timesteps.len() > STEPS_MAX as usize {
+            return Err(SpecError::Steps(timesteps.len() as i64));
+        }
+        let mut before = f32::INFINITY;
+        for &timestep in timesteps {
+            if !(timestep > 0.0 && timestep <= 1.0 && timestep < before) {
+                return Err(SpecError::Timesteps(timestep));
+            }
+            before = timestep;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Hash;
+
+    fn request() -> SpecRequest {
+        SpecRequest {
+            prompt: "a red circle".into(),
+            negative: String::new(),
+            length: Length::Seconds(12.0),
+            width: 256,
+            height: 160,
+            fps: 24.0,
+            seed: 1,
+            model: ModelRef { location: "ltxv-tiny".into(), hash: Hash::of(b"model") },
+            continuity: Continuity::Chain,
+            segment_frames: SEGMENT_FRAMES_DEFAULT.into(),
+            overlap_frames: OVERLAP_FRAMES_DEFAULT.into(),
+            sampling: Sampling {
+                schedule: Schedule::Timesteps(vec![1.0, 0.5]),
+                guidance_scale: 1.0,
+                text_tokens: 32,
+                decode_timestep: 0.05,
+                decode_noise_scale: 0.025,
+            },
+            codec: Codec::H264,
+        }
+    }
+
+    #[test]
+    fn seconds_become_frames() {
+        for (seconds, fps, frames) in [(12.0, 24.0, 288), (0.5, 25.0, 13), (10.0, 29.97, 300)] {
+            let spec = SpecRequest { length: Length::Seconds(seconds), fps, ..request() };
+            assert_eq!(spec.validate().expect("valid").frames, frames);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(parse_size("256x160"), Ok((256, 160)));
+        assert_eq!(parse_size("-4X0"), Ok((-4, 0)));
+        for text in ["", "256", "256x", "x", "axb", "1x2x3", "256*160"] {
+            assert_eq!(parse_size(text), Err(SpecError::SizeText(text.into())));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_the_way_out() {
+        type Change = fn(&mut SpecRequest);
+        let table: &[(Change, &str)] = &[
+            (|r| r.width = 0, "the width 0 is out of range: use 1 to 16384 pixels"),
+            (|r| r.height = -160, "the height -160 is out of range"),
+            (|r| r.width = 16385, "the width 16385 is out of range"),
+            (|r| r.fps = 0.0, "0 frames a second are out of range"),
+            (|r| r.fps = f64::NAN, "NaN frames a second are out of range"),
+            (|r| r.fps = 240.5, "240.5 frames a second are out of range"),
+            (|r| r.length = Length::Frames(0), "0 frames are out of range: use 1 to"),
+            (|r| r.length = Length::Frames(-3), "-3 frames are out of range"),
+            (|r| r.length = Length::Seconds(1e300), "frames are out of range"),
+            (|r| r.length = Length::Seconds(-1.0), "-1 seconds are not a length"),
+            (|r| r.length = Length::Seconds(0.01), "less than one frame"),
+            (|r| r.segment_frames = 120, "the segment frames 120 are not 8k+1: use 113 or 121"),
+            (|r| r.segment_frames = 0, "the segment frames 0 are not 8k+1: use 25"),
+            (|r| r.segment_frames = -7, "the segment frames -7 are not 8k+1: use 25"),
+            (|r| r.overlap_frames = 18, "the overlap frames 18 are not 8k+1: use 17 or 25"),
+            (|r| r.overlap_frames = 1, "1 overlap frames are too few to continue a motion: use at least 9"),
+            (|r| r.overlap_frames = 65, "65 overlap frames do not fit twice into 121 segment frames: use at most 57 overlap or at least 137 segment frames"),
+            (|r| r.sampling.schedule = Schedule::Steps(0), "0 steps are out of range: use 1 to"),
+            (|r| r.sampling.schedule = Schedule::Timesteps(vec![]), "timesteps is empty"),
+            (|r| r.sampling.schedule = Schedule::Timesteps(vec![1.0, 1.0]), "not falling"),
+            (|r| r.sampling.schedule = Schedule::Timesteps(vec![f32::NAN]), "not falling"),
+            (|r| r.sampling.text_tokens = 0, "0 text tokens are out of range: use 1 to 4096"),
+            (|r| r.sampling.guidance_scale = 0.5, "the guidance scale 0.5 is out of range"),
+            (|r| r.sampling.decode_timestep = 1.5, "the decode_timestep 1.5 is out of range"),
+            (|r| r.prompt = "x".repeat(PROMPT_BYTES_MAX + 1), "the prompt has 1048577 bytes"),
+        ];
+        for (change, expected) in table {
+            let mut bad = request();
+            change(&mut bad);
+            let error = bad.validate().expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+        }
+        request().validate().expect("the unchanged request is good");
+    }
+}
