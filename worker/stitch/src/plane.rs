@@ -1,0 +1,170 @@
+//! One channel of a picture in f32, and the few filters that the other modules share.
+
+use longtake_common::Frame;
+use rayon::prelude::*;
+
+/// Rows below this many samples are not worth a thread of their own.
+const SAMPLES_PER_TASK: usize = 1 << 13;
+
+/// A picture of one channel, `[height, width]`, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Plane {
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    pub(crate) data: Vec<f32>,
+}
+
+impl Plane {
+    pub(crate) fn filled(width: usize, height: usize, value: f32) -> Self {
+        Self {
+            width,
+            height,
+            data: vec![value; width * height],
+        }
+    }
+
+    /// Computes each row by `fill(y, row)`, rows in parallel.
+    pub(crate) fn from_rows(
+        width: usize,
+        height: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync + Send,
+    ) -> Self {
+        let mut plane = Self::filled(width, height, 0.0);
+        if width > 0 {
+            plane
+                .data
+                .par_chunks_mut(width)
+                .with_min_len(rows_per_task(width))
+                .enumerate()
+                .for_each(|(y, row)| fill(y, row));
+        }
+        plane
+    }
+
+    pub(crate) fn row(&self, y: usize) -> &[f32] {
+        &self.data[y * self.width..(y + 1) * self.width]
+    }
+
+    /// Row `y`, or the nearest one inside.
+    pub(crate) fn row_clamped(&self, y: isize) -> &[f32] {
+        self.row(y.clamp(0, self.height as isize - 1) as usize)
+    }
+
+    pub(crate) fn at(&self, x: usize, y: usize) -> f32 {
+        self.data[y * self.width + x]
+    }
+
+    /// Bilinear sample at (`x`, `y`), with the border repeated outwards.
+    pub(crate) fn sample(&self, x: f32, y: f32) -> f32 {
+        let x = x.clamp(0.0, (self.width - 1) as f32);
+        let y = y.clamp(0.0, (self.height - 1) as f32);
+        let (x0, y0) = (x as usize, y as usize);
+        let (fx, fy) = (x - x0 as f32, y - y0 as f32);
+        let (x1, y1) = ((x0 + 1).min(self.width - 1), (y0 + 1).min(self.height - 1));
+        let (top, bottom) = (self.row(y0), self.row(y1));
+        let a = top[x0] + fx * (top[x1] - top[x0]);
+        let b = bottom[x0] + fx * (bottom[x1] - bottom[x0]);
+        a + fy * (b - a)
+    }
+
+    /// Half the size (rounded up), filtered with [1 3 3 1] / 8, whose centre lies between samples,
+    /// so that coarse (x + 1/2) is fine 2 (x + 1/2).
+    pub(crate) fn halved(&self) -> Self {
+        let (w, h) = (self.width.div_ceil(2), self.height.div_ceil(2));
+        let across = Self::from_rows(w, self.height, |y, out| {
+            let row = self.row(y);
+            let last = row.len() - 1;
+            for (x, out) in out.iter_mut().enumerate() {
+                let near = 2 * x;
+                let outer = row[near.saturating_sub(1)] + row[(near + 2).min(last)];
+                let inner = row[near] + row[(near + 1).min(last)];
+                *out = 0.125 * outer + 0.375 * inner;
+            }
+        });
+        Self::from_rows(w, h, |y, out| {
+            let near = 2 * y as isize;
+            let rows = [near - 1, near, near + 1, near + 2].map(|y| across.row_clamped(y));
+            for (x, out) in out.iter_mut().enumerate() {
+                *out = 0.125 * (rows[0][x] + rows[3][x]) + 0.375 * (rows[1][x] + rows[2][x]);
+            }
+        })
+    }
+
+    /// Mean over the (2 radius + 1) square around each sample, smaller at the border.
+    pub(crate) fn box_mean(&self, radius: usize) -> Self {
+        let (w, h) = (self.width, self.height);
+        let across = Self::from_rows(w, h, |y, out| window_means(self.row(y), radius, out));
+        // Bands of a fixed height: each starts its running sums afresh, whoever computes it.
+        const BAND: usize = 32;
+        let mut plane = Self::filled(w, h, 0.0);
+        plane
+            .data
+            .par_chunks_mut(BAND * w)
+            .enumerate()
+            .for_each(|(band, rows)| {
+                let first = band * BAND;
+                let mut sums = vec![0.0f32; w];
+                let (mut from, mut to) =
+                    (first.saturating_sub(radius), first.saturating_sub(radius));
+                for (i, out) in rows.chunks_exact_mut(w).enumerate() {
+                    let y = first + i;
+                    while to < (y + radius + 1).min(h) {
+                        sums.iter_mut()
+                            .zip(across.row(to))
+                            .for_each(|(s, v)| *s += v);
+                        to += 1;
+                    }
+                    while from < y.saturating_sub(radius) {
+                        sums.iter_mut()
+                            .zip(across.row(from))
+                            .for_each(|(s, v)| *s -= v);
+                        from += 1;
+                    }
+                    let scale = 1.0 / (to - from) as f32;
+                    out.iter_mut().zip(&sums).for_each(|(o, s)| *o = s * scale);
+                }
+            });
+        plane
+    }
+}
+
+fn window_means(row: &[f32], radius: usize, out: &mut [f32]) {
+    let w = row.len();
+    let mut sum: f32 = row[..radius.min(w)].iter().sum();
+    for x in 0..w {
+        if x + radius < w {
+            sum += row[x + radius];
+        }
+        if x > radius {
+            sum -= row[x - radius - 1];
+        }
+        let count = (x + radius + 1).min(w) - x.saturating_sub(radius);
+        out[x] = sum / count as f32;
+    }
+}
+
+/// Rows that one parallel task should take.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    SAMPLES_PER_TASK.div_ceil(width.max(1)).max(1)
+}
+
+/// Weights of R', G', B' in luma, ITU-R BT.709.
+pub(crate) const LUMA: [f32; 3] = [0.2126, 0.7152, 0.0722];
+
+/// Weighted sum of the channels of an RGB8 picture.
+pub(crate) fn project(frame: &Frame, weights: [f32; 3]) -> Plane {
+    let (w, h) = (frame.width() as usize, frame.height() as usize);
+    Plane::from_rows(w, h, |y, out| {
+        let row = &frame.data()[3 * y * w..3 * (y + 1) * w];
+        for (out, p) in out.iter_mut().zip(row.chunks_exact(3)) {
+            *out = weights[0] * f32::from(p[0])
+                + weights[1] * f32::from(p[1])
+                + weights[2] * f32::from(p[2]);
+        }
+    })
+}
+
+/// Luma in 0..255 (full range).
+pub(crate) fn luma(frame: &Frame) -> Plane {
+    project(frame, LUMA)
+}
