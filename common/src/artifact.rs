@@ -54,7 +54,9 @@ pub enum ArtifactError {
         url: String,
     },
     /// The stored bytes are not the ones that were put.
-    #[error("artifact {hash} in {url} is damaged: its bytes hash to {found}; remove it to have it made again")]
+    #[error(
+        "artifact {hash} in {url} is damaged: its bytes hash to {found}; remove it to have it made again"
+    )]
     Mismatch {
         /// Which.
         hash: Hash,
@@ -128,9 +130,15 @@ impl ArtifactStore {
         let url = file_url(&path)?;
         // A result is reported only once it is stored, so stored has to mean on disk.
         let store = LocalFileSystem::new_with_prefix(&path)
-            .map_err(|source| ArtifactError::Store { url: url.clone(), source })?
+            .map_err(|source| ArtifactError::Store {
+                url: url.clone(),
+                source,
+            })?
             .with_fsync(true);
-        Ok(Self { store: Arc::new(store), url })
+        Ok(Self {
+            store: Arc::new(store),
+            url,
+        })
     }
 
     /// Where the artifacts are, with an absolute path: others on this machine can open it.
@@ -185,7 +193,9 @@ impl ArtifactStore {
             writer.put(bytes);
         }
         if Hash::from(hasher.finalize()) != hash {
-            return Err(ArtifactError::Changed { path: path.to_owned() });
+            return Err(ArtifactError::Changed {
+                path: path.to_owned(),
+            });
         }
         Ok(())
     }
@@ -193,7 +203,10 @@ impl ArtifactStore {
     /// The bytes of an artifact, checked against its hash.
     pub async fn get(&self, hash: Hash) -> Result<Bytes, ArtifactError> {
         let result = self.open_object(hash).await?;
-        let bytes = result.bytes().await.map_err(|source| self.access("read", hash, source))?;
+        let bytes = result
+            .bytes()
+            .await
+            .map_err(|source| self.access("read", hash, source))?;
         self.check(hash, Hash::of(&bytes))?;
         Ok(bytes)
     }
@@ -201,7 +214,11 @@ impl ArtifactStore {
     /// Writes an artifact to `path`, checked and at once: a file that was there is replaced only
     /// by the whole artifact. Returns its length in bytes.
     pub async fn get_to_file(&self, hash: Hash, path: &Path) -> Result<u64, ArtifactError> {
-        let failed = |source| ArtifactError::File { action: "write", path: path.to_owned(), source };
+        let failed = |source| ArtifactError::File {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        };
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
@@ -226,27 +243,33 @@ impl ArtifactStore {
     }
 
     /// The bytes of an artifact in pieces. A damaged one ends in an error, after its last piece.
-    pub fn stream(&self, hash: Hash) -> impl Stream<Item = Result<Bytes, ArtifactError>> + Send + 'static {
+    pub fn stream(
+        &self,
+        hash: Hash,
+    ) -> impl Stream<Item = Result<Bytes, ArtifactError>> + Send + 'static {
         let this = self.clone();
         let opened = async move {
             let result = this.open_object(hash).await?;
             let reading = (result.into_stream(), blake3::Hasher::new(), this);
-            Ok(futures::stream::try_unfold(Some(reading), move |reading| async move {
-                let Some((mut stream, mut hasher, this)) = reading else {
-                    return Ok(None);
-                };
-                match stream.next().await {
-                    Some(Ok(bytes)) => {
-                        hasher.update(&bytes);
-                        Ok(Some((bytes, Some((stream, hasher, this)))))
+            Ok(futures::stream::try_unfold(
+                Some(reading),
+                move |reading| async move {
+                    let Some((mut stream, mut hasher, this)) = reading else {
+                        return Ok(None);
+                    };
+                    match stream.next().await {
+                        Some(Ok(bytes)) => {
+                            hasher.update(&bytes);
+                            Ok(Some((bytes, Some((stream, hasher, this)))))
+                        }
+                        Some(Err(source)) => Err(this.access("read", hash, source)),
+                        None => {
+                            this.check(hash, hasher.finalize().into())?;
+                            Ok(None)
+                        }
                     }
-                    Some(Err(source)) => Err(this.access("read", hash, source)),
-                    None => {
-                        this.check(hash, hasher.finalize().into())?;
-                        Ok(None)
-                    }
-                }
-            }))
+                },
+            ))
         };
         futures::stream::once(opened).try_flatten()
     }
@@ -261,23 +284,41 @@ impl ArtifactStore {
     }
 
     async fn open_object(&self, hash: Hash) -> Result<object_store::GetResult, ArtifactError> {
-        self.store.get(&key(hash)).await.map_err(|error| match error {
-            object_store::Error::NotFound { .. } => {
-                ArtifactError::Missing { hash, url: self.url.clone() }
-            }
-            source => self.access("read", hash, source),
-        })
+        self.store
+            .get(&key(hash))
+            .await
+            .map_err(|error| match error {
+                object_store::Error::NotFound { .. } => ArtifactError::Missing {
+                    hash,
+                    url: self.url.clone(),
+                },
+                source => self.access("read", hash, source),
+            })
     }
 
     fn check(&self, hash: Hash, found: Hash) -> Result<(), ArtifactError> {
         if hash == found {
             return Ok(());
         }
-        Err(ArtifactError::Mismatch { hash, found, url: self.url.clone() })
+        Err(ArtifactError::Mismatch {
+            hash,
+            found,
+            url: self.url.clone(),
+        })
     }
 
-    fn access(&self, action: &'static str, hash: Hash, source: object_store::Error) -> ArtifactError {
-        ArtifactError::Access { action, hash, url: self.url.clone(), source }
+    fn access(
+        &self,
+        action: &'static str,
+        hash: Hash,
+        source: object_store::Error,
+    ) -> ArtifactError {
+        ArtifactError::Access {
+            action,
+            hash,
+            url: self.url.clone(),
+            source,
+        }
     }
 }
 
@@ -300,7 +341,11 @@ async fn hash_file(path: &Path) -> Result<Hash, ArtifactError> {
 
 async fn open_file(path: &Path) -> Result<tokio::fs::File, ArtifactError> {
     let opened = tokio::fs::File::open(path).await;
-    opened.map_err(|source| ArtifactError::File { action: "read", path: path.to_owned(), source })
+    opened.map_err(|source| ArtifactError::File {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The next bytes of a file, `None` at its end.
@@ -327,7 +372,8 @@ async fn read_chunk(
 #[cfg(unix)]
 async fn set_usual_permissions(file: &tokio::fs::File) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644)).await
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+        .await
 }
 
 #[cfg(not(unix))]
@@ -358,7 +404,10 @@ mod tests {
             assert_eq!(store.put(bytes.clone()).await.expect("put"), hash);
             assert_eq!(store.get(hash).await.expect("get"), bytes);
             let out = folder.path().join("out");
-            assert_eq!(store.get_to_file(hash, &out).await.expect("file"), length as u64);
+            assert_eq!(
+                store.get_to_file(hash, &out).await.expect("file"),
+                length as u64
+            );
             assert_eq!(std::fs::read(&out).expect("read"), bytes);
         }
     }
@@ -374,7 +423,11 @@ mod tests {
         let out = folder.path().join("out");
         for error in [
             store.get(hash).await.expect_err("get").to_string(),
-            store.get_to_file(hash, &out).await.expect_err("file").to_string(),
+            store
+                .get_to_file(hash, &out)
+                .await
+                .expect_err("file")
+                .to_string(),
         ] {
             assert!(error.contains(&name), "{error}");
             assert!(error.contains("damaged"), "{error}");
@@ -408,7 +461,12 @@ mod tests {
         ] {
             assert_eq!(file_path(url), path.map(PathBuf::from), "{url}");
         }
-        let error = ArtifactStore::open("s3://bucket").expect_err("scheme").to_string();
-        assert!(error.contains("s3://bucket") && error.contains("file:PATH"), "{error}");
+        let error = ArtifactStore::open("s3://bucket")
+            .expect_err("scheme")
+            .to_string();
+        assert!(
+            error.contains("s3://bucket") && error.contains("file:PATH"),
+            "{error}"
+        );
     }
 }

@@ -16,7 +16,10 @@ const TRAINING_FOLDER: &str = "train";
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// No such model anywhere.
-    #[error("no {what} '{name}': looked in {}; give its path or set {HOME_VARIABLE}", list(looked))]
+    #[error(
+        "no {what} '{name}': looked in {}; give its path or set {HOME_VARIABLE}",
+        list(looked)
+    )]
     NotFound {
         /// `model` or `pipeline configuration`.
         what: &'static str,
@@ -39,21 +42,38 @@ pub enum ModelError {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let paths: Vec<String> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     paths.join(", ")
 }
 
 /// The folder or file of the model `name`: a path, or `configs/models/NAME` under
 /// `$LONGTAKE_HOME`, the current folder and every folder above the program. Absolute.
 pub fn find_model(name: &str) -> Result<PathBuf, ModelError> {
-    find("model", name, |root| root.join("configs/models").join(name), &roots())
+    find(
+        "model",
+        name,
+        |root| root.join("configs/models").join(name),
+        &roots(),
+    )
 }
 
 /// The pipeline file `name`: a path, or `configs/NAME.yaml` under the same folders
 /// as for [`find_model`]. Absolute.
 pub fn find_config(name: &str) -> Result<PathBuf, ModelError> {
-    let file = if is_yaml(name) { name.to_owned() } else { format!("{name}.yaml") };
-    find("pipeline configuration", name, |root| root.join("configs").join(&file), &roots())
+    let file = if is_yaml(name) {
+        name.to_owned()
+    } else {
+        format!("{name}.yaml")
+    };
+    find(
+        "pipeline configuration",
+        name,
+        |root| root.join("configs").join(&file),
+        &roots(),
+    )
 }
 
 fn is_yaml(name: &str) -> bool {
@@ -61,7 +81,10 @@ fn is_yaml(name: &str) -> bool {
 }
 
 fn roots() -> Vec<PathBuf> {
-    let mut roots: Vec<PathBuf> = std::env::var_os(HOME_VARIABLE).map(PathBuf::from).into_iter().collect();
+    let mut roots: Vec<PathBuf> = std::env::var_os(HOME_VARIABLE)
+        .map(PathBuf::from)
+        .into_iter()
+        .collect();
     roots.extend(std::env::current_dir());
     if let Ok(program) = std::env::current_exe() {
         roots.extend(program.ancestors().skip(1).map(Path::to_owned));
@@ -91,10 +114,17 @@ fn find(
     for path in &looked {
         if path.exists() {
             let absolute = path.canonicalize();
-            return absolute.map_err(|source| ModelError::Read { path: path.clone(), source });
+            return absolute.map_err(|source| ModelError::Read {
+                path: path.clone(),
+                source,
+            });
         }
     }
-    Err(ModelError::NotFound { what, name: name.to_owned(), looked })
+    Err(ModelError::NotFound {
+        what,
+        name: name.to_owned(),
+        looked,
+    })
 }
 
 /// Names a model by its bytes: BLAKE3 over the sorted relative paths of its `.safetensors`, `.json`
@@ -104,7 +134,11 @@ pub fn hash_model(path: &Path) -> Result<Hash, ModelError> {
     if path.is_dir() {
         collect(path, "", &mut files)?;
     } else {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         files.push((name, path.to_owned()));
     }
     if !files.iter().any(|(name, _)| name.ends_with(".safetensors")) {
@@ -113,7 +147,10 @@ pub fn hash_model(path: &Path) -> Result<Hash, ModelError> {
     files.sort();
     let mut hasher = blake3::Hasher::new();
     for (name, file) in &files {
-        let failed = |source| ModelError::Read { path: file.clone(), source };
+        let failed = |source| ModelError::Read {
+            path: file.clone(),
+            source,
+        };
         let reader = std::fs::File::open(file).map_err(failed)?;
         let length_bytes = reader.metadata().map_err(failed)?.len();
         // Lengths in front keep one file's end from being taken for the next one's start.
@@ -125,17 +162,30 @@ pub fn hash_model(path: &Path) -> Result<Hash, ModelError> {
     Ok(hasher.finalize().into())
 }
 
-fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, PathBuf)>) -> Result<(), ModelError> {
-    let failed = |source| ModelError::Read { path: folder.to_owned(), source };
+fn collect(
+    folder: &Path,
+    prefix: &str,
+    files: &mut Vec<(String, PathBuf)>,
+) -> Result<(), ModelError> {
+    let failed = |source| ModelError::Read {
+        path: folder.to_owned(),
+        source,
+    };
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let (path, name) = (
+            entry.path(),
+            entry.file_name().to_string_lossy().into_owned(),
+        );
         let relative = format!("{prefix}{name}");
         if path.is_dir() {
             if relative != TRAINING_FOLDER && !name.starts_with('.') {
                 collect(&path, &format!("{relative}/"), files)?;
             }
-        } else if ENDINGS.iter().any(|ending| path.extension().is_some_and(|e| e == *ending)) {
+        } else if ENDINGS
+            .iter()
+            .any(|ending| path.extension().is_some_and(|e| e == *ending))
+        {
             files.push((relative, path));
         }
     }
@@ -191,13 +241,25 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let roots = [folder.path().join("one"), folder.path().join("two")];
         let under = |root: &Path| root.join("configs/models/m");
-        let error = find("model", "m", under, &roots).expect_err("missing").to_string();
-        for part in ["one/configs/models/m", "two/configs/models/m", HOME_VARIABLE] {
+        let error = find("model", "m", under, &roots)
+            .expect_err("missing")
+            .to_string();
+        for part in [
+            "one/configs/models/m",
+            "two/configs/models/m",
+            HOME_VARIABLE,
+        ] {
             assert!(error.contains(part), "{error}");
         }
         model(&roots[1].join("configs/models/m"));
         let found = find("model", "m", under, &roots).expect("found");
-        assert!(found.is_absolute() && found.ends_with("two/configs/models/m"), "{found:?}");
-        assert_eq!(find("model", found.to_str().expect("UTF-8"), under, &[]).expect("path"), found);
+        assert!(
+            found.is_absolute() && found.ends_with("two/configs/models/m"),
+            "{found:?}"
+        );
+        assert_eq!(
+            find("model", found.to_str().expect("UTF-8"), under, &[]).expect("path"),
+            found
+        );
     }
 }

@@ -43,7 +43,9 @@ pub enum PipelineError {
         nearest: &'static str,
     },
     /// A value that is known but not implemented.
-    #[error("the pipeline file {path} asks for {key}: {value}, which is not supported: use {supported}")]
+    #[error(
+        "the pipeline file {path} asks for {key}: {value}, which is not supported: use {supported}"
+    )]
     Unsupported {
         /// The file.
         path: PathBuf,
@@ -161,20 +163,34 @@ impl Pipeline {
     /// Reads a file found by [`crate::model::find_config`].
     pub fn read(path: &Path) -> Result<Self, PipelineError> {
         let text = std::fs::read_to_string(path);
-        let text = text.map_err(|source| PipelineError::Read { path: path.to_owned(), source })?;
+        let text = text.map_err(|source| PipelineError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::parse(&text, path)
     }
 
     /// Reads the text of a file; `path` is for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, PipelineError> {
-        let failed = |source| PipelineError::Parse { path: path.to_owned(), source };
+        let failed = |source| PipelineError::Parse {
+            path: path.to_owned(),
+            source,
+        };
         let value: serde_yaml_ng::Value = serde_yaml_ng::from_str(text).map_err(failed)?;
-        let keys = value.as_mapping().ok_or(PipelineError::NotKeys { path: path.to_owned() })?;
+        let keys = value.as_mapping().ok_or(PipelineError::NotKeys {
+            path: path.to_owned(),
+        })?;
         for key in keys.keys() {
-            let key = key.as_str().map_or_else(|| format!("{key:?}"), str::to_owned);
+            let key = key
+                .as_str()
+                .map_or_else(|| format!("{key:?}"), str::to_owned);
             if !KEYS.contains(&key.as_str()) {
                 let nearest = nearest(&key);
-                return Err(PipelineError::UnknownKey { path: path.to_owned(), key, nearest });
+                return Err(PipelineError::UnknownKey {
+                    path: path.to_owned(),
+                    key,
+                    nearest,
+                });
             }
         }
         // From the text again, so that errors name a line.
@@ -186,16 +202,46 @@ impl Pipeline {
     fn check_supported(&self, path: &Path) -> Result<(), PipelineError> {
         let sampler = self.sampler.as_deref().unwrap_or("from_checkpoint");
         let checks = [
-            ("pipeline_type", self.pipeline_type.clone(), self.pipeline_type == "base", "base"),
-            ("stg_scale", self.stg_scale.to_string(), self.stg_scale == 0.0, "0"),
-            ("rescaling_scale", self.rescaling_scale.to_string(), self.rescaling_scale == 1.0, "1"),
-            ("stochastic_sampling", "true".into(), !self.stochastic_sampling, "false"),
-            ("sampler", sampler.into(), sampler == "from_checkpoint", "from_checkpoint"),
+            (
+                "pipeline_type",
+                self.pipeline_type.clone(),
+                self.pipeline_type == "base",
+                "base",
+            ),
+            (
+                "stg_scale",
+                self.stg_scale.to_string(),
+                self.stg_scale == 0.0,
+                "0",
+            ),
+            (
+                "rescaling_scale",
+                self.rescaling_scale.to_string(),
+                self.rescaling_scale == 1.0,
+                "1",
+            ),
+            (
+                "stochastic_sampling",
+                "true".into(),
+                !self.stochastic_sampling,
+                "false",
+            ),
+            (
+                "sampler",
+                sampler.into(),
+                sampler == "from_checkpoint",
+                "from_checkpoint",
+            ),
         ];
         for (key, value, supported_here, supported) in checks {
             if !supported_here {
                 let path = path.to_owned();
-                return Err(PipelineError::Unsupported { path, key, value, supported });
+                return Err(PipelineError::Unsupported {
+                    path,
+                    key,
+                    value,
+                    supported,
+                });
             }
         }
         Ok(())
@@ -203,7 +249,9 @@ impl Pipeline {
 
     /// The model's name or path for [`crate::model::find_model`].
     pub fn model(&self) -> &str {
-        self.checkpoint_path.strip_prefix("models/").unwrap_or(&self.checkpoint_path)
+        self.checkpoint_path
+            .strip_prefix("models/")
+            .unwrap_or(&self.checkpoint_path)
     }
 
     /// How windows are sampled, before the user's own flags.
@@ -256,7 +304,10 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/ltxv-tiny.yaml");
         let pipeline = Pipeline::read(&path).expect("readable");
         assert_eq!(pipeline.model(), "ltxv-tiny");
-        assert_eq!((pipeline.width, pipeline.height, pipeline.frame_rate), (256, 160, 24.0));
+        assert_eq!(
+            (pipeline.width, pipeline.height, pipeline.frame_rate),
+            (256, 160, 24.0)
+        );
         let Schedule::Timesteps(timesteps) = pipeline.sampling().schedule else {
             panic!("timesteps are listed");
         };
@@ -281,9 +332,18 @@ mod tests {
     #[test]
     fn bad_files_are_answered_with_the_way_out() {
         for (text, expected) in [
-            ("checkpoint_path: m\nguidance_scales: 2", "unknown key 'guidance_scales': did you mean 'guidance_scale'?"),
-            ("checkpoint_path: m\ntimestep: [1]", "did you mean 'timesteps'?"),
-            ("checkpoint_path: m\nstg_scale: 1", "stg_scale: 1, which is not supported: use 0"),
+            (
+                "checkpoint_path: m\nguidance_scales: 2",
+                "unknown key 'guidance_scales': did you mean 'guidance_scale'?",
+            ),
+            (
+                "checkpoint_path: m\ntimestep: [1]",
+                "did you mean 'timesteps'?",
+            ),
+            (
+                "checkpoint_path: m\nstg_scale: 1",
+                "stg_scale: 1, which is not supported: use 0",
+            ),
             ("checkpoint_path: m\npipeline_type: multi-scale", "use base"),
             ("checkpoint_path: m\nguidance_scale: high", "invalid type"),
             ("timesteps: [1.0]", "missing field `checkpoint_path`"),
@@ -292,14 +352,20 @@ mod tests {
             ("checkpoint_path: m\ncheckpoint_path: n", "duplicate"),
         ] {
             let error = parse(text).expect_err(text);
-            assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+            assert!(
+                error.contains(expected),
+                "{error:?} does not say {expected:?}"
+            );
         }
     }
 
     #[test]
     fn steps_are_taken_when_no_timesteps_are_listed() {
         let steps = |text: &str| parse(text).expect("good").sampling().schedule;
-        assert_eq!(steps("checkpoint_path: m\nnum_inference_steps: 7"), Schedule::Steps(7));
+        assert_eq!(
+            steps("checkpoint_path: m\nnum_inference_steps: 7"),
+            Schedule::Steps(7)
+        );
         assert_eq!(steps("checkpoint_path: m"), Schedule::Steps(STEPS_DEFAULT));
     }
 

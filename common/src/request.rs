@@ -64,7 +64,9 @@ pub enum SpecError {
         least: u32,
     },
     /// Fewer shared frames than a seam needs.
-    #[error("{0} overlap frames are too few to continue a motion: use at least {OVERLAP_FRAMES_MIN}")]
+    #[error(
+        "{0} overlap frames are too few to continue a motion: use at least {OVERLAP_FRAMES_MIN}"
+    )]
     OverlapShort(i64),
     /// The overlaps at both ends of a window would meet.
     #[error("{overlap} overlap frames do not fit twice into {segment} segment frames: use at most {} overlap or at least {} segment frames",
@@ -99,7 +101,9 @@ pub enum SpecError {
         value: f32,
     },
     /// A prompt that is a file rather than a sentence.
-    #[error("the {what} has {size} bytes, more than the {PROMPT_BYTES_MAX} that are taken: shorten it")]
+    #[error(
+        "the {what} has {size} bytes, more than the {PROMPT_BYTES_MAX} that are taken: shorten it"
+    )]
     Prompt {
         /// `prompt` or `negative prompt`.
         what: &'static str,
@@ -150,7 +154,11 @@ impl Length {
             },
         };
         let range = 1..=i64::from(FRAMES_MAX);
-        if range.contains(&frames) { Ok(frames as u32) } else { Err(SpecError::Frames(frames)) }
+        if range.contains(&frames) {
+            Ok(frames as u32)
+        } else {
+            Err(SpecError::Frames(frames))
+        }
     }
 }
 
@@ -229,7 +237,11 @@ impl SpecRequest {
 }
 
 fn check_fps(fps: f64) -> Result<(), SpecError> {
-    if fps.is_finite() && fps > 0.0 && fps <= FPS_MAX { Ok(()) } else { Err(SpecError::Fps(fps)) }
+    if fps.is_finite() && fps > 0.0 && fps <= FPS_MAX {
+        Ok(())
+    } else {
+        Err(SpecError::Fps(fps))
+    }
 }
 
 fn latents(what: &'static str, value: i64, least: u32) -> Result<u32, SpecError> {
@@ -246,17 +258,30 @@ impl JobSpec {
     pub fn check(&self) -> Result<(), SpecError> {
         for (side, value) in [("width", self.width), ("height", self.height)] {
             if !(1..=SIDE_MAX).contains(&value) {
-                return Err(SpecError::Size { side, value: value.into() });
+                return Err(SpecError::Size {
+                    side,
+                    value: value.into(),
+                });
             }
         }
-        for (what, text) in [("prompt", &self.prompt), ("negative prompt", &self.negative)] {
+        for (what, text) in [
+            ("prompt", &self.prompt),
+            ("negative prompt", &self.negative),
+        ] {
             if text.len() > PROMPT_BYTES_MAX {
-                return Err(SpecError::Prompt { what, size: text.len() });
+                return Err(SpecError::Prompt {
+                    what,
+                    size: text.len(),
+                });
             }
         }
         check_fps(self.fps)?;
         Length::Frames(self.frames.into()).frames(self.fps)?;
-        let segment = latents("segment", self.segment_frames.into(), 2 * OVERLAP_FRAMES_MIN)?;
+        let segment = latents(
+            "segment",
+            self.segment_frames.into(),
+            2 * OVERLAP_FRAMES_MIN,
+        )?;
         let overlap = latents("overlap", self.overlap_frames.into(), OVERLAP_FRAMES_MIN)?;
         if 2 * overlap > segment {
             return Err(SpecError::OverlapLong { overlap, segment });
@@ -324,7 +349,10 @@ mod tests {
             height: 160,
             fps: 24.0,
             seed: 1,
-            model: ModelRef { location: "ltxv-tiny".into(), hash: Hash::of(b"model") },
+            model: ModelRef {
+                location: "ltxv-tiny".into(),
+                hash: Hash::of(b"model"),
+            },
             continuity: Continuity::Chain,
             segment_frames: SEGMENT_FRAMES_DEFAULT.into(),
             overlap_frames: OVERLAP_FRAMES_DEFAULT.into(),
@@ -342,7 +370,11 @@ mod tests {
     #[test]
     fn seconds_become_frames() {
         for (seconds, fps, frames) in [(12.0, 24.0, 288), (0.5, 25.0, 13), (10.0, 29.97, 300)] {
-            let spec = SpecRequest { length: Length::Seconds(seconds), fps, ..request() };
+            let spec = SpecRequest {
+                length: Length::Seconds(seconds),
+                fps,
+                ..request()
+            };
             assert_eq!(spec.validate().expect("valid").frames, frames);
         }
     }
@@ -360,37 +392,97 @@ mod tests {
     fn what_is_wrong_is_named_with_the_way_out() {
         type Change = fn(&mut SpecRequest);
         let table: &[(Change, &str)] = &[
-            (|r| r.width = 0, "the width 0 is out of range: use 1 to 16384 pixels"),
+            (
+                |r| r.width = 0,
+                "the width 0 is out of range: use 1 to 16384 pixels",
+            ),
             (|r| r.height = -160, "the height -160 is out of range"),
             (|r| r.width = 16385, "the width 16385 is out of range"),
             (|r| r.fps = 0.0, "0 frames a second are out of range"),
             (|r| r.fps = f64::NAN, "NaN frames a second are out of range"),
             (|r| r.fps = 240.5, "240.5 frames a second are out of range"),
-            (|r| r.length = Length::Frames(0), "0 frames are out of range: use 1 to"),
-            (|r| r.length = Length::Frames(-3), "-3 frames are out of range"),
-            (|r| r.length = Length::Seconds(1e300), "frames are out of range"),
-            (|r| r.length = Length::Seconds(-1.0), "-1 seconds are not a length"),
+            (
+                |r| r.length = Length::Frames(0),
+                "0 frames are out of range: use 1 to",
+            ),
+            (
+                |r| r.length = Length::Frames(-3),
+                "-3 frames are out of range",
+            ),
+            (
+                |r| r.length = Length::Seconds(1e300),
+                "frames are out of range",
+            ),
+            (
+                |r| r.length = Length::Seconds(-1.0),
+                "-1 seconds are not a length",
+            ),
             (|r| r.length = Length::Seconds(0.01), "less than one frame"),
-            (|r| r.segment_frames = 120, "the segment frames 120 are not 8k+1: use 113 or 121"),
-            (|r| r.segment_frames = 0, "the segment frames 0 are not 8k+1: use 25"),
-            (|r| r.segment_frames = -7, "the segment frames -7 are not 8k+1: use 25"),
-            (|r| r.overlap_frames = 18, "the overlap frames 18 are not 8k+1: use 17 or 25"),
-            (|r| r.overlap_frames = 1, "1 overlap frames are too few to continue a motion: use at least 9"),
-            (|r| r.overlap_frames = 65, "65 overlap frames do not fit twice into 121 segment frames: use at most 57 overlap or at least 137 segment frames"),
-            (|r| r.sampling.schedule = Schedule::Steps(0), "0 steps are out of range: use 1 to"),
-            (|r| r.sampling.schedule = Schedule::Timesteps(vec![]), "timesteps is empty"),
-            (|r| r.sampling.schedule = Schedule::Timesteps(vec![1.0, 1.0]), "not falling"),
-            (|r| r.sampling.schedule = Schedule::Timesteps(vec![f32::NAN]), "not falling"),
-            (|r| r.sampling.text_tokens = 0, "0 text tokens are out of range: use 1 to 4096"),
-            (|r| r.sampling.guidance_scale = 0.5, "the guidance scale 0.5 is out of range"),
-            (|r| r.sampling.decode_timestep = 1.5, "the decode_timestep 1.5 is out of range"),
-            (|r| r.prompt = "x".repeat(PROMPT_BYTES_MAX + 1), "the prompt has 1048577 bytes"),
+            (
+                |r| r.segment_frames = 120,
+                "the segment frames 120 are not 8k+1: use 113 or 121",
+            ),
+            (
+                |r| r.segment_frames = 0,
+                "the segment frames 0 are not 8k+1: use 25",
+            ),
+            (
+                |r| r.segment_frames = -7,
+                "the segment frames -7 are not 8k+1: use 25",
+            ),
+            (
+                |r| r.overlap_frames = 18,
+                "the overlap frames 18 are not 8k+1: use 17 or 25",
+            ),
+            (
+                |r| r.overlap_frames = 1,
+                "1 overlap frames are too few to continue a motion: use at least 9",
+            ),
+            (
+                |r| r.overlap_frames = 65,
+                "65 overlap frames do not fit twice into 121 segment frames: use at most 57 overlap or at least 137 segment frames",
+            ),
+            (
+                |r| r.sampling.schedule = Schedule::Steps(0),
+                "0 steps are out of range: use 1 to",
+            ),
+            (
+                |r| r.sampling.schedule = Schedule::Timesteps(vec![]),
+                "timesteps is empty",
+            ),
+            (
+                |r| r.sampling.schedule = Schedule::Timesteps(vec![1.0, 1.0]),
+                "not falling",
+            ),
+            (
+                |r| r.sampling.schedule = Schedule::Timesteps(vec![f32::NAN]),
+                "not falling",
+            ),
+            (
+                |r| r.sampling.text_tokens = 0,
+                "0 text tokens are out of range: use 1 to 4096",
+            ),
+            (
+                |r| r.sampling.guidance_scale = 0.5,
+                "the guidance scale 0.5 is out of range",
+            ),
+            (
+                |r| r.sampling.decode_timestep = 1.5,
+                "the decode_timestep 1.5 is out of range",
+            ),
+            (
+                |r| r.prompt = "x".repeat(PROMPT_BYTES_MAX + 1),
+                "the prompt has 1048577 bytes",
+            ),
         ];
         for (change, expected) in table {
             let mut bad = request();
             change(&mut bad);
             let error = bad.validate().expect_err(expected).to_string();
-            assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+            assert!(
+                error.contains(expected),
+                "{error:?} does not say {expected:?}"
+            );
         }
         request().validate().expect("the unchanged request is good");
     }

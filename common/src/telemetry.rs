@@ -10,11 +10,15 @@ pub const LOG_VARIABLE: &str = "LONGTAKE_LOG";
 /// A filter that cannot be read is answered with a sentence for the user.
 pub fn init(default: &str) -> Result<(), String> {
     let filter = match std::env::var(LOG_VARIABLE) {
-        Ok(text) => EnvFilter::try_new(&text)
-            .map_err(|error| format!("cannot use {LOG_VARIABLE}='{text}' as a log filter: {error}; try 'info'"))?,
+        Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
+            format!("cannot use {LOG_VARIABLE}='{text}' as a log filter: {error}; try 'info'")
+        })?,
         Err(_) => EnvFilter::new(default),
     };
     // An error means that a subscriber is there already, which is as good.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
     Ok(())
 }

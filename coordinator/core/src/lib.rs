@@ -1,1 +1,11 @@
-//! Placeholder replaced by the first real commit of this crate.
+//! Plans jobs and decides who does what, when and again.
+//!
+//! Everything here is a function of what comes in: no clock (`now_ms` is an argument), no socket,
+//! no randomness, no async, no disk. [`Core::handle`] takes an [`Event`] and leaves [`Effects`]:
+//! records to store first, then messages to send. Start with [`plan::plan`], then [`Core`].
+
+pub mod plan;
+mod view;
+
+pub use plan::{Plan, plan};
+pub use view::{JobState, JobView, SegmentView};

@@ -1,0 +1,160 @@
+//! Between the wire types of `longtake.v1` and ours.
+
+use longtake_common::ids::{BadHash, Hash};
+use longtake_common::request::SpecError;
+use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
+use longtake_common::task::SeamScore;
+use longtake_core::{JobState, JobView, SegmentView};
+use longtake_proto::v1;
+
+/// A message that does not say a job.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// A part is missing or has a value that this version does not know.
+    #[error("the request has no usable {0}: client and coordinator may be of different versions")]
+    Field(&'static str),
+    /// Not a hash.
+    #[error(transparent)]
+    Hash(#[from] BadHash),
+    /// Against the rules for jobs.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+}
+
+/// A job for the wire.
+pub fn spec_to_proto(spec: &JobSpec) -> v1::JobSpec {
+    let (timesteps, steps) = match &spec.sampling.schedule {
+        Schedule::Timesteps(timesteps) => (timesteps.clone(), 0),
+        Schedule::Steps(steps) => (Vec::new(), *steps),
+    };
+    v1::JobSpec {
+        prompt: spec.prompt.clone(),
+        negative: spec.negative.clone(),
+        frames: spec.frames,
+        width: spec.width,
+        height: spec.height,
+        fps: spec.fps,
+        seed: spec.seed,
+        model: Some(v1::ModelRef {
+            location: spec.model.location.clone(),
+            hash: spec.model.hash.to_string(),
+        }),
+        continuity: match spec.continuity {
+            Continuity::Chain => v1::Continuity::Chain,
+            Continuity::None => v1::Continuity::None,
+        }
+        .into(),
+        segment_frames: spec.segment_frames,
+        overlap_frames: spec.overlap_frames,
+        sampling: Some(v1::Sampling {
+            timesteps,
+            steps,
+            guidance_scale: spec.sampling.guidance_scale,
+            text_tokens: spec.sampling.text_tokens,
+            decode_timestep: spec.sampling.decode_timestep,
+            decode_noise_scale: spec.sampling.decode_noise_scale,
+        }),
+        codec: match spec.codec {
+            Codec::H264 => v1::Codec::H264,
+            Codec::Png => v1::Codec::Png,
+        }
+        .into(),
+    }
+}
+
+/// A job from the wire, checked.
+pub fn spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, ConvertError> {
+    let (continuity, codec) = (spec.continuity(), spec.codec());
+    let model = spec.model.ok_or(ConvertError::Field("model"))?;
+    let sampling = spec.sampling.ok_or(ConvertError::Field("sampling"))?;
+    let schedule = if sampling.timesteps.is_empty() {
+        Schedule::Steps(sampling.steps)
+    } else {
+        Schedule::Timesteps(sampling.timesteps)
+    };
+    let spec = JobSpec {
+        prompt: spec.prompt,
+        negative: spec.negative,
+        frames: spec.frames,
+        width: spec.width,
+        height: spec.height,
+        fps: spec.fps,
+        seed: spec.seed,
+        model: ModelRef {
+            location: model.location,
+            hash: model.hash.parse()?,
+        },
+        continuity: match continuity {
+            v1::Continuity::Chain => Continuity::Chain,
+            v1::Continuity::None => Continuity::None,
+            v1::Continuity::Unspecified => return Err(ConvertError::Field("continuity")),
+        },
+        segment_frames: spec.segment_frames,
+        overlap_frames: spec.overlap_frames,
+        sampling: Sampling {
+            schedule,
+            guidance_scale: sampling.guidance_scale,
+            text_tokens: sampling.text_tokens,
+            decode_timestep: sampling.decode_timestep,
+            decode_noise_scale: sampling.decode_noise_scale,
+        },
+        codec: match codec {
+            v1::Codec::H264 => Codec::H264,
+            v1::Codec::Png => Codec::Png,
+            v1::Codec::Unspecified => return Err(ConvertError::Field("codec")),
+        },
+    };
+    spec.check()?;
+    Ok(spec)
+}
+
+/// A job's state for the wire.
+pub fn view_to_proto(view: &JobView) -> v1::Job {
+    let text = |hash: &Hash| hash.to_string();
+    v1::Job {
+        job: view.job.to_string(),
+        spec: Some(spec_to_proto(&view.spec)),
+        state: match view.state {
+            JobState::Queued => v1::JobState::Queued,
+            JobState::Running => v1::JobState::Running,
+            JobState::Done => v1::JobState::Done,
+            JobState::Failed => v1::JobState::Failed,
+            JobState::Cancelled => v1::JobState::Cancelled,
+        }
+        .into(),
+        error: view.error.clone(),
+        segments: view.segments.iter().map(segment_to_proto).collect(),
+        seams: view.seams.iter().map(seam_to_proto).collect(),
+        eta_s: view.eta_s,
+        progress: view.progress,
+        video: view.video.as_ref().map(text),
+        notices: view.notices.clone(),
+        chunks: view.chunks.iter().map(text).collect(),
+        workers_peak_rss_bytes: view.workers_peak_rss_bytes,
+    }
+}
+
+fn segment_to_proto(segment: &SegmentView) -> v1::Segment {
+    v1::Segment {
+        index: segment.index,
+        first_frame: segment.first_frame,
+        frames: segment.frames,
+        seed: segment.seed,
+        done: segment.done,
+        worker: segment.worker.clone(),
+        attempts: segment.attempts,
+        reused: segment.reused,
+        seconds: segment.seconds.clone().into_iter().collect(),
+        latents: segment.latents.map(|hash| hash.to_string()),
+    }
+}
+
+fn seam_to_proto(seam: &SeamScore) -> v1::Seam {
+    v1::Seam {
+        frame: seam.frame,
+        method: seam.method.clone(),
+        seam_ratio: seam.seam_ratio,
+        warp_ratio: seam.warp_ratio,
+        sharpness: seam.sharpness,
+    }
+}

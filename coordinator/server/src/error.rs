@@ -1,0 +1,34 @@
+//! What keeps a coordinator from running.
+
+use longtake_common::artifact::ArtifactError;
+use std::net::SocketAddr;
+
+/// Why a coordinator cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Others could reach it.
+    #[error(
+        "{listen} can be reached from other machines and nothing is encrypted: listen on 127.0.0.1, or give --insecure if the network is trusted"
+    )]
+    Exposed {
+        /// Address asked for.
+        listen: SocketAddr,
+    },
+    /// The port is taken.
+    #[error("{listen} is in use by another program: stop it or choose another port")]
+    Address {
+        /// Address asked for.
+        listen: SocketAddr,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {listen}: {source}")]
+    Listen {
+        /// Address asked for.
+        listen: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The artifact store cannot be used.
+    #[error(transparent)]
+    Artifacts(#[from] ArtifactError),
+}
