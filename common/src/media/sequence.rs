@@ -1,0 +1,178 @@
+//! PNG sequences: `DIR/%06d.png`, or all PNGs of a folder.
+
+use super::{MediaError, Result, decode_png, encode_png};
+use crate::Frame;
+use std::borrow::Borrow;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Whether `path` names a numbered PNG sequence rather than a file.
+pub fn is_sequence(path: &Path) -> bool {
+    file_name(path).contains('%')
+}
+
+/// Writes frames to `DIR/%06d.png` (any `%d` or `%0Nd`), numbered from 0, making the folder. A path
+/// without a number is taken as the folder. Returns how many were written.
+pub fn write_png_sequence<F: Borrow<Frame>, E: From<MediaError>>(
+    path: &Path,
+    frames: impl IntoIterator<Item = std::result::Result<F, E>>,
+) -> std::result::Result<u64, E> {
+    let path = if is_sequence(path) { path.to_owned() } else { path.join("%06d.png") };
+    let pattern = Pattern::parse(&path)?;
+    fs::create_dir_all(&pattern.folder).map_err(MediaError::io("make the folder", &pattern.folder))?;
+    let mut count = 0;
+    for frame in frames {
+        let png = encode_png(frame?.borrow())?;
+        let target = pattern.path(count);
+        fs::write(&target, png).map_err(MediaError::io("write", &target))?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// A file name with a number in it.
+struct Pattern {
+    folder: PathBuf,
+    prefix: String,
+    /// Digits at least, with leading zeros; 0 for none.
+    digits: usize,
+    suffix: String,
+}
+
+impl Pattern {
+    fn parse(path: &Path) -> Result<Self> {
+        let bad = || MediaError::BadPattern(path.display().to_string());
+        let name = file_name(path);
+        let (prefix, rest) = name.split_once('%').ok_or_else(bad)?;
+        let (digits, suffix) = rest.split_once('d').ok_or_else(bad)?;
+        let digits = match digits {
+            "" => 0,
+            text if text.starts_with('0') => text.parse().ok().filter(|&n| n <= 12).ok_or_else(bad)?,
+            _ => return Err(bad()),
+        };
+        if suffix.contains('%') || !suffix.to_ascii_lowercase().ends_with(".png") {
+            return Err(bad());
+        }
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        Ok(Self {
+            folder: folder.unwrap_or(Path::new(".")).to_owned(),
+            prefix: prefix.to_owned(),
+            digits,
+            suffix: suffix.to_owned(),
+        })
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.folder.join(format!("{}{number:0width$}{}", self.prefix, self.suffix, width = self.digits))
+    }
+
+    /// The number that `name` has under this pattern.
+    fn number(&self, name: &str) -> Option<u64> {
+        let digits = name.strip_prefix(&self.prefix)?.strip_suffix(&self.suffix)?;
+        let number = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+        (format!("{number:0width$}", width = self.digits) == digits).then_some(number)
+    }
+}
+
+/// Reads the pictures of a sequence one after the other.
+pub(super) struct Sequence {
+    files: Vec<PathBuf>,
+    next: usize,
+    pub width: u32,
+    pub height: u32,
+}
+
+impl Sequence {
+    /// A pattern (numbers without a hole, from any start), a folder (names in order, numbers in them
+    /// by value), or a single PNG.
+    pub fn open(path: &Path) -> Result<Self> {
+        let files = if is_sequence(path) {
+            numbered_files(path)?
+        } else if path.is_dir() {
+            folder_files(path)?
+        } else {
+            vec![path.to_owned()]
+        };
+        let Some(first) = files.first() else {
+            return Err(MediaError::NoFrames(path.display().to_string()));
+        };
+        let frame = read_picture(first)?;
+        Ok(Self { width: frame.width(), height: frame.height(), files, next: 0 })
+    }
+
+    pub fn frame_count(&self) -> u64 {
+        self.files.len() as u64
+    }
+
+    pub fn next_frame(&mut self) -> Result<Option<Frame>> {
+        let Some(file) = self.files.get(self.next) else { return Ok(None) };
+        let frame = read_picture(file)?;
+        if (frame.width(), frame.height()) != (self.width, self.height) {
+            return Err(MediaError::SizeChanged {
+                what: file.display().to_string(),
+                frame: self.next as u64,
+                width: frame.width(),
+                height: frame.height(),
+                expected_width: self.width,
+                expected_height: self.height,
+            });
+        }
+        self.next += 1;
+        Ok(Some(frame))
+    }
+}
+
+fn read_picture(path: &Path) -> Result<Frame> {
+    let bytes = fs::read(path).map_err(MediaError::io("read", path))?;
+    decode_png(&bytes, &path.display().to_string(), None)
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    if !folder.is_dir() {
+        return Err(MediaError::NotFound(folder.to_owned()));
+    }
+    let entries = fs::read_dir(folder).map_err(MediaError::io("list", folder))?;
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    names.collect::<std::io::Result<_>>().map_err(MediaError::io("list", folder))
+}
+
+fn numbered_files(path: &Path) -> Result<Vec<PathBuf>> {
+    let pattern = Pattern::parse(path)?;
+    let mut numbers: Vec<u64> =
+        names(&pattern.folder)?.iter().filter_map(|name| pattern.number(name)).collect();
+    numbers.sort_unstable();
+    let (Some(&first), Some(&last)) = (numbers.first(), numbers.last()) else {
+        return Err(MediaError::NoFrames(path.display().to_string()));
+    };
+    let hole = numbers.iter().zip(first..=last).find(|(number, expected)| **number != *expected);
+    match hole {
+        Some((_, missing)) => Err(MediaError::Gap { pattern: path.display().to_string(), missing }),
+        None => Ok(numbers.into_iter().map(|number| pattern.path(number)).collect()),
+    }
+}
+
+fn folder_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut names = names(folder)?;
+    names.retain(|name| !name.starts_with('.') && name.to_ascii_lowercase().ends_with(".png"));
+    names.sort_by_cached_key(|name| (natural_key(name), name.clone()));
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Splits a name into text and numbers, so that `f9` comes before `f10`.
+fn natural_key(name: &str) -> Vec<(String, u64)> {
+    let mut key = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (text, tail) = rest.split_at(text_end);
+        let digit_end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        let (digits, tail) = tail.split_at(digit_end);
+        key.push((text.to_owned(), digits.parse().unwrap_or(u64::MAX)));
+        rest = tail;
+    }
+    key
+}
