@@ -1,6 +1,25 @@
 //! Matrix products with packed weights.
 
-use super::{isa::Isa, math};
+use rayon::prelude::*;
+
+use super::isa::Isa;
+use super::math;
+use super::scratch::with_scratch;
+use super::tile::{Factors, Panel, Start, max_rows, panels, strips, tile};
+
+/// Inner dimension of one block: a panel of it stays in the first-level cache. It fixes where
+/// sums pass through memory, not their order.
+const DEPTH: usize = 256;
+
+/// Distance between rows of a packed left block: one cache line more than the block is deep, so
+/// that rows do not fall on one another in the cache.
+const BLOCK_STRIDE: usize = DEPTH + 16;
+
+/// Most rows of a block.
+const MAX_BLOCK_ROWS: usize = 112;
+
+/// Multiplications below which a product is not worth dividing among threads.
+const SERIAL_WORK: usize = 1 << 18;
 
 /// A weight matrix `[n, k]` (PyTorch `Linear`: y = x W^T), packed once into column panels.
 /// The layout does not depend on the instruction-set level.
@@ -8,25 +27,28 @@ use super::{isa::Isa, math};
 pub struct PackedMatrix {
     n: usize,
     k: usize,
+    /// Panel after panel, each `[k, width]`, padded with zeros.
     data: Vec<f32>,
 }
 
 impl PackedMatrix {
     /// Packs row-major `weights[n, k]`.
     pub fn pack(weights: &[f32], n: usize, k: usize) -> PackedMatrix {
-        assert_eq!(weights.len(), n * k, "weights are not [{n}, {k}]");
-        PackedMatrix {
-            n,
-            k,
-            data: weights.to_vec(),
-        }
+        assert!(n * k > 0, "a [{n}, {k}] matrix has no elements");
+        assert_eq!(weights.len(), n * k, "the weights are not [{n}, {k}]");
+        let data = pack_panels(n, k, |column, row| weights[column * k + row]);
+        PackedMatrix { n, k, data }
     }
 
     /// Packs row-major `b[k, n]`, the right factor of a product `a b`.
     pub fn pack_transposed(b: &[f32], k: usize, n: usize) -> PackedMatrix {
-        assert_eq!(b.len(), n * k, "matrix is not [{k}, {n}]");
-        let data = (0..n * k).map(|i| b[(i % k) * n + i / k]).collect();
-        PackedMatrix { n, k, data }
+        assert!(n * k > 0, "a [{k}, {n}] matrix has no elements");
+        assert_eq!(b.len(), k * n, "the matrix is not [{k}, {n}]");
+        PackedMatrix {
+            n,
+            k,
+            data: pack_panels(n, k, |column, row| b[row * n + column]),
+        }
     }
 
     /// Output features.
@@ -38,6 +60,34 @@ impl PackedMatrix {
     pub fn k(&self) -> usize {
         self.k
     }
+
+    /// Bytes that the packed weights occupy.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+
+    /// Rows `depth` of a panel.
+    fn block(&self, panel: Panel, depth: std::ops::Range<usize>) -> &[f32] {
+        let start = panel.first * self.k;
+        &self.data[start + depth.start * panel.width()..start + depth.end * panel.width()]
+    }
+}
+
+/// Lays `value(column, row)` out panel after panel, each `[rows, width]`, padded with zeros.
+pub(super) fn pack_panels(
+    columns: usize,
+    rows: usize,
+    value: impl Fn(usize, usize) -> f32,
+) -> Vec<f32> {
+    let mut data = Vec::new();
+    for panel in panels(columns) {
+        data.reserve(rows * panel.width());
+        for row in 0..rows {
+            data.extend((panel.first..panel.first + panel.cols).map(|column| value(column, row)));
+            data.resize(data.len() + panel.width() - panel.cols, 0.0);
+        }
+    }
+    data
 }
 
 /// What is applied to a linear layer's output.
@@ -52,7 +102,17 @@ pub enum Epilogue {
     Silu,
 }
 
-/// `y[m, n] = epilogue(x[m, k] W^T + bias[n])`.
+impl Epilogue {
+    fn apply(self, isa: Isa, y: &mut [f32]) {
+        match self {
+            Epilogue::None => {}
+            Epilogue::GeluTanh => math::gelu_tanh(isa, y),
+            Epilogue::Silu => math::silu(isa, y),
+        }
+    }
+}
+
+/// `y[m, n] = epilogue(x[m, k] W^T + bias[n])`; m follows from the length of `y`.
 pub fn linear(
     isa: Isa,
     x: &[f32],
@@ -62,16 +122,33 @@ pub fn linear(
     y: &mut [f32],
 ) {
     let (n, k) = (weights.n, weights.k);
-    for (x, y) in x.chunks(k).zip(y.chunks_mut(n)) {
-        for j in 0..n {
-            let w = &weights.data[j * k..(j + 1) * k];
-            y[j] = bias.map_or(0.0, |b| b[j]) + x.iter().zip(w).map(|(a, b)| a * b).sum::<f32>();
+    assert!(y.len().is_multiple_of(n), "the output has no rows of {n}");
+    let m = y.len() / n;
+    assert_eq!(x.len(), m * k, "the input is not [{m}, {k}]");
+    assert!(
+        bias.is_none_or(|bias| bias.len() == n),
+        "the bias is not [{n}]"
+    );
+    let layer = Layer {
+        isa,
+        weights,
+        bias,
+        epilogue,
+    };
+    let threads = rayon::current_num_threads();
+    if threads == 1 || m * n * k <= SERIAL_WORK {
+        let rows = MAX_BLOCK_ROWS.min(m).max(1);
+        for (x, y) in x.chunks(rows * k).zip(y.chunks_mut(rows * n)) {
+            layer.rows(x, panels(n), y, n);
         }
-        match epilogue {
-            Epilogue::None => {}
-            Epilogue::GeluTanh => math::gelu_tanh(isa, y),
-            Epilogue::Silu => math::silu(isa, y),
-        }
+    } else if m >= 4 * max_rows(isa, 2) * threads || n <= m {
+        let rows = m
+            .div_ceil(4 * threads)
+            .clamp(max_rows(isa, 2).min(m), MAX_BLOCK_ROWS);
+        let blocks = x.par_chunks(rows * k).zip(y.par_chunks_mut(rows * n));
+        blocks.for_each(|(x, y)| layer.rows(x, panels(n), y, n));
+    } else {
+        layer.by_columns(x, m, 4 * threads, y);
     }
 }
 
@@ -86,3 +163,114 @@ pub fn matmul(isa: Isa, a: &[f32], b: &[f32], k: usize, n: usize, y: &mut [f32])
         y,
     );
 }
+
+/// A linear layer at work.
+#[derive(Clone, Copy)]
+struct Layer<'a> {
+    isa: Isa,
+    weights: &'a PackedMatrix,
+    bias: Option<&'a [f32]>,
+    epilogue: Epilogue,
+}
+
+impl Layer<'_> {
+    /// Few rows: the columns are divided among threads, and the parts put together at the end.
+    fn by_columns(&self, x: &[f32], m: usize, parts: usize, y: &mut [f32]) {
+        let n = self.weights.n;
+        let all: Vec<Panel> = panels(n).collect();
+        let done: Vec<(Panel, Vec<f32>)> = all
+            .par_chunks(all.len().div_ceil(parts))
+            .map(|group| {
+                let (first, last) = (group[0].first, group[group.len() - 1]);
+                let cols = last.first + last.cols - first;
+                let mut part = vec![0.0; m * cols];
+                let k = self.weights.k;
+                for (x, part) in x
+                    .chunks(MAX_BLOCK_ROWS * k)
+                    .zip(part.chunks_mut(MAX_BLOCK_ROWS * cols))
+                {
+                    self.rows(x, group.iter().copied(), part, cols);
+                }
+                (
+                    Panel {
+                        first,
+                        cols,
+                        vecs: 0,
+                    },
+                    part,
+                )
+            })
+            .collect();
+        for (place, part) in done {
+            for (y, part) in y.chunks_mut(n).zip(part.chunks(place.cols)) {
+                y[place.first..][..place.cols].copy_from_slice(part);
+            }
+        }
+    }
+
+    /// At most [`MAX_BLOCK_ROWS`] rows and some neighbouring panels into `y`, whose rows are
+    /// `stride` long and begin with the first panel's first column.
+    fn rows(
+        &self,
+        x: &[f32],
+        panels: impl Iterator<Item = Panel> + Clone,
+        y: &mut [f32],
+        stride: usize,
+    ) {
+        let k = self.weights.k;
+        let rows = y.len() / stride;
+        with_scratch(rows * BLOCK_STRIDE, |block| {
+            for start in (0..k).step_by(DEPTH) {
+                let end = (start + DEPTH).min(k);
+                for (x, block) in x.chunks(k).zip(block.chunks_mut(BLOCK_STRIDE)) {
+                    block[..end - start].copy_from_slice(&x[start..end]);
+                }
+                let mut first = None;
+                for panel in panels.clone() {
+                    let column = panel.first - *first.get_or_insert(panel.first);
+                    self.panel(block, start..end, panel, rows, &mut y[column..], stride);
+                }
+            }
+        });
+    }
+
+    /// One panel's share of the inner dimension.
+    fn panel(
+        &self,
+        block: &[f32],
+        depth: std::ops::Range<usize>,
+        panel: Panel,
+        rows: usize,
+        y: &mut [f32],
+        stride: usize,
+    ) {
+        let start = match self.bias {
+            _ if depth.start > 0 => Start::Output,
+            Some(bias) => Start::Row(&bias[panel.first..][..panel.cols]),
+            None => Start::Zero,
+        };
+        for (row, rows) in strips(rows, max_rows(self.isa, panel.vecs)) {
+            let factors = Factors {
+                a: block,
+                origin: row * BLOCK_STRIDE,
+                segments: &[0],
+                row_stride: BLOCK_STRIDE,
+                depth: depth.len(),
+                b: self.weights.block(panel, depth.clone()),
+                b_stride: panel.width(),
+            };
+            let y = &mut y[row * stride..];
+            tile(self.isa, &factors, panel, rows, start, y, stride);
+            if depth.end == self.weights.k {
+                for i in 0..rows {
+                    self.epilogue
+                        .apply(self.isa, &mut y[i * stride..][..panel.cols]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "gemm_tests.rs"]
+mod tests;

@@ -82,6 +82,11 @@ impl Isa {
         }
     }
 
+    /// Panics when this processor lacks the level.
+    pub(super) fn assert_available(self) {
+        assert!(self.is_available(), "this processor does not have {self}");
+    }
+
     /// The level's name: `avx512`, `avx2` or `scalar`.
     pub fn name(self) -> &'static str {
         match self {
@@ -105,5 +110,20 @@ impl FromStr for Isa {
     fn from_str(name: &str) -> Result<Isa, IsaError> {
         let found = Isa::ALL.into_iter().find(|isa| isa.name() == name);
         found.ok_or_else(|| IsaError::Unknown(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_read_back_and_the_detected_level_is_available() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.name().parse(), Ok(isa));
+        }
+        assert!(matches!("sse9".parse::<Isa>(), Err(IsaError::Unknown(name)) if name == "sse9"));
+        assert_eq!(Isa::detect().ensure_available(), Ok(Isa::detect()));
+        assert!(Isa::available().contains(&Isa::Scalar));
     }
 }

@@ -20,6 +20,12 @@ pub mod gemm;
 pub mod isa;
 pub mod math;
 pub mod norm;
+mod scratch;
+#[cfg(test)]
+mod testing;
+mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tile_x86;
 
 pub use attention::{AttentionBias, AttentionShape, attention};
 pub use conv::{PackedConv, TemporalPadding, conv3d};
