@@ -11,7 +11,10 @@ use longtake_cpu::kernels::*;
 fn main() {
     let threads = std::env::var("LONGTAKE_BENCH_THREADS").ok();
     let threads = threads.map_or(2, |n| n.parse().expect("LONGTAKE_BENCH_THREADS"));
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .expect("threads");
     // The kernels run on the pool of the calling thread.
     pool.install(divan::main);
 }
@@ -19,8 +22,12 @@ fn main() {
 /// Measures `work`, with `operations` a call.
 fn bench(bencher: Bencher, operations: usize, mut work: impl FnMut(Isa)) {
     let named = std::env::var("LONGTAKE_BENCH_ISA").ok();
-    let isa = named.map_or_else(Isa::detect, |name| name.parse().expect("LONGTAKE_BENCH_ISA"));
-    bencher.counter(ItemsCount::new(operations)).bench_local(|| work(isa));
+    let isa = named.map_or_else(Isa::detect, |name| {
+        name.parse().expect("LONGTAKE_BENCH_ISA")
+    });
+    bencher
+        .counter(ItemsCount::new(operations))
+        .bench_local(|| work(isa));
 }
 
 fn values(len: usize) -> Vec<f32> {

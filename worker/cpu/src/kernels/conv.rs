@@ -1,6 +1,24 @@
-//! Three-dimensional convolution, channels last.
+//! Three-dimensional convolution, channels last, without a matrix of patches.
+//!
+//! A task computes some neighbouring output rows. It copies the input rows they read once, with
+//! the padding, into a small block that stays in the second-level cache; there the taps of one
+//! kernel row are one contiguous run of kw * cin values, so a strip of output positions times a
+//! panel of output channels is one register tile with kt * kh segments (see [`super::tile`]).
+//! Sums run over kt, kh, kw and cin, in this order, for every output.
 
+use rayon::prelude::*;
+
+use super::gemm::pack_panels;
 use super::isa::Isa;
+use super::scratch::with_scratch;
+use super::tile::{Factors, Panel, Start, max_rows, panels, strips, tile};
+
+/// Floats of a task's input block: half a second-level cache of 1 MiB, the other half is for
+/// weights. Affects speed only.
+const BLOCK_FLOATS: usize = 1 << 17;
+
+/// Output positions that a task should have, so that a pass over the weights pays.
+const TASK_POSITIONS: usize = 192;
 
 /// How a convolution continues its input in time. Space is always padded with zeros by
 /// (kernel - 1) / 2.
@@ -20,10 +38,11 @@ impl TemporalPadding {
     pub fn output_frames(self, frames: usize, kt: usize) -> usize {
         match self {
             TemporalPadding::Valid => (frames + 1).saturating_sub(kt),
-            _ => frames,
+            TemporalPadding::Causal | TemporalPadding::Symmetric => frames,
         }
     }
 
+    /// Frames added in front.
     fn front(self, kt: usize) -> usize {
         match self {
             TemporalPadding::Causal => kt - 1,
@@ -33,24 +52,43 @@ impl TemporalPadding {
     }
 }
 
-/// Convolution weights `[cout, cin, kt, kh, kw]` (PyTorch `Conv3d`), packed once.
+/// Convolution weights `[cout, cin, kt, kh, kw]` (PyTorch `Conv3d`), packed once. The layout does
+/// not depend on the instruction-set level.
 #[derive(Clone, Debug)]
 pub struct PackedConv {
     cout: usize,
     cin: usize,
     kernel: [usize; 3],
+    /// Panel after panel of output channels, each `[kt, kh, kw, cin, width]`.
     data: Vec<f32>,
 }
 
 impl PackedConv {
     /// Packs row-major `weights[cout, cin, kt, kh, kw]`; `kernel` is `[kt, kh, kw]`, kh and kw odd.
     pub fn pack(weights: &[f32], cout: usize, cin: usize, kernel: [usize; 3]) -> PackedConv {
-        assert_eq!(weights.len(), cout * cin * kernel.iter().product::<usize>());
+        let [kt, kh, kw] = kernel;
+        let taps = kt * kh * kw;
+        assert!(
+            kt > 0 && kh % 2 == 1 && kw % 2 == 1,
+            "kernel {kernel:?} has no centre"
+        );
+        assert!(
+            cout * cin > 0,
+            "a convolution of {cin} to {cout} channels has no weights"
+        );
+        assert_eq!(
+            weights.len(),
+            cout * cin * taps,
+            "weights are not [{cout}, {cin}, {kernel:?}]"
+        );
+        let data = pack_panels(cout, taps * cin, |channel, row| {
+            weights[(channel * cin + row % cin) * taps + row / cin]
+        });
         PackedConv {
             cout,
             cin,
             kernel,
-            data: weights.to_vec(),
+            data,
         }
     }
 
@@ -68,12 +106,26 @@ impl PackedConv {
     pub fn kernel(&self) -> [usize; 3] {
         self.kernel
     }
+
+    /// Bytes that the packed weights occupy.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+
+    /// Values that one output sums.
+    fn depth(&self) -> usize {
+        self.kernel.iter().product::<usize>() * self.cin
+    }
+
+    fn panel(&self, panel: Panel) -> &[f32] {
+        &self.data[panel.first * self.depth()..][..panel.width() * self.depth()]
+    }
 }
 
 /// `y[t', h, w, cout] = conv(x[t, h, w, cin]) + bias[cout] + residual[t', h, w, cout]`, stride 1;
 /// `size` is the input's `[t, h, w]`, t' is [`TemporalPadding::output_frames`].
 pub fn conv3d(
-    _isa: Isa,
+    isa: Isa,
     x: &[f32],
     size: [usize; 3],
     weights: &PackedConv,
@@ -82,29 +134,197 @@ pub fn conv3d(
     residual: Option<&[f32]>,
     y: &mut [f32],
 ) {
-    let [t, h, w] = size;
-    let [kt, kh, kw] = weights.kernel;
-    let (cin, cout) = (weights.cin, weights.cout);
-    let out_t = padding.output_frames(t, kt);
-    for i in 0..out_t * h * w {
-        let (ot, oy, ox) = (i / (h * w), i / w % h, i % w);
-        for co in 0..cout {
-            let mut sum = bias.map_or(0.0, |b| b[co]) + residual.map_or(0.0, |r| r[i * cout + co]);
-            for tap in 0..kt * kh * kw {
-                let (dt, dy, dx) = (tap / (kh * kw), tap / kw % kh, tap % kw);
-                let it = (ot + dt).saturating_sub(padding.front(kt)).min(t - 1);
-                let (iy, ix) = (
-                    (oy + dy).wrapping_sub(kh / 2),
-                    (ox + dx).wrapping_sub(kw / 2),
-                );
-                if iy < h && ix < w {
-                    for ci in 0..cin {
-                        sum += x[((it * h + iy) * w + ix) * cin + ci]
-                            * weights.data[(co * cin + ci) * kt * kh * kw + tap];
-                    }
+    let [frames, height, width] = size;
+    let cout = weights.cout;
+    let rows = padding.output_frames(frames, weights.kernel[0]) * height;
+    assert_eq!(
+        x.len(),
+        frames * height * width * weights.cin,
+        "the input is not {size:?}"
+    );
+    assert_eq!(
+        y.len(),
+        rows * width * cout,
+        "the output is not {rows} rows of {width}"
+    );
+    assert!(
+        bias.is_none_or(|bias| bias.len() == cout),
+        "the bias is not [{cout}]"
+    );
+    assert!(
+        residual.is_none_or(|r| r.len() == y.len()),
+        "the residual is not like the output"
+    );
+    if y.is_empty() {
+        return;
+    }
+    let job = Job {
+        isa,
+        x,
+        size,
+        weights,
+        front: padding.front(weights.kernel[0]),
+        bias,
+    };
+    let rows_per_task = job.rows_per_task(rows);
+    let run = |(index, y): (usize, &mut [f32])| {
+        let first = index * rows_per_task;
+        if let Some(residual) = residual {
+            job.prefill(&residual[first * width * cout..][..y.len()], y);
+        }
+        job.rows(first, residual.is_some(), y);
+    };
+    let chunk = rows_per_task * width * cout;
+    if rayon::current_num_threads() == 1 {
+        y.chunks_mut(chunk).enumerate().for_each(run);
+    } else {
+        y.par_chunks_mut(chunk).enumerate().for_each(run);
+    }
+}
+
+/// A convolution at work. A row is one (frame, line) of the output, counted over all frames.
+struct Job<'a> {
+    isa: Isa,
+    x: &'a [f32],
+    size: [usize; 3],
+    weights: &'a PackedConv,
+    /// Frames that the padding adds in front.
+    front: usize,
+    bias: Option<&'a [f32]>,
+}
+
+impl Job<'_> {
+    /// Length of a line of the input block.
+    fn line(&self) -> usize {
+        (self.size[2] + self.weights.kernel[2] - 1) * self.weights.cin
+    }
+
+    /// Whole frames if they are small, some lines of one frame if they are large.
+    fn rows_per_task(&self, rows: usize) -> usize {
+        let [_, height, width] = self.size;
+        let [kt, kh, _] = self.weights.kernel;
+        let fair = rows.div_ceil(4 * rayon::current_num_threads()).max(1);
+        let wanted = TASK_POSITIONS.div_ceil(width).min(fair);
+        let frame = (height + kh - 1) * self.line();
+        if wanted >= height {
+            let frames = (BLOCK_FLOATS / frame).saturating_sub(kt - 1).max(1);
+            return (wanted / height).min(frames) * height;
+        }
+        let lines = (BLOCK_FLOATS / (kt * self.line())).saturating_sub(kh - 1);
+        let lines = lines.clamp(1, wanted.max(1));
+        // Tasks that end with their frame: none reads a second one for a few lines only.
+        let per_frame = height.div_ceil(lines);
+        if height % per_frame == 0 {
+            height / per_frame
+        } else {
+            lines
+        }
+    }
+
+    /// Starts the sums with the residual and the bias.
+    fn prefill(&self, residual: &[f32], y: &mut [f32]) {
+        y.copy_from_slice(residual);
+        if let Some(bias) = self.bias {
+            for y in y.chunks_mut(self.weights.cout) {
+                y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+            }
+        }
+    }
+
+    /// Computes the rows from `first` on into `y`.
+    fn rows(&self, first: usize, load: bool, y: &mut [f32]) {
+        let [_, height, width] = self.size;
+        let [kt, kh, _] = self.weights.kernel;
+        let count = y.len() / (width * self.weights.cout);
+        let frames = (first / height, (first + count - 1) / height);
+        let lines = if frames.0 == frames.1 {
+            (first % height, (first + count - 1) % height)
+        } else {
+            (0, height - 1)
+        };
+        let block_lines = lines.1 - lines.0 + kh;
+        let block_frames = frames.1 - frames.0 + kt;
+        with_scratch(block_frames * block_lines * self.line(), |block| {
+            for (i, block) in block.chunks_mut(block_lines * self.line()).enumerate() {
+                self.copy_frame(frames.0 + i, lines.0, block);
+            }
+            let segments: Vec<usize> = (0..kt * kh)
+                .map(|tap| (tap / kh * block_lines + tap % kh) * self.line())
+                .collect();
+            for panel in panels(self.weights.cout) {
+                for row in 0..count {
+                    let (frame, line) = ((first + row) / height, (first + row) % height);
+                    let place = (frame - frames.0) * block_lines + line - lines.0;
+                    let y = &mut y[row * width * self.weights.cout + panel.first..];
+                    self.row(block, place * self.line(), &segments, panel, load, y);
                 }
             }
-            y[i * cout + co] = sum;
+        });
+    }
+
+    /// Copies the lines of one padded frame that the taps of output line `first` and its
+    /// followers read; `frame` counts with the padding in front.
+    fn copy_frame(&self, frame: usize, first: usize, block: &mut [f32]) {
+        let [frames, height, width] = self.size;
+        let [_, kh, kw] = self.weights.kernel;
+        let cin = self.weights.cin;
+        let frame = frame.saturating_sub(self.front).min(frames - 1);
+        let margin = kw / 2 * cin;
+        for (i, block) in block.chunks_mut(self.line()).enumerate() {
+            match (first + i)
+                .checked_sub(kh / 2)
+                .filter(|&line| line < height)
+            {
+                None => block.fill(0.0),
+                Some(line) => {
+                    let row = &self.x[(frame * height + line) * width * cin..][..width * cin];
+                    block[..margin].fill(0.0);
+                    block[margin..margin + row.len()].copy_from_slice(row);
+                    block[margin + row.len()..].fill(0.0);
+                }
+            }
+        }
+    }
+
+    /// One output row times one panel of output channels.
+    fn row(
+        &self,
+        block: &[f32],
+        origin: usize,
+        segments: &[usize],
+        panel: Panel,
+        load: bool,
+        y: &mut [f32],
+    ) {
+        let cout = self.weights.cout;
+        let start = match self.bias {
+            _ if load => Start::Output,
+            Some(bias) => Start::Row(&bias[panel.first..][..panel.cols]),
+            None => Start::Zero,
+        };
+        for (x, positions) in strips(self.size[2], max_rows(self.isa, panel.vecs)) {
+            let factors = Factors {
+                a: block,
+                origin: origin + x * self.weights.cin,
+                segments,
+                row_stride: self.weights.cin,
+                depth: self.weights.kernel[2] * self.weights.cin,
+                b: self.weights.panel(panel),
+                b_stride: panel.width(),
+            };
+            tile(
+                self.isa,
+                &factors,
+                panel,
+                positions,
+                start,
+                &mut y[x * cout..],
+                cout,
+            );
         }
     }
 }
+
+#[cfg(test)]
+#[path = "conv_tests.rs"]
+mod tests;
