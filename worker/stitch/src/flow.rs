@@ -94,7 +94,7 @@ pub struct FlowParams {
 impl FlowParams {
     /// For joining: about 0.15 px mean error for motions of 12 px.
     pub const ACCURATE: Self = Self {
-        finest_search: 1,
+        finest_search: 0,
         finest_refine: 0,
         stride: 4,
         search_steps: 12,

@@ -1,5 +1,10 @@
 //! Joining two windows that show the same moments in slightly different ways.
 
+mod detail;
+mod exposure;
+mod morph;
+mod picture;
+
 use crate::StitchError;
 use longtake_common::Frame;
 use serde::{Deserialize, Serialize};
@@ -82,7 +87,8 @@ pub fn join(
         return Ok(right_head.to_vec());
     }
     Ok(match params.method {
-        Method::Flow | Method::Crossfade => crossfade(left_tail, right_head),
+        Method::Flow => morph::join(left_tail, right_head),
+        Method::Crossfade => crossfade(left_tail, right_head),
         Method::Cut => cut(left_tail, right_head),
     })
 }

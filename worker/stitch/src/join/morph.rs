@@ -1,0 +1,389 @@
+//! The join along optical flow.
+//!
+//! At every moment of the overlap both windows show the same scene in slightly different places,
+//! colours and textures. Four things move from left to right at their own pace:
+//! *exposure* and *place* slowly, over the overlap and the frames after it, so that neither light
+//! nor motion steps; *texture* over the overlap, pixel on matching pixel; what has no match
+//! in the middle of the overlap, quickly, because a long average of different things is a ghost.
+
+use super::detail;
+use super::exposure::{AlignedPoints, Exposure};
+use super::picture::Picture;
+use super::share;
+use crate::flow::{
+    Bidirectional, FlowField, FlowParams, Pyramid, both_ways, contrast_axis, flow_between,
+};
+use crate::plane::{Plane, project};
+use longtake_common::Frame;
+use rayon::prelude::*;
+
+/// Frames that a change of something without a match takes.
+const QUICK_FRAMES: f32 = 4.0;
+/// Displacement that fades by so many pixels a frame is not seen, in a picture of [`SIDE`] pixels
+/// and, in proportion, in larger ones.
+const DRIFT_PER_FRAME: f32 = 0.1;
+/// See [`DRIFT_PER_FRAME`].
+const SIDE: f32 = 256.0;
+/// Pixels of a picture above which frames are worked on one after another, to save memory.
+const LARGE: usize = 1 << 21;
+
+pub(super) fn join(left: &[Frame], right: &[Frame]) -> Vec<Frame> {
+    let plan = Plan::new(left, right);
+    let mut out = Vec::with_capacity(right.len());
+    let mut place = None;
+    for batch in batches(0..left.len(), &right[0]) {
+        let done: Vec<_> = batch
+            .into_par_iter()
+            .map(|k| {
+                let match_ = Match::new(&left[k], &right[k], &plan.exposure);
+                let frame = plan.overlap_frame(k, &left[k], &right[k], &match_);
+                (frame, match_.to_left)
+            })
+            .collect();
+        for (frame, to_left) in done {
+            out.push(frame);
+            place = Some(to_left);
+        }
+    }
+    let mut tracked = Tracked::new(place.expect("an overlap of at least one frame"));
+    for batch in batches(left.len()..right.len(), &right[0]) {
+        let flows: Vec<_> = batch
+            .clone()
+            .into_par_iter()
+            .map(|k| plan.displaced(k).then(|| back(&right[k], &right[k - 1])))
+            .collect();
+        let fields: Vec<_> = flows
+            .iter()
+            .map(|f| f.as_ref().map(|f| tracked.step(f)))
+            .collect();
+        let frames: Vec<_> = batch
+            .into_par_iter()
+            .zip(&fields)
+            .map(|(k, field)| plan.relaxed_frame(k, &right[k], field.as_ref()))
+            .collect();
+        out.extend(frames);
+    }
+    out
+}
+
+/// Frames that are worked on together: as many as there are threads, or one of large pictures.
+/// Results do not depend on it.
+fn batches(range: std::ops::Range<usize>, frame: &Frame) -> Vec<Vec<usize>> {
+    let pixels = frame.width() as usize * frame.height() as usize;
+    let size = if pixels > LARGE {
+        1
+    } else {
+        2 * rayon::current_num_threads()
+    };
+    range
+        .collect::<Vec<_>>()
+        .chunks(size)
+        .map(<[usize]>::to_vec)
+        .collect()
+}
+
+/// Motion from `now` to the frame before it.
+fn back(now: &Frame, before: &Frame) -> FlowField {
+    let axis = contrast_axis(&[now, before]);
+    let pyramid = |f: &Frame| Pyramid::new(project(f, axis));
+    flow_between(&pyramid(now), &pyramid(before), &FlowParams::FAST)
+}
+
+/// From 0 at 0 to 1 at 1, a little slower at both ends; never steeper than 1.25.
+fn ramp(t: f32) -> f32 {
+    let t = t.clamp(0.0, 1.0);
+    0.5 * t + 0.5 * t * t * (3.0 - 2.0 * t)
+}
+
+/// What is decided once for the whole seam.
+struct Plan {
+    overlap: usize,
+    total: usize,
+    exposure: Exposure,
+    /// Frames after which the right window's own geometry is reached.
+    place_frames: usize,
+}
+
+impl Plan {
+    fn new(left: &[Frame], right: &[Frame]) -> Self {
+        let (overlap, total) = (left.len(), right.len());
+        let guess = Exposure::from_histograms(left, &right[..overlap]);
+        let mut probes = vec![0, overlap / 2, overlap - 1];
+        probes.dedup();
+        let matches: Vec<Match> = probes
+            .par_iter()
+            .map(|&k| Match::new(&left[k], &right[k], &guess))
+            .collect();
+        let mut points = AlignedPoints::default();
+        for (&k, m) in probes.iter().zip(&matches) {
+            points.add(&left[k], &right[k], &m.to_right, &m.left_certain);
+        }
+        let exposure = points.exposure(&guess).unwrap_or(Exposure::NONE);
+        let displacement = matches
+            .iter()
+            .map(|m| m.typical_displacement(&left[0]))
+            .fold(0.0, f32::max);
+        let side = left[0].width().min(left[0].height()) as f32;
+        let rate = DRIFT_PER_FRAME * (side / SIDE).max(1.0);
+        let wanted = (displacement / rate).ceil() as usize;
+        let place_frames = wanted.clamp(overlap, total.max(overlap + 1) - 1).max(1);
+        Self {
+            overlap,
+            total,
+            exposure,
+            place_frames,
+        }
+    }
+
+    /// Share of the right window's geometry in frame `k`.
+    fn place(&self, k: usize) -> f32 {
+        let steps = if self.total == self.overlap {
+            self.total
+        } else {
+            self.place_frames + 1
+        };
+        ramp((k + 1) as f32 / steps as f32)
+    }
+
+    /// Whether frame `k`, after the overlap, is still displaced.
+    fn displaced(&self, k: usize) -> bool {
+        self.place(k) < 1.0
+    }
+
+    /// Share of the left window's exposure in frame `k`.
+    fn left_exposure(&self, k: usize) -> f32 {
+        1.0 - ramp((k + 1) as f32 / self.total as f32)
+    }
+
+    fn overlap_frame(&self, k: usize, left: &Frame, right: &Frame, m: &Match) -> Frame {
+        let strength = self.left_exposure(k);
+        let left = Picture::new(left, &self.exposure.inverse().scaled(1.0 - strength));
+        let right = Picture::new(right, &self.exposure.scaled(strength));
+        let place = self.place(k);
+        let (from_left, left_sure) = displaced(&left, &m.to_right, place, Some(&m.left_certain));
+        let (from_right, right_sure) =
+            displaced(&right, &m.to_left, 1.0 - place, Some(&m.right_certain));
+        let slow = share(k, self.overlap, self.total - self.overlap);
+        let quick = quick_share(slow, self.overlap);
+        let sure = Plane::from_rows(left.width, left.height, |y, out| {
+            for ((o, l), r) in out.iter_mut().zip(left_sure.row(y)).zip(right_sure.row(y)) {
+                *o = l.min(*r);
+            }
+        });
+        let sure = sure.box_mean(2);
+        let share = Plane::from_rows(left.width, left.height, |y, out| {
+            for (o, s) in out.iter_mut().zip(sure.row(y)) {
+                *o = quick + s.clamp(0.0, 1.0) * (slow - quick);
+            }
+        });
+        detail::blend(&from_left, &from_right, &share).to_frame()
+    }
+
+    fn relaxed_frame(&self, k: usize, right: &Frame, to_left: Option<&FlowField>) -> Frame {
+        let strength = self.left_exposure(k);
+        let rest = 1.0 - self.place(k);
+        if strength == 0.0 && rest == 0.0 {
+            return right.clone();
+        }
+        let picture = Picture::new(right, &self.exposure.scaled(strength));
+        match to_left {
+            Some(field) => displaced(&picture, field, rest, None).0.to_frame(),
+            None => picture.to_frame(),
+        }
+    }
+}
+
+/// The share of the right window where nothing matches: all left or all right but for a few
+/// frames in the middle.
+fn quick_share(slow: f32, overlap: usize) -> f32 {
+    let width = (QUICK_FRAMES / (overlap + 1) as f32).min(1.0);
+    let t = ((slow - 0.5) / width + 0.5).clamp(0.0, 1.0);
+    t * t * (3.0 - 2.0 * t)
+}
+
+/// `picture` moved by `amount` of `field`, which starts in it; with it, `mask` moved alike.
+fn displaced(
+    picture: &Picture,
+    field: &FlowField,
+    amount: f32,
+    mask: Option<&Plane>,
+) -> (Picture, Plane) {
+    let (w, h) = (picture.width, picture.height);
+    let source = |x: usize, y: usize| {
+        let (x, y) = (x as f32, y as f32);
+        let (mut u, mut v) = field.sample(x, y);
+        // The motion is known where it starts; find the start that ends here.
+        for _ in 0..3 {
+            (u, v) = field.sample(x - amount * u, y - amount * v);
+        }
+        (x - amount * u, y - amount * v)
+    };
+    let moved = Picture::from_rows(w, h, |y, out| {
+        for (x, out) in out.iter_mut().enumerate() {
+            let (sx, sy) = source(x, y);
+            *out = picture.sample(sx, sy);
+        }
+    });
+    let mask = match mask {
+        Some(mask) => Plane::from_rows(w, h, |y, out| {
+            for (x, out) in out.iter_mut().enumerate() {
+                let (sx, sy) = source(x, y);
+                *out = mask.sample(sx, sy);
+            }
+        }),
+        None => Plane::filled(0, 0, 0.0),
+    };
+    (moved, mask)
+}
+
+/// How one moment of the left window lies on the same moment of the right one.
+struct Match {
+    to_right: FlowField,
+    to_left: FlowField,
+    /// 1 where the left picture's pixel was found in the right one and looks the same.
+    left_certain: Plane,
+    right_certain: Plane,
+}
+
+impl Match {
+    fn new(left: &Frame, right: &Frame, exposure: &Exposure) -> Self {
+        let axis = contrast_axis(&[left, right]);
+        let a = project(left, axis);
+        let gains = std::array::from_fn(|c| axis[c] * exposure.gain[c]);
+        let offset: f32 = (0..3).map(|c| axis[c] * exposure.offset[c]).sum();
+        let mut b = project(right, gains);
+        b.data.iter_mut().for_each(|v| *v += offset);
+        let (a, b) = (Pyramid::new(a), Pyramid::new(b));
+        let Bidirectional {
+            mut forward,
+            mut backward,
+            forward_trust,
+            backward_trust,
+        } = both_ways(&a, &b, &FlowParams::ACCURATE);
+        let left_certain = certainty(a.finest(), b.finest(), &forward, &forward_trust);
+        let right_certain = certainty(b.finest(), a.finest(), &backward, &backward_trust);
+        restrain(&mut forward, a.finest(), &left_certain);
+        restrain(&mut backward, b.finest(), &right_certain);
+        Self {
+            to_right: forward,
+            to_left: backward,
+            left_certain,
+            right_certain,
+        }
+    }
+
+    /// Length that nine tenths of the trusted edge pixels' displacements do not exceed.
+    fn typical_displacement(&self, left: &Frame) -> f32 {
+        let luma = crate::plane::luma(left);
+        let mut lengths: Vec<(f32, f32)> = Vec::new();
+        for y in 0..luma.height {
+            for x in 0..luma.width {
+                let weight = edge(&luma, x, y) * self.left_certain.at(x, y);
+                if weight > 0.0 {
+                    let (u, v) = (self.to_right.u.at(x, y), self.to_right.v.at(x, y));
+                    lengths.push(((u * u + v * v).sqrt(), weight));
+                }
+            }
+        }
+        lengths.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let wanted = 0.9 * lengths.iter().map(|l| f64::from(l.1)).sum::<f64>();
+        let mut sum = 0.0;
+        for (length, weight) in lengths {
+            sum += f64::from(weight);
+            if sum >= wanted {
+                return length;
+            }
+        }
+        0.0
+    }
+}
+
+/// How much of an edge there is at a pixel, beyond noise; at most 20 grey levels count.
+fn edge(p: &Plane, x: usize, y: usize) -> f32 {
+    let (dx, dy) =
+        (p.at(x, y) - p.at(x.saturating_sub(1), y), p.at(x, y) - p.at(x, y.saturating_sub(1)));
+    ((dx * dx + dy * dy).sqrt() - 2.0).clamp(0.0, 20.0)
+}
+
+/// Trust in the flow, and that both ends look alike.
+fn certainty(a: &Plane, b: &Plane, flow: &FlowField, trust: &Plane) -> Plane {
+    let errors = Plane::from_rows(a.width, a.height, |y, out| {
+        for (x, out) in out.iter_mut().enumerate() {
+            let to = b.sample(x as f32 + flow.u.at(x, y), y as f32 + flow.v.at(x, y));
+            *out = (a.at(x, y) - to).abs();
+        }
+    });
+    let errors = errors.box_mean(1);
+    Plane::from_rows(a.width, a.height, |y, out| {
+        for ((o, e), t) in out.iter_mut().zip(errors.row(y)).zip(trust.row(y)) {
+            *o = t * (1.0 - (e - 10.0) / 20.0).clamp(0.0, 1.0);
+        }
+    })
+}
+
+/// Takes motion out of neighbourhoods where most edges were not found: better a dissolve in place
+/// than a picture bent by a guess.
+fn restrain(flow: &mut FlowField, picture: &Plane, certain: &Plane) {
+    let (w, h) = (picture.width, picture.height);
+    let edges = Plane::from_rows(w, h, |y, out| {
+        for (x, out) in out.iter_mut().enumerate() {
+            *out = 0.02 + edge(picture, x, y);
+        }
+    });
+    let found = Plane::from_rows(w, h, |y, out| {
+        for ((o, e), c) in out.iter_mut().zip(edges.row(y)).zip(certain.row(y)) {
+            *o = e * c;
+        }
+    });
+    let radius = (w.min(h) / 16).max(4);
+    let (edges, found) = (edges.box_mean(radius), found.box_mean(radius));
+    for field in [&mut flow.u, &mut flow.v] {
+        for ((value, e), f) in field.data.iter_mut().zip(&edges.data).zip(&found.data) {
+            let known = f / e.max(1e-6);
+            *value *= ((known - 0.3) / 0.3).clamp(0.0, 1.0);
+        }
+    }
+}
+
+/// The right window's displacement at the end of the overlap, carried along with its motion.
+struct Tracked {
+    to_left: FlowField,
+    /// Where each pixel of the current frame was at the end of the overlap.
+    x: Option<(Plane, Plane)>,
+}
+
+impl Tracked {
+    fn new(to_left: FlowField) -> Self {
+        Self { to_left, x: None }
+    }
+
+    /// Goes on to the next frame, given its motion back to the one before.
+    fn step(&mut self, back: &FlowField) -> FlowField {
+        let (w, h) = (back.u.width, back.u.height);
+        let origin = |pick: usize| {
+            Plane::from_rows(w, h, |y, out| {
+                for (x, out) in out.iter_mut().enumerate() {
+                    let (bx, by) = (x as f32 + back.u.at(x, y), y as f32 + back.v.at(x, y));
+                    *out = match &self.x {
+                        Some((ox, oy)) => [ox, oy][pick].sample(bx, by),
+                        None => [bx, by][pick],
+                    };
+                }
+            })
+        };
+        let (ox, oy) = (origin(0), origin(1));
+        let field = |p: &Plane| {
+            Plane::from_rows(w, h, |y, out| {
+                for (x, out) in out.iter_mut().enumerate() {
+                    *out = p.sample(ox.at(x, y), oy.at(x, y));
+                }
+            })
+        };
+        let out = FlowField {
+            u: field(&self.to_left.u),
+            v: field(&self.to_left.v),
+        };
+        self.x = Some((ox, oy));
+        out
+    }
+}
