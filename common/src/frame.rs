@@ -13,12 +13,20 @@ pub struct Frame {
 impl Frame {
     /// Wraps `data` (`[height, width, 3]`, row-major). Returns `None` when the length does not fit.
     pub fn from_rgb8(width: u32, height: u32, data: Vec<u8>) -> Option<Self> {
-        (data.len() == 3 * width as usize * height as usize).then_some(Self { width, height, data })
+        (data.len() == 3 * width as usize * height as usize).then_some(Self {
+            width,
+            height,
+            data,
+        })
     }
 
     /// A black picture.
     pub fn black(width: u32, height: u32) -> Self {
-        Self { width, height, data: vec![0; 3 * width as usize * height as usize] }
+        Self {
+            width,
+            height,
+            data: vec![0; 3 * width as usize * height as usize],
+        }
     }
 
     /// Width in pixels.
@@ -59,10 +67,18 @@ impl Frame {
         }
         let (w, h) = (width.min(self.width), height.min(self.height));
         let mut data = Vec::with_capacity(3 * w as usize * h as usize);
-        for row in self.data.chunks_exact(3 * self.width as usize).take(h as usize) {
+        for row in self
+            .data
+            .chunks_exact(3 * self.width as usize)
+            .take(h as usize)
+        {
             data.extend_from_slice(&row[..3 * w as usize]);
         }
-        Self { width: w, height: h, data }
+        Self {
+            width: w,
+            height: h,
+            data,
+        }
     }
 }
 

@@ -52,7 +52,9 @@ impl FromStr for Hash {
     type Err = BadHash;
 
     fn from_str(text: &str) -> Result<Self, BadHash> {
-        blake3::Hash::from_hex(text).map(Self::from).map_err(|_| BadHash(text.to_owned()))
+        blake3::Hash::from_hex(text)
+            .map(Self::from)
+            .map_err(|_| BadHash(text.to_owned()))
     }
 }
 
@@ -64,7 +66,9 @@ impl Serialize for Hash {
 
 impl<'de> Deserialize<'de> for Hash {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 

@@ -24,7 +24,11 @@ fn the_same_frames_give_the_same_bytes_on_any_thread() {
     for thread in threads {
         assert_eq!(thread.join().unwrap(), first);
     }
-    assert_eq!(chunk(&picture, &frames), first, "a second encoder on the same thread");
+    assert_eq!(
+        chunk(&picture, &frames),
+        first,
+        "a second encoder on the same thread"
+    );
 }
 
 #[test]
@@ -41,10 +45,17 @@ fn all_chunks_of_a_film_have_equal_parameter_sets() {
         vec![Frame::black(256, 160)],
         (1..20).map(noise).collect(),
         // A hard cut inside a chunk, and stillness.
-        vec![Frame::black(256, 160), natural(256, 160, 3), Frame::black(256, 160)],
+        vec![
+            Frame::black(256, 160),
+            natural(256, 160, 3),
+            Frame::black(256, 160),
+        ],
         vec![shapes(256, 160, 0); 30],
     ];
-    let sets: Vec<_> = contents.iter().map(|frames| parameter_sets(&chunk(&picture, frames)).unwrap()).collect();
+    let sets: Vec<_> = contents
+        .iter()
+        .map(|frames| parameter_sets(&chunk(&picture, frames)).unwrap())
+        .collect();
     assert!(sets.iter().all(|set| *set == sets[0]));
     assert_eq!(sets[0].sps[0] & 31, 7);
     assert_eq!(sets[0].pps[0] & 31, 8);
@@ -56,11 +67,17 @@ fn chunks_decode_to_their_frames() {
         for draw in [shapes, natural] {
             let frames: Vec<Frame> = (0..10).map(|index| draw(width, height, index)).collect();
             let bytes = chunk(&picture(width, height, 24.0), &frames);
-            let back: Vec<Frame> = read_chunk(&bytes).unwrap().collect::<media::Result<_>>().unwrap();
+            let back: Vec<Frame> = read_chunk(&bytes)
+                .unwrap()
+                .collect::<media::Result<_>>()
+                .unwrap();
             assert_eq!(back.len(), frames.len(), "{width}x{height}");
             for (a, b) in frames.iter().zip(&back) {
                 let (luma, rgb) = psnr_of_frames(a, b);
-                assert!(luma > 40.0, "{width}x{height}: luma {luma:.1} dB, RGB {rgb:.1} dB");
+                assert!(
+                    luma > 40.0,
+                    "{width}x{height}: luma {luma:.1} dB, RGB {rgb:.1} dB"
+                );
             }
         }
     }
@@ -70,23 +87,44 @@ fn chunks_decode_to_their_frames() {
 fn pictures_that_hardly_compress_are_encoded_too() {
     let mut random = Random(11);
     let frames: Vec<Frame> = (0..6)
-        .map(|_| Frame::from_rgb8(352, 288, (0..3 * 352 * 288).map(|_| random.next() as u8).collect()).unwrap())
+        .map(|_| {
+            Frame::from_rgb8(
+                352,
+                288,
+                (0..3 * 352 * 288).map(|_| random.next() as u8).collect(),
+            )
+            .unwrap()
+        })
         .collect();
     let mut encoder = ChunkEncoder::with_qp(352, 288, 24.0, 1).unwrap();
     for frame in &frames {
         encoder.push(frame).unwrap();
     }
-    let back = read_chunk(&encoder.finish().unwrap()).unwrap().collect::<media::Result<Vec<_>>>();
+    let back = read_chunk(&encoder.finish().unwrap())
+        .unwrap()
+        .collect::<media::Result<Vec<_>>>();
     assert_eq!(back.unwrap().len(), 6);
 }
 
 #[test]
 fn sizes_are_judged_before_anything_is_encoded() {
-    for (width, height) in [(256, 160), (1216, 704), (3840, 2160), (3840, 2176), (2160, 3840), (16, 16), (4096, 2304)] {
+    for (width, height) in [
+        (256, 160),
+        (1216, 704),
+        (3840, 2160),
+        (3840, 2176),
+        (2160, 3840),
+        (16, 16),
+        (4096, 2304),
+    ] {
         check_size(Codec::H264, width, height).unwrap();
         ChunkEncoder::new(width, height, 24.0).unwrap();
     }
-    let text = |width, height| check_size(Codec::H264, width, height).unwrap_err().to_string();
+    let text = |width, height| {
+        check_size(Codec::H264, width, height)
+            .unwrap_err()
+            .to_string()
+    };
     let odd = text(255, 161);
     assert!(odd.contains("254x160") && odd.contains("256x162"), "{odd}");
     assert!(text(14, 100).contains("at least 16"));
@@ -104,12 +142,27 @@ fn misuse_is_an_error() {
     let wrong = encoder.push(&Frame::black(64, 66));
     assert!(matches!(wrong, Err(MediaError::SizeChanged { .. })));
     assert!(matches!(encoder.finish(), Err(MediaError::NoFrames(_))));
-    assert!(matches!(ChunkEncoder::new(64, 64, 0.0), Err(MediaError::BadRate(_))));
-    assert!(read_chunk(b"neither chunk nor pack").unwrap().next().unwrap().is_err());
+    assert!(matches!(
+        ChunkEncoder::new(64, 64, 0.0),
+        Err(MediaError::BadRate(_))
+    ));
+    assert!(
+        read_chunk(b"neither chunk nor pack")
+            .unwrap()
+            .next()
+            .unwrap()
+            .is_err()
+    );
     // A chunk that was cut: an error or fewer frames, never a made-up one.
     let frames: Vec<Frame> = (0..5).map(|index| shapes(64, 64, index)).collect();
     let bytes = chunk(&picture(64, 64, 24.0), &frames);
-    let whole: Vec<Frame> = read_chunk(&bytes).unwrap().collect::<media::Result<_>>().unwrap();
-    let cut: Vec<_> = read_chunk(&bytes[..bytes.len() - 40]).unwrap().filter_map(Result::ok).collect();
+    let whole: Vec<Frame> = read_chunk(&bytes)
+        .unwrap()
+        .collect::<media::Result<_>>()
+        .unwrap();
+    let cut: Vec<_> = read_chunk(&bytes[..bytes.len() - 40])
+        .unwrap()
+        .filter_map(Result::ok)
+        .collect();
     assert!(cut.len() < 5 && whole.starts_with(&cut));
 }

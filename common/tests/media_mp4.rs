@@ -5,22 +5,45 @@ mod media_support;
 
 use longtake_common::Frame;
 use longtake_common::media::{self, ChunkEncoder, MediaError, Muxer, open_video};
-use media_support::{chunk, metadata, natural, picture, psnr_of_frames, run_ffmpeg, shapes, write_film};
+use media_support::{
+    chunk, metadata, natural, picture, psnr_of_frames, run_ffmpeg, shapes, write_film,
+};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 fn probe(path: &Path) -> Value {
-    let entries = ["-v", "error", "-count_frames", "-show_streams", "-show_format", "-of", "json"];
-    let (out, errors) = run_ffmpeg("ffprobe", &[&entries[..], &[path.to_str().unwrap()]].concat());
+    let entries = [
+        "-v",
+        "error",
+        "-count_frames",
+        "-show_streams",
+        "-show_format",
+        "-of",
+        "json",
+    ];
+    let (out, errors) = run_ffmpeg(
+        "ffprobe",
+        &[&entries[..], &[path.to_str().unwrap()]].concat(),
+    );
     assert_eq!(errors, "");
     serde_json::from_str(&out).unwrap()
 }
 
 /// Decodes the whole file: not a word may be printed.
 fn assert_ffmpeg_is_silent(path: &Path) {
-    let (_, errors) =
-        run_ffmpeg("ffmpeg", &["-v", "warning", "-i", path.to_str().unwrap(), "-f", "null", "-"]);
+    let (_, errors) = run_ffmpeg(
+        "ffmpeg",
+        &[
+            "-v",
+            "warning",
+            "-i",
+            path.to_str().unwrap(),
+            "-f",
+            "null",
+            "-",
+        ],
+    );
     assert_eq!(errors, "", "{}", path.display());
 }
 
@@ -90,26 +113,47 @@ fn ffmpeg_decodes_our_film_to_the_same_pixels_as_we_do() {
     let path = folder.path().join("film.mp4");
     let raw = folder.path().join("film.yuv");
     write_film(&path, &picture(130, 98, 24.0), &[7, 5], natural);
-    let arguments = ["-v", "error", "-i", path.to_str().unwrap(), "-pix_fmt", "yuv420p", "-f", "rawvideo"];
-    run_ffmpeg("ffmpeg", &[&arguments[..], &[raw.to_str().unwrap()]].concat());
+    let arguments = [
+        "-v",
+        "error",
+        "-i",
+        path.to_str().unwrap(),
+        "-pix_fmt",
+        "yuv420p",
+        "-f",
+        "rawvideo",
+    ];
+    run_ffmpeg(
+        "ffmpeg",
+        &[&arguments[..], &[raw.to_str().unwrap()]].concat(),
+    );
     let mut ours = Vec::new();
     let mut reader = open_video(&path).unwrap();
     while let Some(planes) = reader.next_planes() {
         let planes = planes.unwrap();
         ours.extend([planes.y, planes.u, planes.v].concat());
     }
-    assert!(ours == fs::read(&raw).unwrap(), "two decoders of one stream must agree to the bit");
+    assert!(
+        ours == fs::read(&raw).unwrap(),
+        "two decoders of one stream must agree to the bit"
+    );
 }
 
 #[test]
 fn a_film_comes_back_with_all_its_frames() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, draw) in [("shapes", shapes as fn(u32, u32, u32) -> Frame), ("natural", natural)] {
+    for (name, draw) in [
+        ("shapes", shapes as fn(u32, u32, u32) -> Frame),
+        ("natural", natural),
+    ] {
         let path = folder.path().join(format!("{name}.mp4"));
         let frames = write_film(&path, &picture(256, 160, 24.0), &[17, 5, 12], draw);
         let reader = open_video(&path).unwrap();
         let info = reader.info().clone();
-        assert_eq!((info.width, info.height, info.fps, info.frame_count), (256, 160, Some(24.0), 34));
+        assert_eq!(
+            (info.width, info.height, info.fps, info.frame_count),
+            (256, 160, Some(24.0), 34)
+        );
         assert_eq!(info.metadata, Some(metadata()));
         let back: Vec<Frame> = reader.collect::<media::Result<_>>().unwrap();
         assert_eq!(back.len(), frames.len());
@@ -118,7 +162,10 @@ fn a_film_comes_back_with_all_its_frames() {
             let (luma, rgb) = psnr_of_frames(a, b);
             lowest = (lowest.0.min(luma), lowest.1.min(rgb));
         }
-        println!("{name}: lowest luma {:.1} dB, lowest RGB {:.1} dB", lowest.0, lowest.1);
+        println!(
+            "{name}: lowest luma {:.1} dB, lowest RGB {:.1} dB",
+            lowest.0, lowest.1
+        );
         assert!(lowest.0 > 40.0, "{name}: luma {:.1} dB", lowest.0);
     }
 }
@@ -126,7 +173,10 @@ fn a_film_comes_back_with_all_its_frames() {
 #[test]
 fn the_same_chunks_give_the_same_file_wherever_it_lies() {
     let folder = tempfile::tempdir().unwrap();
-    let (a, b) = (folder.path().join("a.mp4"), folder.path().join("another name.mp4"));
+    let (a, b) = (
+        folder.path().join("a.mp4"),
+        folder.path().join("another name.mp4"),
+    );
     write_film(&a, &picture(64, 48, 24.0), &[4, 3], shapes);
     write_film(&b, &picture(64, 48, 24.0), &[4, 3], shapes);
     assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap());
@@ -147,19 +197,33 @@ fn chunks_that_do_not_belong_together_are_refused_and_nothing_is_left() {
 
     let mut muxer = film();
     muxer.push(&good).unwrap();
-    assert!(matches!(muxer.push(&other), Err(MediaError::ParameterSetsDiffer { chunk: 1 })));
+    assert!(matches!(
+        muxer.push(&other),
+        Err(MediaError::ParameterSetsDiffer { chunk: 1 })
+    ));
     drop(muxer);
-    assert!(matches!(film().push(&other), Err(MediaError::SizeChanged { .. })));
+    assert!(matches!(
+        film().push(&other),
+        Err(MediaError::SizeChanged { .. })
+    ));
     assert!(matches!(film().finish(), Err(MediaError::NoFrames(_))));
     assert!(film().push(b"not a chunk").is_err());
     // A chunk without its first picture would show the last one's pixels.
-    let idr = good.windows(5).position(|at| at[..4] == [0, 0, 0, 1] && at[4] & 31 == 5).unwrap();
-    let next = good.windows(5).position(|at| at[..4] == [0, 0, 0, 1] && at[4] & 31 == 1).unwrap();
+    let idr = good
+        .windows(5)
+        .position(|at| at[..4] == [0, 0, 0, 1] && at[4] & 31 == 5)
+        .unwrap();
+    let next = good
+        .windows(5)
+        .position(|at| at[..4] == [0, 0, 0, 1] && at[4] & 31 == 1)
+        .unwrap();
     let headless = [&good[..idr], &good[next..]].concat();
     assert!(film().push(&headless).is_err());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     let nowhere = folder.path().join("no such folder/film.mp4");
-    let error = Muxer::new(&nowhere, &picture(64, 48, 24.0), None).err().unwrap();
+    let error = Muxer::new(&nowhere, &picture(64, 48, 24.0), None)
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("no such folder"), "{error}");
 }
 
@@ -168,7 +232,10 @@ fn foreign(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
     let path = folder.join(name);
     let source = "testsrc2=size=192x108:rate=25:duration=2";
     let head = ["-v", "error", "-f", "lavfi", "-i", source];
-    run_ffmpeg("ffmpeg", &[&head[..], arguments, &[path.to_str().unwrap()]].concat());
+    run_ffmpeg(
+        "ffmpeg",
+        &[&head[..], arguments, &[path.to_str().unwrap()]].concat(),
+    );
     path
 }
 
@@ -176,11 +243,28 @@ fn foreign(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
 fn reference_frames(path: &Path, width: u32, height: u32) -> Vec<Frame> {
     let raw = path.with_extension("rgb");
     let filter = "scale=flags=accurate_rnd+full_chroma_int+neighbor";
-    let arguments = ["-v", "error", "-i", path.to_str().unwrap(), "-vf", filter, "-pix_fmt", "rgb24", "-f", "rawvideo"];
-    run_ffmpeg("ffmpeg", &[&arguments[..], &[raw.to_str().unwrap()]].concat());
+    let arguments = [
+        "-v",
+        "error",
+        "-i",
+        path.to_str().unwrap(),
+        "-vf",
+        filter,
+        "-pix_fmt",
+        "rgb24",
+        "-f",
+        "rawvideo",
+    ];
+    run_ffmpeg(
+        "ffmpeg",
+        &[&arguments[..], &[raw.to_str().unwrap()]].concat(),
+    );
     let bytes = fs::read(&raw).unwrap();
     let frame = |data: &[u8]| Frame::from_rgb8(width, height, data.to_vec()).unwrap();
-    bytes.chunks_exact(3 * (width * height) as usize).map(frame).collect()
+    bytes
+        .chunks_exact(3 * (width * height) as usize)
+        .map(frame)
+        .collect()
 }
 
 #[test]
@@ -190,24 +274,63 @@ fn films_of_other_encoders_are_read_in_order_and_in_their_colours() {
     let with_sound = ["-f", "lavfi", "-i", "sine=duration=2", "-c:a", "aac"];
     let cases: [(&str, Vec<&str>); 7] = [
         ("plain.mp4", x264.to_vec()),
-        ("baseline.mp4", [&x264[..], &["-profile:v", "baseline"]].concat()),
-        ("main-b.mp4", [&x264[..], &["-profile:v", "main", "-bf", "3"]].concat()),
-        ("pyramid.mp4", [&x264[..], &["-bf", "4", "-refs", "4", "-x264-params", "b-pyramid=normal"]].concat()),
-        ("full.mp4", [&x264[..], &["-vf", "scale=out_range=pc:out_color_matrix=bt709", "-color_range", "pc", "-colorspace", "bt709"]].concat()),
+        (
+            "baseline.mp4",
+            [&x264[..], &["-profile:v", "baseline"]].concat(),
+        ),
+        (
+            "main-b.mp4",
+            [&x264[..], &["-profile:v", "main", "-bf", "3"]].concat(),
+        ),
+        (
+            "pyramid.mp4",
+            [
+                &x264[..],
+                &["-bf", "4", "-refs", "4", "-x264-params", "b-pyramid=normal"],
+            ]
+            .concat(),
+        ),
+        (
+            "full.mp4",
+            [
+                &x264[..],
+                &[
+                    "-vf",
+                    "scale=out_range=pc:out_color_matrix=bt709",
+                    "-color_range",
+                    "pc",
+                    "-colorspace",
+                    "bt709",
+                ],
+            ]
+            .concat(),
+        ),
         ("sound.mp4", [&with_sound[..], &x264[..]].concat()),
-        ("front.mov", [&x264[..], &["-bf", "0", "-movflags", "faststart"]].concat()),
+        (
+            "front.mov",
+            [&x264[..], &["-bf", "0", "-movflags", "faststart"]].concat(),
+        ),
     ];
     for (name, arguments) in cases {
         let path = foreign(folder.path(), name, &arguments);
         let reader = open_video(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
         let info = reader.info().clone();
-        assert_eq!((info.width, info.height, info.fps, info.frame_count), (192, 108, Some(25.0), 50), "{name}");
-        let ours: Vec<Frame> = reader.collect::<media::Result<_>>().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(
+            (info.width, info.height, info.fps, info.frame_count),
+            (192, 108, Some(25.0), 50),
+            "{name}"
+        );
+        let ours: Vec<Frame> = reader
+            .collect::<media::Result<_>>()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         let theirs = reference_frames(&path, 192, 108);
         assert_eq!(ours.len(), theirs.len(), "{name}");
         for (index, (a, b)) in ours.iter().zip(&theirs).enumerate() {
             let rgb = psnr_of_frames(a, b).1;
-            assert!(rgb > 35.0, "{name}, frame {index}: {rgb:.1} dB against ffmpeg");
+            assert!(
+                rgb > 35.0,
+                "{name}, frame {index}: {rgb:.1} dB against ffmpeg"
+            );
         }
     }
 }
@@ -219,7 +342,14 @@ fn a_bare_stream_is_read() {
     let frames: Vec<Frame> = (0..9).map(|index| natural(96, 80, index)).collect();
     fs::write(&path, chunk(&picture(96, 80, 24.0), &frames)).unwrap();
     let reader = open_video(&path).unwrap();
-    assert_eq!((reader.info().width, reader.info().height, reader.info().frame_count), (96, 80, 9));
+    assert_eq!(
+        (
+            reader.info().width,
+            reader.info().height,
+            reader.info().frame_count
+        ),
+        (96, 80, 9)
+    );
     assert_eq!(reader.collect::<media::Result<Vec<_>>>().unwrap().len(), 9);
     assert_ffmpeg_is_silent(&path);
 }
@@ -232,16 +362,53 @@ fn what_cannot_be_read_is_named() {
         Err(error) => error.to_string(),
     };
     let cases: [(&str, &[&str], &str); 6] = [
-        ("deep.mp4", &["-c:v", "libx264", "-pix_fmt", "yuv420p10le"], "10 bits"),
-        ("chroma.mp4", &["-c:v", "libx264", "-pix_fmt", "yuv444p"], "4:4:4"),
-        ("fields.mp4", &["-c:v", "libx264", "-pix_fmt", "yuv420p", "-flags", "+ilme+ildct"], "interlaced"),
+        (
+            "deep.mp4",
+            &["-c:v", "libx264", "-pix_fmt", "yuv420p10le"],
+            "10 bits",
+        ),
+        (
+            "chroma.mp4",
+            &["-c:v", "libx264", "-pix_fmt", "yuv444p"],
+            "4:4:4",
+        ),
+        (
+            "fields.mp4",
+            &[
+                "-c:v",
+                "libx264",
+                "-pix_fmt",
+                "yuv420p",
+                "-flags",
+                "+ilme+ildct",
+            ],
+            "interlaced",
+        ),
         ("mpeg4.mp4", &["-c:v", "mpeg4"], "'mp4v'"),
-        ("fragments.mp4", &["-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "frag_keyframe+empty_moov"], "fragmented"),
-        ("film.avi", &["-c:v", "libx264"], "not a video that can be read"),
+        (
+            "fragments.mp4",
+            &[
+                "-c:v",
+                "libx264",
+                "-pix_fmt",
+                "yuv420p",
+                "-movflags",
+                "frag_keyframe+empty_moov",
+            ],
+            "fragmented",
+        ),
+        (
+            "film.avi",
+            &["-c:v", "libx264"],
+            "not a video that can be read",
+        ),
     ];
     for (name, arguments, expected) in cases {
         let error = text(&foreign(folder.path(), name, arguments));
-        assert!(error.contains(expected) && error.contains(name), "{name}: {error}");
+        assert!(
+            error.contains(expected) && error.contains(name),
+            "{name}: {error}"
+        );
     }
     let missing = folder.path().join("missing.mp4");
     assert!(text(&missing).contains("does not exist"));
@@ -251,7 +418,20 @@ fn what_cannot_be_read_is_named() {
     fs::write(&words, "").unwrap();
     assert!(text(&words).contains("not a video"));
     let sound = folder.path().join("sound.mp4");
-    run_ffmpeg("ffmpeg", &["-v", "error", "-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac", sound.to_str().unwrap()]);
+    run_ffmpeg(
+        "ffmpeg",
+        &[
+            "-v",
+            "error",
+            "-f",
+            "lavfi",
+            "-i",
+            "sine=duration=1",
+            "-c:a",
+            "aac",
+            sound.to_str().unwrap(),
+        ],
+    );
     assert!(text(&sound).contains("without a video track"));
 }
 

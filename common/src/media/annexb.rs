@@ -24,7 +24,10 @@ pub(super) fn kind(nal: &[u8]) -> u8 {
 
 /// Whether it carries picture data.
 pub(super) fn is_slice(nal: &[u8]) -> bool {
-    matches!(kind(nal), nal_type::SLICE | nal_type::PARTITION_A | nal_type::IDR)
+    matches!(
+        kind(nal),
+        nal_type::SLICE | nal_type::PARTITION_A | nal_type::IDR
+    )
 }
 
 /// Whether it is the first slice of a picture: `first_mb_in_slice` is 0, coded as a single 1 bit.
@@ -40,7 +43,10 @@ pub(super) struct NalReader<R> {
 
 impl<R: BufRead> NalReader<R> {
     pub fn new(reader: R) -> Self {
-        Self { reader, started: false }
+        Self {
+            reader,
+            started: false,
+        }
     }
 
     /// The next unit, `None` at the end.
@@ -97,7 +103,10 @@ pub(super) struct PictureReader<R> {
 
 impl<R: BufRead> PictureReader<R> {
     pub fn new(reader: R) -> Self {
-        Self { nals: NalReader::new(reader), pending: None }
+        Self {
+            nals: NalReader::new(reader),
+            pending: None,
+        }
     }
 
     /// The next picture, `None` at the end.
@@ -135,14 +144,20 @@ pub fn parameter_sets(chunk: &[u8]) -> Result<ParameterSets> {
     let damaged = |why: &str| MediaError::damaged("an encoded chunk", why);
     let mut nals = NalReader::new(chunk);
     let (mut sps, mut pps) = (None, None);
-    while let Some(nal) = nals.next_nal().map_err(|error| damaged(&error.to_string()))? {
+    while let Some(nal) = nals
+        .next_nal()
+        .map_err(|error| damaged(&error.to_string()))?
+    {
         match kind(&nal) {
             nal_type::SPS => sps = Some(nal),
             nal_type::PPS => pps = Some(nal),
             _ => {}
         }
         if let (Some(sps), Some(pps)) = (&sps, &pps) {
-            return Ok(ParameterSets { sps: sps.clone(), pps: pps.clone() });
+            return Ok(ParameterSets {
+                sps: sps.clone(),
+                pps: pps.clone(),
+            });
         }
     }
     Err(damaged("it has no parameter sets"))
@@ -165,8 +180,13 @@ mod tests {
 
     #[test]
     fn start_codes_of_both_lengths_and_padding_are_understood() {
-        let bytes = [0, 0, 0, 1, 0x67, 1, 2, 0, 0, 1, 0x68, 0, 3, 1, 9, 0, 0, 0, 1, 0x65, 0x80, 0, 0];
-        assert_eq!(units(&bytes), [vec![0x67, 1, 2], vec![0x68, 0, 3, 1, 9], vec![0x65, 0x80]]);
+        let bytes = [
+            0, 0, 0, 1, 0x67, 1, 2, 0, 0, 1, 0x68, 0, 3, 1, 9, 0, 0, 0, 1, 0x65, 0x80, 0, 0,
+        ];
+        assert_eq!(
+            units(&bytes),
+            [vec![0x67, 1, 2], vec![0x68, 0, 3, 1, 9], vec![0x65, 0x80]]
+        );
         assert!(NalReader::new(&b"RIFF"[..]).next_nal().is_err());
         assert!(NalReader::new(&[][..]).next_nal().is_err());
     }
@@ -174,12 +194,20 @@ mod tests {
     #[test]
     fn slices_with_the_same_first_macroblock_open_pictures() {
         let mut bytes = Vec::new();
-        for nal in [&[0x67, 1][..], &[0x68, 1], &[0x65, 0x80], &[0x65, 0x40], &[0x61, 0x80], &[0x61, 0xC0]] {
+        for nal in [
+            &[0x67, 1][..],
+            &[0x68, 1],
+            &[0x65, 0x80],
+            &[0x65, 0x40],
+            &[0x61, 0x80],
+            &[0x61, 0xC0],
+        ] {
             push_nal(&mut bytes, nal);
         }
         let mut reader = PictureReader::new(bytes.as_slice());
-        let counts: Vec<usize> =
-            std::iter::from_fn(|| reader.next_picture().unwrap()).map(|units| units.len()).collect();
+        let counts: Vec<usize> = std::iter::from_fn(|| reader.next_picture().unwrap())
+            .map(|units| units.len())
+            .collect();
         assert_eq!(counts, [4, 1, 1]);
     }
 

@@ -20,9 +20,11 @@ impl ChunkWriter {
     pub fn new(picture: &Picture) -> Result<Self> {
         super::check_size(picture.codec, picture.width, picture.height)?;
         Ok(match picture.codec {
-            Codec::H264 => {
-                Self::H264(Box::new(ChunkEncoder::new(picture.width, picture.height, picture.fps)?))
-            }
+            Codec::H264 => Self::H264(Box::new(ChunkEncoder::new(
+                picture.width,
+                picture.height,
+                picture.fps,
+            )?)),
             Codec::Png => Self::Png(PackWriter::new()),
         })
     }
@@ -45,7 +47,10 @@ impl ChunkWriter {
 }
 
 /// A chunk of `frames`, which must not be empty.
-pub fn encode_chunk<'a>(picture: &Picture, frames: impl IntoIterator<Item = &'a Frame>) -> Result<Vec<u8>> {
+pub fn encode_chunk<'a>(
+    picture: &Picture,
+    frames: impl IntoIterator<Item = &'a Frame>,
+) -> Result<Vec<u8>> {
     let mut chunk = ChunkWriter::new(picture)?;
     for frame in frames {
         chunk.push(frame)?;
@@ -59,7 +64,11 @@ pub fn read_chunk(bytes: &[u8]) -> Result<ChunkReader<'_>> {
         return Ok(ChunkReader(Inner::Pack(read_pack(bytes)?)));
     }
     let decoder = Decoder::new("an encoded chunk", None)?;
-    Ok(ChunkReader(Inner::H264(Box::new(H264 { pictures: PictureReader::new(bytes), decoder, done: false }))))
+    Ok(ChunkReader(Inner::H264(Box::new(H264 {
+        pictures: PictureReader::new(bytes),
+        decoder,
+        done: false,
+    }))))
 }
 
 /// Iterator over the frames of a chunk. After an error it ends.
@@ -86,7 +95,9 @@ impl H264<'_> {
                 return Ok(None);
             }
             let next = self.pictures.next_picture();
-            match next.map_err(|error| MediaError::damaged("an encoded chunk", error.to_string()))? {
+            match next
+                .map_err(|error| MediaError::damaged("an encoded chunk", error.to_string()))?
+            {
                 Some(units) => self.decoder.feed(units.iter().map(Vec::as_slice))?,
                 None => {
                     self.done = true;

@@ -90,7 +90,11 @@ fn from_rgb_bt709() -> FromRgb {
     let (yr, yb) = (fixed(kr * luma), fixed(kb * luma));
     let (ur, ub) = (fixed(-kr / (1.0 - kb) * chroma), fixed(chroma));
     let (vr, vb) = (fixed(chroma), fixed(-kb / (1.0 - kr) * chroma));
-    FromRgb { y: [yr, fixed(luma) - yr - yb, yb], u: [ur, -(ur + ub), ub], v: [vr, -(vr + vb), vb] }
+    FromRgb {
+        y: [yr, fixed(luma) - yr - yb, yb],
+        u: [ur, -(ur + ub), ub],
+        v: [vr, -(vr + vb), vb],
+    }
 }
 
 fn dot(k: [i32; 3], p: [i32; 3]) -> i32 {
@@ -190,7 +194,12 @@ impl Planes<'_> {
         let (w, h) = (self.width as usize, self.height as usize);
         let (cw, ch) = (w.div_ceil(2), h.div_ceil(2));
         let pack = |(plane, stride): (&[u8], usize), w: usize, h: usize| {
-            plane.chunks(stride).take(h).flat_map(|row| &row[..w]).copied().collect()
+            plane
+                .chunks(stride)
+                .take(h)
+                .flat_map(|row| &row[..w])
+                .copied()
+                .collect()
         };
         Yuv420 {
             width: self.width,
@@ -233,7 +242,11 @@ impl ToRgb {
     fn new(space: ColorSpace) -> Self {
         let (kr, kb) = space.matrix.constants();
         let kg = 1.0 - kr - kb;
-        let (luma, chroma) = if space.full_range { (1.0, 1.0) } else { (255.0 / 219.0, 255.0 / 224.0) };
+        let (luma, chroma) = if space.full_range {
+            (1.0, 1.0)
+        } else {
+            (255.0 / 219.0, 255.0 / 224.0)
+        };
         let fixed = |value: f64| (value * 65536.0).round() as i32;
         Self {
             y: fixed(luma),
@@ -289,7 +302,10 @@ mod tests {
         for grey in 0..=255u8 {
             // 256 greys share 220 luma values, so one step is the best there is.
             let once = Yuv420::from_frame(&flat([grey; 3], 2, 2)).to_frame(ColorSpace::default());
-            assert!(once.data().iter().all(|value| value.abs_diff(grey) <= 1), "{grey}");
+            assert!(
+                once.data().iter().all(|value| value.abs_diff(grey) <= 1),
+                "{grey}"
+            );
             let twice = Yuv420::from_frame(&once).to_frame(ColorSpace::default());
             assert_eq!(once, twice);
         }
@@ -297,7 +313,11 @@ mod tests {
             let rgb = [(code >> 16) as u8, (code >> 8) as u8, code as u8];
             let back = Yuv420::from_frame(&flat(rgb, 2, 2)).to_frame(ColorSpace::default());
             for (a, b) in back.data().iter().zip(rgb.iter().cycle()) {
-                assert!(a.abs_diff(*b) <= 3, "{rgb:?} came back as {:?}", back.pixel(0, 0));
+                assert!(
+                    a.abs_diff(*b) <= 3,
+                    "{rgb:?} came back as {:?}",
+                    back.pixel(0, 0)
+                );
             }
         }
     }
@@ -307,7 +327,10 @@ mod tests {
         let mut frame = flat([10, 20, 30], 3, 3);
         frame.data_mut()[24..].copy_from_slice(&[200, 10, 90]);
         let picture = Yuv420::from_frame(&frame);
-        assert_eq!((picture.y.len(), picture.u.len(), picture.v.len()), (9, 4, 4));
+        assert_eq!(
+            (picture.y.len(), picture.u.len(), picture.v.len()),
+            (9, 4, 4)
+        );
         let corner = Yuv420::from_frame(&flat([200, 10, 90], 2, 2));
         assert_eq!((picture.u[3], picture.v[3]), (corner.u[0], corner.v[0]));
         assert_eq!(picture.to_frame(ColorSpace::default()).width(), 3);
@@ -315,16 +338,41 @@ mod tests {
 
     #[test]
     fn other_matrices_and_full_range_decode_white_and_red() {
-        for matrix in [Matrix::Bt709, Matrix::Bt601, Matrix::Fcc, Matrix::Smpte240, Matrix::Bt2020] {
+        for matrix in [
+            Matrix::Bt709,
+            Matrix::Bt601,
+            Matrix::Fcc,
+            Matrix::Smpte240,
+            Matrix::Bt2020,
+        ] {
             for full_range in [false, true] {
                 let white = if full_range { 255 } else { 235 };
-                let picture = Yuv420 { width: 1, height: 1, y: vec![white], u: vec![128], v: vec![128] };
+                let picture = Yuv420 {
+                    width: 1,
+                    height: 1,
+                    y: vec![white],
+                    u: vec![128],
+                    v: vec![128],
+                };
                 let frame = picture.to_frame(ColorSpace { matrix, full_range });
                 assert_eq!(frame.data(), [255; 3]);
             }
         }
-        let red = Yuv420 { width: 1, height: 1, y: vec![81], u: vec![90], v: vec![240] };
-        let frame = red.to_frame(ColorSpace { matrix: Matrix::Bt601, full_range: false });
-        assert!(frame.data()[0] >= 253 && frame.data()[1] <= 2 && frame.data()[2] <= 2, "{:?}", frame.data());
+        let red = Yuv420 {
+            width: 1,
+            height: 1,
+            y: vec![81],
+            u: vec![90],
+            v: vec![240],
+        };
+        let frame = red.to_frame(ColorSpace {
+            matrix: Matrix::Bt601,
+            full_range: false,
+        });
+        assert!(
+            frame.data()[0] >= 253 && frame.data()[1] <= 2 && frame.data()[2] <= 2,
+            "{:?}",
+            frame.data()
+        );
     }
 }

@@ -28,8 +28,9 @@ impl Decoder {
     pub fn new(what: &str, container_color: Option<(u16, bool)>) -> Result<Self> {
         // Pictures are taken as they become ready: flushing early would break their order.
         let config = DecoderConfig::new().flush_after_decode(Flush::NoFlush);
-        let inner = decoder::Decoder::with_api_config(OpenH264API::from_source(), config)
-            .map_err(|error| MediaError::damaged(what, format!("no decoder could be made: {error}")))?;
+        let inner = decoder::Decoder::with_api_config(OpenH264API::from_source(), config).map_err(
+            |error| MediaError::damaged(what, format!("no decoder could be made: {error}")),
+        )?;
         Ok(Self {
             inner,
             what: what.to_owned(),

@@ -4,7 +4,9 @@
 use super::samples::SampleTable;
 use super::{MediaError, Rate, Result};
 use crate::task::FilmMetadata;
-use mp4_atom::{Atom, Avcc, Codec, Colr, Co64, Hdlr, Mdhd, Stco, Stsc, Stsd, Stsz, StszSamples, Stts};
+use mp4_atom::{
+    Atom, Avcc, Co64, Codec, Colr, Hdlr, Mdhd, Stco, Stsc, Stsd, Stsz, StszSamples, Stts,
+};
 use std::io::{Read, Seek, SeekFrom};
 
 /// A larger index than this belongs to no film that this program could have made.
@@ -25,7 +27,9 @@ pub(super) struct Track {
 /// Finds the first video track. `what` names the file in errors.
 pub(super) fn read_track(file: &mut (impl Read + Seek), what: &str) -> Result<Track> {
     let damaged = |why: String| MediaError::damaged(what, why);
-    let file_bytes = file.seek(SeekFrom::End(0)).map_err(|error| damaged(error.to_string()))?;
+    let file_bytes = file
+        .seek(SeekFrom::End(0))
+        .map_err(|error| damaged(error.to_string()))?;
     let moov = read_moov(file, file_bytes, what)?;
     let mut tracks = Vec::new();
     for (kind, body) in children(&moov) {
@@ -37,17 +41,26 @@ pub(super) fn read_track(file: &mut (impl Read + Seek), what: &str) -> Result<Tr
         return Err(unsupported(what, "a file without a video track"));
     };
     let media = child(track, b"mdia").unwrap_or_default();
-    let table = child(media, b"minf").and_then(|body| child(body, b"stbl")).unwrap_or_default();
+    let table = child(media, b"minf")
+        .and_then(|body| child(body, b"stbl"))
+        .unwrap_or_default();
     let (avcc, color) = sample_entry(table, what)?;
     let need = |kind: &'static str| move || damaged(format!("its {kind} box is missing or broken"));
 
-    let sizes = decode::<Stsz>(table, b"stsz").ok_or_else(need("stsz"))?.samples;
-    let runs = decode::<Stsc>(table, b"stsc").ok_or_else(need("stsc"))?.entries;
-    let short = decode::<Stco>(table, b"stco").map(|stco| stco.entries.iter().map(|&at| at.into()).collect());
+    let sizes = decode::<Stsz>(table, b"stsz")
+        .ok_or_else(need("stsz"))?
+        .samples;
+    let runs = decode::<Stsc>(table, b"stsc")
+        .ok_or_else(need("stsc"))?
+        .entries;
+    let short = decode::<Stco>(table, b"stco")
+        .map(|stco| stco.entries.iter().map(|&at| at.into()).collect());
     let offsets: Vec<u64> = short
         .or_else(|| decode::<Co64>(table, b"co64").map(|co64| co64.entries))
         .ok_or_else(need("stco"))?;
-    if matches!(&sizes, StszSamples::Different { sizes } if sizes.is_empty()) && child(&moov, b"mvex").is_some() {
+    if matches!(&sizes, StszSamples::Different { sizes } if sizes.is_empty())
+        && child(&moov, b"mvex").is_some()
+    {
         return Err(unsupported(what, "a fragmented MP4"));
     }
     let samples = SampleTable::new(sizes, offsets, runs, file_bytes).map_err(damaged)?;
@@ -56,7 +69,14 @@ pub(super) fn read_track(file: &mut (impl Read + Seek), what: &str) -> Result<Tr
     parameter_sets.extend(avcc.picture_parameter_sets);
     let length_bytes = avcc.length_size.into();
     let metadata = film_metadata(&moov);
-    Ok(Track { samples, parameter_sets, length_bytes, rate, color, metadata })
+    Ok(Track {
+        samples,
+        parameter_sets,
+        length_bytes,
+        rate,
+        color,
+        metadata,
+    })
 }
 
 /// Whether a file that begins with `head` may be an MP4.
@@ -66,7 +86,10 @@ pub(super) fn looks_like_mp4(head: &[u8]) -> bool {
 }
 
 fn unsupported(what: &str, feature: &str) -> MediaError {
-    MediaError::Unsupported { what: what.to_owned(), feature: feature.to_owned() }
+    MediaError::Unsupported {
+        what: what.to_owned(),
+        feature: feature.to_owned(),
+    }
 }
 
 /// Body of the `moov` box.
@@ -95,7 +118,10 @@ fn read_moov(file: &mut (impl Read + Seek), file_bytes: u64, what: &str) -> Resu
             }
             let mut body = Vec::new();
             file.seek(SeekFrom::Start(at + header)).map_err(io)?;
-            file.by_ref().take(size - header).read_to_end(&mut body).map_err(io)?;
+            file.by_ref()
+                .take(size - header)
+                .read_to_end(&mut body)
+                .map_err(io)?;
             return Ok(body);
         }
         if !fits {
@@ -103,7 +129,9 @@ fn read_moov(file: &mut (impl Read + Seek), file_bytes: u64, what: &str) -> Resu
         }
         at += size;
     }
-    Err(damaged("it has no index (moov box): the recording was not finished or the file was cut"))
+    Err(damaged(
+        "it has no index (moov box): the recording was not finished or the file was cut",
+    ))
 }
 
 fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -137,7 +165,9 @@ fn children(mut body: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
 }
 
 fn child<'a>(body: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
-    children(body).find(|(found, _)| found == kind).map(|(_, body)| body)
+    children(body)
+        .find(|(found, _)| found == kind)
+        .map(|(_, body)| body)
 }
 
 fn decode<T: Atom>(body: &[u8], kind: &[u8; 4]) -> Option<T> {
@@ -157,7 +187,10 @@ fn sample_entry(table: &[u8], what: &str) -> Result<(Avcc, Option<(u16, bool)>)>
     // Named before it is decoded, so that the message can name what mp4-atom does not know.
     let name = body.get(12..16).ok_or_else(broken)?;
     if !matches!(name, b"avc1" | b"avc3") {
-        return Err(unsupported(what, &format!("the codec '{}'", name.escape_ascii())));
+        return Err(unsupported(
+            what,
+            &format!("the codec '{}'", name.escape_ascii()),
+        ));
     }
     let stsd = Stsd::decode_body(&mut &body[..]).map_err(|_| broken())?;
     let (avcc, colr) = match stsd.codecs.into_iter().next() {
@@ -166,10 +199,15 @@ fn sample_entry(table: &[u8], what: &str) -> Result<(Avcc, Option<(u16, bool)>)>
         _ => return Err(broken()),
     };
     let color = match colr {
-        Some(Colr::Nclx { matrix_coefficients, full_range_flag, .. }) => {
-            Some((matrix_coefficients, full_range_flag))
-        }
-        Some(Colr::Nclc { matrix_coefficients, .. }) => Some((matrix_coefficients, false)),
+        Some(Colr::Nclx {
+            matrix_coefficients,
+            full_range_flag,
+            ..
+        }) => Some((matrix_coefficients, full_range_flag)),
+        Some(Colr::Nclc {
+            matrix_coefficients,
+            ..
+        }) => Some((matrix_coefficients, false)),
         _ => None,
     };
     Ok((avcc, color))
@@ -179,7 +217,10 @@ fn sample_entry(table: &[u8], what: &str) -> Result<(Avcc, Option<(u16, bool)>)>
 fn rate(media: &[u8], table: &[u8]) -> Option<Rate> {
     let timescale = decode::<Mdhd>(media, b"mdhd")?.timescale;
     let entries = decode::<Stts>(table, b"stts")?.entries;
-    let count: u64 = entries.iter().map(|entry| u64::from(entry.sample_count)).sum();
+    let count: u64 = entries
+        .iter()
+        .map(|entry| u64::from(entry.sample_count))
+        .sum();
     let ticks = entries.iter().try_fold(0u64, |sum, entry| {
         sum.checked_add(u64::from(entry.sample_count).checked_mul(entry.sample_delta.into())?)
     })?;

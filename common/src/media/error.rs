@@ -43,7 +43,9 @@ pub enum MediaError {
     #[error("{0} frames a second cannot be stored: give a number above 0 and at most 1000")]
     BadRate(f64),
     /// A frame of another size than the ones before.
-    #[error("{what}: frame {frame} is {width}x{height} where {expected_width}x{expected_height} was expected")]
+    #[error(
+        "{what}: frame {frame} is {width}x{height} where {expected_width}x{expected_height} was expected"
+    )]
     SizeChanged {
         /// The file or stream.
         what: String,
@@ -98,13 +100,17 @@ pub enum MediaError {
         feature: String,
     },
     /// Not a video at all.
-    #[error("{0} is not a video that can be read: give an MP4 with H.264, a .h264 stream, a folder of PNGs or DIR/%06d.png")]
+    #[error(
+        "{0} is not a video that can be read: give an MP4 with H.264, a .h264 stream, a folder of PNGs or DIR/%06d.png"
+    )]
     NotAVideo(PathBuf),
     /// Nothing there.
     #[error("{0} does not exist")]
     NotFound(PathBuf),
     /// A hole in a numbered sequence.
-    #[error("the sequence {pattern} has no frame {missing} although later ones exist; restore it or renumber the files")]
+    #[error(
+        "the sequence {pattern} has no frame {missing} although later ones exist; restore it or renumber the files"
+    )]
     Gap {
         /// The pattern.
         pattern: String,
@@ -112,7 +118,9 @@ pub enum MediaError {
         missing: u64,
     },
     /// A pattern without exactly one number.
-    #[error("'{0}' is not a pattern for a PNG sequence: the file name must hold exactly one %d or %06d and end in .png")]
+    #[error(
+        "'{0}' is not a pattern for a PNG sequence: the file name must hold exactly one %d or %06d and end in .png"
+    )]
     BadPattern(String),
     /// Reading or writing failed.
     #[error("cannot {action} {}", path.display())]
@@ -132,11 +140,18 @@ pub enum MediaError {
 
 impl MediaError {
     pub(super) fn damaged(what: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Damaged { what: what.into(), why: why.into() }
+        Self::Damaged {
+            what: what.into(),
+            why: why.into(),
+        }
     }
 
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { action, path: path.to_owned(), source }
+        move |source| Self::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 

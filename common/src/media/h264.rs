@@ -42,8 +42,17 @@ impl ChunkEncoder {
     pub fn with_qp(width: u32, height: u32, fps: f64, qp: u8) -> Result<Self> {
         check_size(width, height)?;
         let encoder = RawEncoder::new(width, height, Rate::from_fps(fps)?, qp.clamp(1, 51))?;
-        let picture = Yuv420 { width, height, ..Yuv420::default() };
-        Ok(Self { encoder, picture, out: Vec::new(), frame_count: 0 })
+        let picture = Yuv420 {
+            width,
+            height,
+            ..Yuv420::default()
+        };
+        Ok(Self {
+            encoder,
+            picture,
+            out: Vec::new(),
+            frame_count: 0,
+        })
     }
 
     /// Appends a frame.
@@ -103,18 +112,27 @@ pub(super) fn check_size(width: u32, height: u32) -> Result<()> {
 /// Holds the encoder to its word: one slice a picture, an IDR with parameter sets first and never
 /// again. The muxer and the equality of chunks rest on this.
 fn check_picture(bytes: &[u8], first: bool) -> Result<()> {
-    let broken = |_| MediaError::Encoder { step: "write a byte stream", code: 0 };
+    let broken = |_| MediaError::Encoder {
+        step: "write a byte stream",
+        code: 0,
+    };
     let mut nals = NalReader::new(bytes);
     let mut kinds = Vec::new();
     while let Some(nal) = nals.next_nal().map_err(broken)? {
         kinds.push(annexb::kind(&nal));
     }
-    let expected: &[u8] =
-        if first { &[nal_type::SPS, nal_type::PPS, nal_type::IDR] } else { &[nal_type::SLICE] };
+    let expected: &[u8] = if first {
+        &[nal_type::SPS, nal_type::PPS, nal_type::IDR]
+    } else {
+        &[nal_type::SLICE]
+    };
     if kinds == expected {
         return Ok(());
     }
-    Err(MediaError::Encoder { step: "keep to one slice a picture and one IDR a chunk", code: 0 })
+    Err(MediaError::Encoder {
+        step: "keep to one slice a picture and one IDR a chunk",
+        code: 0,
+    })
 }
 
 /// The library's encoder object.
@@ -135,7 +153,10 @@ impl RawEncoder {
         // SAFETY: `handle` is a valid place for the pointer that the call returns.
         let code = unsafe { api.WelsCreateSVCEncoder(&mut handle) };
         if code != 0 || handle.is_null() {
-            return Err(MediaError::Encoder { step: "start", code: code.into() });
+            return Err(MediaError::Encoder {
+                step: "start",
+                code: code.into(),
+            });
         }
         let mut encoder = Self { api, handle };
         encoder.initialise(width, height, rate, qp)?;
@@ -150,7 +171,10 @@ impl RawEncoder {
 
     fn initialise(&mut self, width: u32, height: u32, rate: Rate, qp: u8) -> Result<()> {
         const STEP: &str = "take its parameters";
-        let missing = MediaError::Encoder { step: STEP, code: -1 };
+        let missing = MediaError::Encoder {
+            step: STEP,
+            code: -1,
+        };
         let table = self.functions();
         let (Some(defaults), Some(initialise), Some(set_option)) =
             (table.GetDefaultParams, table.InitializeExt, table.SetOption)
@@ -162,7 +186,11 @@ impl RawEncoder {
         // SAFETY: `handle` is a live encoder; the pointers are to locals of the types that the calls
         // expect and are read or written during the calls only.
         let code = unsafe {
-            set_option(self.handle, sys::ENCODER_OPTION_TRACE_LEVEL, (&raw mut quiet).cast());
+            set_option(
+                self.handle,
+                sys::ENCODER_OPTION_TRACE_LEVEL,
+                (&raw mut quiet).cast(),
+            );
             let code = defaults(self.handle, &mut params);
             if code == 0 {
                 set_parameters(&mut params, width, height, rate, qp);
@@ -171,14 +199,24 @@ impl RawEncoder {
                 code
             }
         };
-        if code == 0 { Ok(()) } else { Err(MediaError::Encoder { step: STEP, code: code.into() }) }
+        if code == 0 {
+            Ok(())
+        } else {
+            Err(MediaError::Encoder {
+                step: STEP,
+                code: code.into(),
+            })
+        }
     }
 
     /// Appends the coded picture to `out`.
     fn encode(&mut self, picture: &Yuv420, out: &mut Vec<u8>) -> Result<()> {
         const STEP: &str = "encode a frame";
         let Some(encode_frame) = self.functions().EncodeFrame else {
-            return Err(MediaError::Encoder { step: STEP, code: -1 });
+            return Err(MediaError::Encoder {
+                step: STEP,
+                code: -1,
+            });
         };
         let chroma_stride = picture.width.div_ceil(2) as i32;
         let source = sys::SSourcePicture {
@@ -199,9 +237,16 @@ impl RawEncoder {
         // their strides, as `Yuv420::fill_from` left them, and are only read during the call.
         let code = unsafe { encode_frame(self.handle, &source, &mut info) };
         if code != 0 {
-            return Err(MediaError::Encoder { step: STEP, code: code.into() });
+            return Err(MediaError::Encoder {
+                step: STEP,
+                code: code.into(),
+            });
         }
-        for layer in info.sLayerInfo.iter().take(usize::try_from(info.iLayerNum).unwrap_or(0)) {
+        for layer in info
+            .sLayerInfo
+            .iter()
+            .take(usize::try_from(info.iLayerNum).unwrap_or(0))
+        {
             append_layer(layer, out);
         }
         Ok(())
@@ -229,7 +274,10 @@ fn append_layer(layer: &sys::SLayerBSInfo, out: &mut Vec<u8>) {
     // both stay valid until the next call to the encoder, and the slices end here.
     unsafe {
         let lengths = std::slice::from_raw_parts(layer.pNalLengthInByte, nal_count);
-        let total = lengths.iter().map(|&length| usize::try_from(length).unwrap_or(0)).sum();
+        let total = lengths
+            .iter()
+            .map(|&length| usize::try_from(length).unwrap_or(0))
+            .sum();
         out.extend_from_slice(std::slice::from_raw_parts(layer.pBsBuf, total));
     }
 }
@@ -242,7 +290,7 @@ fn set_parameters(params: &mut sys::SEncParamExt, width: u32, height: u32, rate:
     params.iPicHeight = height as i32;
     params.fMaxFrameRate = fps;
     params.iRCMode = sys::RC_OFF_MODE;
-    params.iComplexityMode = sys::HIGH_COMPLEXITY;
+    params.iComplexityMode = sys::MEDIUM_COMPLEXITY;
     params.iTemporalLayerNum = 1;
     params.iSpatialLayerNum = 1;
     params.uiIntraPeriod = 0;

@@ -9,9 +9,9 @@ use super::sps::Sps;
 use super::{MediaError, Rate, Result};
 use crate::task::{FilmMetadata, Picture};
 use mp4_atom::{
-    Any, Atom, Avc1, Avcc, AvccExt, Co64, Colr, Dinf, Dref, Encode, FourCC, Ftyp, Hdlr, Mdhd, Mdia, Meta,
-    Minf, Moov, Mvhd, Pasp, Stbl, Stco, Stsc, StscEntry, Stsd, Stss, Stsz, StszSamples, Stts, SttsEntry,
-    Tkhd, Trak, Udta, Url, Visual, Vmhd,
+    Any, Atom, Avc1, Avcc, AvccExt, Co64, Colr, Dinf, Dref, Encode, FourCC, Ftyp, Hdlr, Mdhd, Mdia,
+    Meta, Minf, Moov, Mvhd, Pasp, Stbl, Stco, Stsc, StscEntry, Stsd, Stss, Stsz, StszSamples, Stts,
+    SttsEntry, Tkhd, Trak, Udta, Url, Visual, Vmhd,
 };
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -89,14 +89,20 @@ impl Muxer {
         while let Some(units) = pictures.next_picture().map_err(damaged)? {
             let sync = units.iter().any(|nal| annexb::kind(nal) == nal_type::IDR);
             if sample_count == 0 && !sync {
-                return Err(MediaError::damaged(what, "its first picture needs an earlier one"));
+                return Err(MediaError::damaged(
+                    what,
+                    "its first picture needs an earlier one",
+                ));
             }
             sample_count += u32::from(self.write_sample(&units, sync)?);
         }
         if sample_count == 0 {
             return Err(MediaError::NoFrames(what));
         }
-        self.chunks.push(MuxedChunk { payload_offset, sample_count });
+        self.chunks.push(MuxedChunk {
+            payload_offset,
+            sample_count,
+        });
         Ok(sample_count)
     }
 
@@ -146,8 +152,14 @@ impl Muxer {
         let Some(sets) = self.parameter_sets.take() else {
             return Err(MediaError::NoFrames("the film".to_owned()));
         };
-        let fail = |source| MediaError::Io { action: "write", path: self.path.clone(), source };
-        let head = self.head(&sets).map_err(|error| fail(io::Error::other(error)))?;
+        let fail = |source| MediaError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        };
+        let head = self
+            .head(&sets)
+            .map_err(|error| fail(io::Error::other(error)))?;
         let mut out = temporary_beside(&self.path)?;
         let copied = (|| {
             self.payload.flush()?;
@@ -160,10 +172,15 @@ impl Muxer {
         })();
         let copied = copied.map_err(fail)?;
         if copied != self.payload_bytes {
-            return Err(fail(io::Error::other("the temporary file beside it was changed")));
+            return Err(fail(io::Error::other(
+                "the temporary file beside it was changed",
+            )));
         }
         out.persist(&self.path).map_err(|error| fail(error.error))?;
-        Ok(MuxReport { frame_count: self.frame_count(), bytes: head.len() as u64 + copied })
+        Ok(MuxReport {
+            frame_count: self.frame_count(),
+            bytes: head.len() as u64 + copied,
+        })
     }
 
     /// Everything in front of the payload: `ftyp`, `moov`, header of `mdat`.
@@ -172,7 +189,9 @@ impl Muxer {
         Ftyp {
             major_brand: FourCC::new(b"isom"),
             minor_version: 0x200,
-            compatible_brands: [b"isom", b"iso2", b"avc1", b"mp41"].map(FourCC::new).to_vec(),
+            compatible_brands: [b"isom", b"iso2", b"avc1", b"mp41"]
+                .map(FourCC::new)
+                .to_vec(),
         }
         .encode(&mut ftyp)?;
         let mdat = mdat_header(self.payload_bytes);
@@ -198,7 +217,10 @@ impl Muxer {
                 ..Mvhd::default()
             },
             trak: vec![self.track(sets, payload_at, wide)?],
-            udta: self.metadata.as_ref().map(|metadata| Udta { meta: Some(tags(metadata)), ..Udta::default() }),
+            udta: self.metadata.as_ref().map(|metadata| Udta {
+                meta: Some(tags(metadata)),
+                ..Udta::default()
+            }),
             ..Moov::default()
         }
         .encode(&mut out)?;
@@ -208,17 +230,37 @@ impl Muxer {
     fn track(&self, sets: &ParameterSets, payload_at: u64, wide: bool) -> mp4_atom::Result<Trak> {
         let (timescale, frame_ticks) = self.rate.clock();
         let duration = u64::from(self.frame_count()) * u64::from(frame_ticks);
-        let offsets = self.chunks.iter().map(|chunk| payload_at + chunk.payload_offset);
+        let offsets = self
+            .chunks
+            .iter()
+            .map(|chunk| payload_at + chunk.payload_offset);
         let samples = Stbl {
-            stsd: Stsd { codecs: vec![self.sample_entry(sets)?.into()] },
-            stts: Stts {
-                entries: vec![SttsEntry { sample_count: self.frame_count(), sample_delta: frame_ticks }],
+            stsd: Stsd {
+                codecs: vec![self.sample_entry(sets)?.into()],
             },
-            stss: Some(Stss { entries: self.sync_samples.clone() }),
-            stsc: Stsc { entries: chunk_runs(&self.chunks) },
-            stsz: Stsz { samples: StszSamples::Different { sizes: self.sample_sizes.clone() } },
-            stco: (!wide).then(|| Stco { entries: offsets.clone().map(|at| at as u32).collect() }),
-            co64: wide.then(|| Co64 { entries: offsets.collect() }),
+            stts: Stts {
+                entries: vec![SttsEntry {
+                    sample_count: self.frame_count(),
+                    sample_delta: frame_ticks,
+                }],
+            },
+            stss: Some(Stss {
+                entries: self.sync_samples.clone(),
+            }),
+            stsc: Stsc {
+                entries: chunk_runs(&self.chunks),
+            },
+            stsz: Stsz {
+                samples: StszSamples::Different {
+                    sizes: self.sample_sizes.clone(),
+                },
+            },
+            stco: (!wide).then(|| Stco {
+                entries: offsets.clone().map(|at| at as u32).collect(),
+            }),
+            co64: wide.then(|| Co64 {
+                entries: offsets.collect(),
+            }),
             ..Stbl::default()
         };
         Ok(Trak {
@@ -232,11 +274,23 @@ impl Muxer {
                 ..Tkhd::default()
             },
             mdia: Mdia {
-                mdhd: Mdhd { timescale, duration, language: "und".to_owned(), ..Mdhd::default() },
-                hdlr: Hdlr { handler: FourCC::new(b"vide"), name: "VideoHandler".to_owned() },
+                mdhd: Mdhd {
+                    timescale,
+                    duration,
+                    language: "und".to_owned(),
+                    ..Mdhd::default()
+                },
+                hdlr: Hdlr {
+                    handler: FourCC::new(b"vide"),
+                    name: "VideoHandler".to_owned(),
+                },
                 minf: Minf {
                     vmhd: Some(Vmhd::default()),
-                    dinf: Dinf { dref: Dref { entries: vec![Url::default().into()] } },
+                    dinf: Dinf {
+                        dref: Dref {
+                            entries: vec![Url::default().into()],
+                        },
+                    },
                     stbl: samples,
                     ..Minf::default()
                 },
@@ -267,7 +321,10 @@ impl Muxer {
                 matrix_coefficients: 1,
                 full_range_flag: false,
             }),
-            pasp: Some(Pasp { h_spacing: 1, v_spacing: 1 }),
+            pasp: Some(Pasp {
+                h_spacing: 1,
+                v_spacing: 1,
+            }),
             ..Avc1::default()
         })
     }
@@ -287,14 +344,19 @@ fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
         // What an ordinary file gets; the process's umask still applies.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder).map_err(MediaError::io("write into the folder of", path))
+    builder
+        .tempfile_in(folder)
+        .map_err(MediaError::io("write into the folder of", path))
 }
 
 /// Equal neighbours share an entry.
 fn chunk_runs(chunks: &[MuxedChunk]) -> Vec<StscEntry> {
     let mut runs: Vec<StscEntry> = Vec::new();
     for (index, chunk) in chunks.iter().enumerate() {
-        if runs.last().is_none_or(|run| run.samples_per_chunk != chunk.sample_count) {
+        if runs
+            .last()
+            .is_none_or(|run| run.samples_per_chunk != chunk.sample_count)
+        {
             runs.push(StscEntry {
                 first_chunk: index as u32 + 1,
                 samples_per_chunk: chunk.sample_count,
@@ -308,7 +370,12 @@ fn chunk_runs(chunks: &[MuxedChunk]) -> Vec<StscEntry> {
 fn mdat_header(payload_bytes: u64) -> Vec<u8> {
     match u32::try_from(payload_bytes + 8) {
         Ok(size) => [&size.to_be_bytes(), &b"mdat"[..]].concat(),
-        Err(_) => [&1u32.to_be_bytes(), &b"mdat"[..], &(payload_bytes + 16).to_be_bytes()].concat(),
+        Err(_) => [
+            &1u32.to_be_bytes(),
+            &b"mdat"[..],
+            &(payload_bytes + 16).to_be_bytes(),
+        ]
+        .concat(),
     }
 }
 
@@ -321,10 +388,17 @@ fn tags(metadata: &FilmMetadata) -> Meta {
     if !title.is_empty() {
         push_tag(&mut list, b"\xa9nam", title);
     }
-    push_tag(&mut list, b"\xa9too", &format!("longtake {}", metadata.version));
+    push_tag(
+        &mut list,
+        b"\xa9too",
+        &format!("longtake {}", metadata.version),
+    );
     push_tag(&mut list, b"\xa9cmt", &json);
     Meta {
-        hdlr: Hdlr { handler: FourCC::new(b"mdir"), name: String::new() },
+        hdlr: Hdlr {
+            handler: FourCC::new(b"mdir"),
+            name: String::new(),
+        },
         items: vec![Any::Unknown(mp4_atom::Ilst::KIND, list)],
     }
 }
@@ -343,6 +417,8 @@ fn push_tag(list: &mut Vec<u8>, kind: &[u8; 4], text: &str) {
 
 /// At most `bytes_max` bytes, whole characters.
 fn cut(text: &str, bytes_max: usize) -> &str {
-    let end = (0..=bytes_max.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    let end = (0..=bytes_max.min(text.len()))
+        .rev()
+        .find(|&end| text.is_char_boundary(end));
     &text[..end.unwrap_or(0)]
 }

@@ -48,7 +48,8 @@ impl PackWriter {
                 self.out.extend_from_slice(&value.to_le_bytes());
             }
         }
-        self.out.extend_from_slice(&(png.len() as u32).to_le_bytes());
+        self.out
+            .extend_from_slice(&(png.len() as u32).to_le_bytes());
         self.out.extend_from_slice(&png);
         self.frame_count += 1;
         Ok(())
@@ -99,16 +100,31 @@ impl<R: Read> PackReader<R> {
     pub fn new(mut reader: R, what: impl Into<String>) -> Result<Self> {
         let what = what.into();
         let mut header = [0; HEADER_BYTES];
-        reader.read_exact(&mut header).map_err(|error| broken(&what, "its header", error))?;
+        reader
+            .read_exact(&mut header)
+            .map_err(|error| broken(&what, "its header", error))?;
         if &header[..8] != MAGIC {
-            return Err(MediaError::damaged(what, "it does not begin like a frame pack"));
+            return Err(MediaError::damaged(
+                what,
+                "it does not begin like a frame pack",
+            ));
         }
-        let field = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let field = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
         let (width, height, frame_count) = (field(8), field(12), field(COUNT_AT));
         if width == 0 || height == 0 || frame_count == 0 {
             return Err(MediaError::damaged(what, "its header names no frames"));
         }
-        Ok(Self { reader, what, width, height, frame_count, next: 0, done: false })
+        Ok(Self {
+            reader,
+            what,
+            width,
+            height,
+            frame_count,
+            next: 0,
+            done: false,
+        })
     }
 
     /// Width in pixels.
@@ -129,26 +145,41 @@ impl<R: Read> PackReader<R> {
     fn read_frame(&mut self) -> Result<Frame> {
         let label = format!("frame {}", self.next);
         let mut length = [0; 4];
-        self.reader.read_exact(&mut length).map_err(|error| broken(&self.what, &label, error))?;
+        self.reader
+            .read_exact(&mut length)
+            .map_err(|error| broken(&self.what, &label, error))?;
         let length = u64::from(u32::from_le_bytes(length));
         // A PNG is never much larger than its raw pixels, so a wild length is found out before it is
         // read; `take` keeps memory to what is really there.
         let raw = 3 * u64::from(self.width) * u64::from(self.height);
         if length > raw + raw / 64 + u64::from(self.height) + 4096 {
-            return Err(MediaError::damaged(&self.what, format!("{label} claims {length} bytes")));
+            return Err(MediaError::damaged(
+                &self.what,
+                format!("{label} claims {length} bytes"),
+            ));
         }
         let mut png = Vec::new();
         let read = self.reader.by_ref().take(length).read_to_end(&mut png);
         let read = read.map_err(|error| broken(&self.what, &label, error))?;
         if (read as u64) < length {
-            return Err(MediaError::damaged(&self.what, format!("it ends inside {label}")));
+            return Err(MediaError::damaged(
+                &self.what,
+                format!("it ends inside {label}"),
+            ));
         }
-        let frame = decode_png(&png, &format!("{}, {label}", self.what), Some((self.width, self.height)))?;
+        let frame = decode_png(
+            &png,
+            &format!("{}, {label}", self.what),
+            Some((self.width, self.height)),
+        )?;
         self.next += 1;
         if self.next == self.frame_count {
             let extra = self.reader.by_ref().take(1).read_to_end(&mut Vec::new());
             if extra.map_err(|error| broken(&self.what, "its end", error))? > 0 {
-                return Err(MediaError::damaged(&self.what, "bytes follow the last frame"));
+                return Err(MediaError::damaged(
+                    &self.what,
+                    "bytes follow the last frame",
+                ));
             }
         }
         Ok(frame)

@@ -20,7 +20,9 @@ pub fn encode_png(frame: &Frame) -> Result<Vec<u8>> {
     encoder.set_depth(BitDepth::Eight);
     encoder.set_compression(png::Compression::Fast);
     let mut writer = encoder.write_header().map_err(MediaError::PngEncode)?;
-    writer.write_image_data(frame.data()).map_err(MediaError::PngEncode)?;
+    writer
+        .write_image_data(frame.data())
+        .map_err(MediaError::PngEncode)?;
     writer.finish().map_err(MediaError::PngEncode)?;
     Ok(out)
 }
@@ -36,11 +38,17 @@ pub fn decode_png(bytes: &[u8], what: &str, expected: Option<(u32, u32)>) -> Res
     let info = decoder.read_header_info().map_err(damaged)?;
     let (width, height) = info.size();
     if expected.is_some_and(|size| size != (width, height)) {
-        return Err(MediaError::damaged(what, format!("it is {width}x{height}, which it should not be")));
+        return Err(MediaError::damaged(
+            what,
+            format!("it is {width}x{height}, which it should not be"),
+        ));
     }
     if u64::from(width) * u64::from(height) > PIXELS_MAX {
         let feature = format!("a picture of {width}x{height}");
-        return Err(MediaError::Unsupported { what: what.to_owned(), feature });
+        return Err(MediaError::Unsupported {
+            what: what.to_owned(),
+            feature,
+        });
     }
     let mut reader = decoder.read_info().map_err(damaged)?;
     let Some(length) = reader.output_buffer_size() else {
@@ -49,7 +57,11 @@ pub fn decode_png(bytes: &[u8], what: &str, expected: Option<(u32, u32)>) -> Res
     let mut samples = vec![0; length];
     let output = reader.next_frame(&mut samples).map_err(damaged)?;
     samples.truncate(output.buffer_size());
-    let samples = if output.bit_depth == BitDepth::Sixteen { to_eight_bits(&samples) } else { samples };
+    let samples = if output.bit_depth == BitDepth::Sixteen {
+        to_eight_bits(&samples)
+    } else {
+        samples
+    };
     let rgb = to_rgb(samples, output.color_type);
     Frame::from_rgb8(width, height, rgb)
         .ok_or_else(|| MediaError::damaged(what, "its pixels do not fill its size"))
@@ -67,7 +79,10 @@ fn to_eight_bits(samples: &[u8]) -> Vec<u8> {
 fn to_rgb(samples: Vec<u8>, color: ColorType) -> Vec<u8> {
     match color {
         ColorType::Rgb | ColorType::Indexed => samples,
-        ColorType::Rgba => samples.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        ColorType::Rgba => samples
+            .chunks_exact(4)
+            .flat_map(|p| [p[0], p[1], p[2]])
+            .collect(),
         ColorType::Grayscale => samples.iter().flat_map(|&grey| [grey; 3]).collect(),
         ColorType::GrayscaleAlpha => samples.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
     }

@@ -22,7 +22,10 @@ impl Rate {
             num = num.div_ceil(2);
             den = den.div_ceil(2);
         }
-        Some(Self { num: u32::try_from(num).ok()?, den: u32::try_from(den).ok()? })
+        Some(Self {
+            num: u32::try_from(num).ok()?,
+            den: u32::try_from(den).ok()?,
+        })
     }
 
     /// The fraction that is meant by a decimal number: a whole number, a broadcast rate such as
@@ -43,7 +46,9 @@ impl Rate {
         }
         let simplest = (1..=1000u64).find_map(|den| {
             let num = (fps * den as f64).round();
-            near(num / den as f64, fps * 1e-6).then(|| Self::new(num as u64, den)).flatten()
+            near(num / den as f64, fps * 1e-6)
+                .then(|| Self::new(num as u64, den))
+                .flatten()
         });
         let exact = || Self::new((fps * 10_000.0).round() as u64, 10_000);
         simplest.or_else(exact).ok_or(MediaError::BadRate(fps))
@@ -100,7 +105,10 @@ mod tests {
             assert_eq!((rate.num(), rate.den()), (num, den), "{fps}");
         }
         for fps in [7.123_456, 0.001, 999.999, 24.5] {
-            assert!((Rate::from_fps(fps).unwrap().fps() - fps).abs() < 1e-4 * fps.max(1.0), "{fps}");
+            assert!(
+                (Rate::from_fps(fps).unwrap().fps() - fps).abs() < 1e-4 * fps.max(1.0),
+                "{fps}"
+            );
         }
         for fps in [0.0, -1.0, f64::NAN, f64::INFINITY, 1001.0] {
             assert!(Rate::from_fps(fps).is_err(), "{fps}");

@@ -54,10 +54,17 @@ pub fn open_video(path: impl AsRef<Path>) -> Result<VideoReader> {
     if !path.exists() {
         return Err(MediaError::NotFound(path.to_owned()));
     }
-    let read_error = |source| MediaError::Io { action: "read", path: path.to_owned(), source };
+    let read_error = |source| MediaError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    };
     let mut file = File::open(path).map_err(read_error)?;
     let mut head = Vec::new();
-    file.by_ref().take(16).read_to_end(&mut head).map_err(read_error)?;
+    file.by_ref()
+        .take(16)
+        .read_to_end(&mut head)
+        .map_err(read_error)?;
     file.seek(SeekFrom::Start(0)).map_err(read_error)?;
     let what = path.display().to_string();
     if head.starts_with(b"\x89PNG") {
@@ -129,7 +136,11 @@ fn open_pictures(path: &Path) -> Result<VideoReader> {
         frame_count: source.frame_count(),
         metadata: None,
     };
-    Ok(reader(info, Source::Pictures(source), path.display().to_string()))
+    Ok(reader(
+        info,
+        Source::Pictures(source),
+        path.display().to_string(),
+    ))
 }
 
 fn open_pack(file: File, what: String) -> Result<VideoReader> {
@@ -163,9 +174,15 @@ fn scan_stream(file: &File, what: &str) -> Result<(Sps, u64)> {
     let damaged = |why: String| MediaError::damaged(what, why);
     let mut pictures = PictureReader::new(BufReader::new(file));
     let (mut sps, mut frame_count) = (None, 0);
-    while let Some(units) = pictures.next_picture().map_err(|error| damaged(error.to_string()))? {
+    while let Some(units) = pictures
+        .next_picture()
+        .map_err(|error| damaged(error.to_string()))?
+    {
         if sps.is_none() {
-            sps = units.iter().find(|nal| annexb::kind(nal) == nal_type::SPS).and_then(|nal| Sps::parse(nal));
+            sps = units
+                .iter()
+                .find(|nal| annexb::kind(nal) == nal_type::SPS)
+                .and_then(|nal| Sps::parse(nal));
         }
         frame_count += u64::from(units.iter().any(|nal| annexb::is_slice(nal)));
     }
@@ -179,9 +196,13 @@ fn scan_stream(file: &File, what: &str) -> Result<(Sps, u64)> {
 
 fn open_mp4(mut file: File, what: String) -> Result<VideoReader> {
     let track = demux::read_track(&mut file, &what)?;
-    let sps = track.parameter_sets.iter().find(|nal| annexb::kind(nal) == nal_type::SPS);
+    let sps = track
+        .parameter_sets
+        .iter()
+        .find(|nal| annexb::kind(nal) == nal_type::SPS);
     let sps = sps.and_then(|nal| Sps::parse(nal));
-    let sps = sps.ok_or_else(|| MediaError::damaged(&what, "its decoder configuration has no parameters"))?;
+    let sps = sps
+        .ok_or_else(|| MediaError::damaged(&what, "its decoder configuration has no parameters"))?;
     sps.check_supported(&what)?;
     let mut decoder = Decoder::new(&what, track.color)?;
     decoder.feed(track.parameter_sets.iter().map(Vec::as_slice))?;
@@ -193,16 +214,38 @@ fn open_mp4(mut file: File, what: String) -> Result<VideoReader> {
         length_bytes: track.length_bytes,
         sample: Vec::new(),
     };
-    let source = Coded { units, decoder, what: what.clone(), ended: false };
+    let source = Coded {
+        units,
+        decoder,
+        what: what.clone(),
+        ended: false,
+    };
     Ok(reader(info, Source::Coded(Box::new(source)), what))
 }
 
-fn video_info(sps: &Sps, rate: Option<Rate>, frame_count: u64, metadata: Option<FilmMetadata>) -> VideoInfo {
-    VideoInfo { width: sps.width, height: sps.height, fps: rate.map(Rate::fps), frame_count, metadata }
+fn video_info(
+    sps: &Sps,
+    rate: Option<Rate>,
+    frame_count: u64,
+    metadata: Option<FilmMetadata>,
+) -> VideoInfo {
+    VideoInfo {
+        width: sps.width,
+        height: sps.height,
+        fps: rate.map(Rate::fps),
+        frame_count,
+        metadata,
+    }
 }
 
 fn reader(info: VideoInfo, source: Source, what: String) -> VideoReader {
-    VideoReader { info, source, what, read_count: 0, failed: false }
+    VideoReader {
+        info,
+        source,
+        what,
+        read_count: 0,
+        failed: false,
+    }
 }
 
 /// Coded pictures and their decoder.
@@ -216,7 +259,12 @@ struct Coded {
 /// Where coded pictures come from.
 enum Units {
     Stream(PictureReader<BufReader<File>>),
-    Mp4 { file: BufReader<File>, samples: SampleWalk, length_bytes: usize, sample: Vec<u8> },
+    Mp4 {
+        file: BufReader<File>,
+        samples: SampleWalk,
+        length_bytes: usize,
+        sample: Vec<u8>,
+    },
 }
 
 impl Coded {
@@ -245,18 +293,31 @@ impl Coded {
         let damaged = |why: String| MediaError::damaged(&self.what, why);
         match &mut self.units {
             Units::Stream(pictures) => {
-                match pictures.next_picture().map_err(|error| damaged(error.to_string()))? {
+                match pictures
+                    .next_picture()
+                    .map_err(|error| damaged(error.to_string()))?
+                {
                     Some(units) => self.decoder.feed(units.iter().map(Vec::as_slice))?,
                     None => return Ok(false),
                 }
             }
-            Units::Mp4 { file, samples, length_bytes, sample } => {
-                let Some(place) = samples.next() else { return Ok(false) };
+            Units::Mp4 {
+                file,
+                samples,
+                length_bytes,
+                sample,
+            } => {
+                let Some(place) = samples.next() else {
+                    return Ok(false);
+                };
                 sample.clear();
-                let at = file.stream_position().map_err(|error| damaged(error.to_string()))?;
+                let at = file
+                    .stream_position()
+                    .map_err(|error| damaged(error.to_string()))?;
                 // A relative seek keeps the buffer when samples lie side by side.
                 let step = place.offset as i64 - at as i64;
-                file.seek_relative(step).map_err(|error| damaged(error.to_string()))?;
+                file.seek_relative(step)
+                    .map_err(|error| damaged(error.to_string()))?;
                 let read = file.by_ref().take(place.size.into()).read_to_end(sample);
                 if read.map_err(|error| damaged(error.to_string()))? < place.size as usize {
                     return Err(damaged("it ends inside a frame".to_owned()));
@@ -275,7 +336,9 @@ fn split_sample(mut sample: &[u8], length_bytes: usize) -> Option<Vec<&[u8]>> {
     let mut units = Vec::new();
     while !sample.is_empty() {
         let (length, rest) = sample.split_at_checked(length_bytes)?;
-        let length = length.iter().fold(0usize, |value, &byte| value << 8 | usize::from(byte));
+        let length = length
+            .iter()
+            .fold(0usize, |value, &byte| value << 8 | usize::from(byte));
         let (nal, rest) = rest.split_at_checked(length)?;
         units.push(nal);
         sample = rest;

@@ -26,7 +26,11 @@ impl SampleTable {
         runs: Vec<StscEntry>,
         file_bytes: u64,
     ) -> Result<Self, String> {
-        let table = Self { sizes, chunk_offsets, runs };
+        let table = Self {
+            sizes,
+            chunk_offsets,
+            runs,
+        };
         table.check_runs()?;
         let count = u64::from(table.count());
         let total: u64 = match &table.sizes {
@@ -36,7 +40,12 @@ impl SampleTable {
         if count == 0 {
             return Err("its video track is empty".to_owned());
         }
-        if total > file_bytes || table.chunk_offsets.iter().any(|&offset| offset >= file_bytes) {
+        if total > file_bytes
+            || table
+                .chunk_offsets
+                .iter()
+                .any(|&offset| offset >= file_bytes)
+        {
             return Err("it ends before its last frame".to_owned());
         }
         if table.room() < count {
@@ -55,10 +64,16 @@ impl SampleTable {
 
     /// Runs start at chunk 1, ascend, and are not empty.
     fn check_runs(&self) -> Result<(), String> {
-        let ascending = self.runs.windows(2).all(|pair| pair[0].first_chunk < pair[1].first_chunk);
+        let ascending = self
+            .runs
+            .windows(2)
+            .all(|pair| pair[0].first_chunk < pair[1].first_chunk);
         let starts = self.runs.first().is_some_and(|run| run.first_chunk == 1);
         let filled = self.runs.iter().all(|run| run.samples_per_chunk > 0);
-        let one_format = self.runs.iter().all(|run| run.sample_description_index == 1);
+        let one_format = self
+            .runs
+            .iter()
+            .all(|run| run.sample_description_index == 1);
         match (ascending && starts && filled, one_format) {
             (false, _) => Err("its sample-to-chunk table is not in order".to_owned()),
             (_, false) => Err("its format changes along the way".to_owned()),
@@ -70,9 +85,13 @@ impl SampleTable {
     fn room(&self) -> u64 {
         let chunk_count = self.chunk_offsets.len() as u64;
         let runs = self.runs.iter().enumerate().map(|(index, run)| {
-            let end = self.runs.get(index + 1).map_or(chunk_count + 1, |next| next.first_chunk.into());
+            let end = self
+                .runs
+                .get(index + 1)
+                .map_or(chunk_count + 1, |next| next.first_chunk.into());
             let end = end.min(chunk_count + 1);
-            end.saturating_sub(run.first_chunk.into()).saturating_mul(run.samples_per_chunk.into())
+            end.saturating_sub(run.first_chunk.into())
+                .saturating_mul(run.samples_per_chunk.into())
         });
         runs.fold(0, u64::saturating_add)
     }
@@ -97,7 +116,14 @@ pub(super) struct SampleWalk {
 
 impl SampleWalk {
     pub fn new(table: SampleTable) -> Self {
-        Self { table, index: 0, chunk: 0, run: 0, in_chunk: 0, in_chunk_bytes: 0 }
+        Self {
+            table,
+            index: 0,
+            chunk: 0,
+            run: 0,
+            in_chunk: 0,
+            in_chunk_bytes: 0,
+        }
     }
 }
 
@@ -115,7 +141,10 @@ impl Iterator for SampleWalk {
             }
         }
         let start = *self.table.chunk_offsets.get(self.chunk)?;
-        let place = SamplePlace { offset: start.checked_add(self.in_chunk_bytes)?, size };
+        let place = SamplePlace {
+            offset: start.checked_add(self.in_chunk_bytes)?,
+            size,
+        };
         self.index += 1;
         self.in_chunk += 1;
         self.in_chunk_bytes += u64::from(size);
@@ -128,18 +157,27 @@ mod tests {
     use super::*;
 
     fn run(first_chunk: u32, samples_per_chunk: u32) -> StscEntry {
-        StscEntry { first_chunk, samples_per_chunk, sample_description_index: 1 }
+        StscEntry {
+            first_chunk,
+            samples_per_chunk,
+            sample_description_index: 1,
+        }
     }
 
     fn sizes(sizes: &[u32]) -> StszSamples {
-        StszSamples::Different { sizes: sizes.to_vec() }
+        StszSamples::Different {
+            sizes: sizes.to_vec(),
+        }
     }
 
     #[test]
     fn samples_follow_their_chunks() {
         let runs = vec![run(1, 2), run(3, 1)];
-        let table = SampleTable::new(sizes(&[5, 6, 7, 8, 9]), vec![100, 200, 50, 60], runs, 1000).unwrap();
-        let places: Vec<_> = SampleWalk::new(table).map(|place| (place.offset, place.size)).collect();
+        let table =
+            SampleTable::new(sizes(&[5, 6, 7, 8, 9]), vec![100, 200, 50, 60], runs, 1000).unwrap();
+        let places: Vec<_> = SampleWalk::new(table)
+            .map(|place| (place.offset, place.size))
+            .collect();
         assert_eq!(places, [(100, 5), (105, 6), (200, 7), (207, 8), (50, 9)]);
     }
 
@@ -153,7 +191,10 @@ mod tests {
         assert!(table(sizes(&[1]), &[1000], &[run(1, 1)]).is_err());
         assert!(table(sizes(&[]), &[0], &[run(1, 1)]).is_err());
         assert!(table(sizes(&[600, 600]), &[0], &[run(1, 2)]).is_err());
-        let huge = StszSamples::Identical { count: u32::MAX, size: u32::MAX };
+        let huge = StszSamples::Identical {
+            count: u32::MAX,
+            size: u32::MAX,
+        };
         assert!(table(huge, &[0], &[run(1, u32::MAX)]).is_err());
         assert!(table(sizes(&[1]), &[0], &[]).is_err());
     }

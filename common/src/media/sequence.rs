@@ -17,9 +17,14 @@ pub fn write_png_sequence<F: Borrow<Frame>, E: From<MediaError>>(
     path: &Path,
     frames: impl IntoIterator<Item = std::result::Result<F, E>>,
 ) -> std::result::Result<u64, E> {
-    let path = if is_sequence(path) { path.to_owned() } else { path.join("%06d.png") };
+    let path = if is_sequence(path) {
+        path.to_owned()
+    } else {
+        path.join("%06d.png")
+    };
     let pattern = Pattern::parse(&path)?;
-    fs::create_dir_all(&pattern.folder).map_err(MediaError::io("make the folder", &pattern.folder))?;
+    fs::create_dir_all(&pattern.folder)
+        .map_err(MediaError::io("make the folder", &pattern.folder))?;
     let mut count = 0;
     for frame in frames {
         let png = encode_png(frame?.borrow())?;
@@ -31,7 +36,9 @@ pub fn write_png_sequence<F: Borrow<Frame>, E: From<MediaError>>(
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// A file name with a number in it.
@@ -51,13 +58,17 @@ impl Pattern {
         let (digits, suffix) = rest.split_once('d').ok_or_else(bad)?;
         let digits = match digits {
             "" => 0,
-            text if text.starts_with('0') => text.parse().ok().filter(|&n| n <= 12).ok_or_else(bad)?,
+            text if text.starts_with('0') => {
+                text.parse().ok().filter(|&n| n <= 12).ok_or_else(bad)?
+            }
             _ => return Err(bad()),
         };
         if suffix.contains('%') || !suffix.to_ascii_lowercase().ends_with(".png") {
             return Err(bad());
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
         Ok(Self {
             folder: folder.unwrap_or(Path::new(".")).to_owned(),
             prefix: prefix.to_owned(),
@@ -67,13 +78,23 @@ impl Pattern {
     }
 
     fn path(&self, number: u64) -> PathBuf {
-        self.folder.join(format!("{}{number:0width$}{}", self.prefix, self.suffix, width = self.digits))
+        self.folder.join(format!(
+            "{}{number:0width$}{}",
+            self.prefix,
+            self.suffix,
+            width = self.digits
+        ))
     }
 
     /// The number that `name` has under this pattern.
     fn number(&self, name: &str) -> Option<u64> {
-        let digits = name.strip_prefix(&self.prefix)?.strip_suffix(&self.suffix)?;
-        let number = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+        let digits = name
+            .strip_prefix(&self.prefix)?
+            .strip_suffix(&self.suffix)?;
+        let number = digits
+            .parse()
+            .ok()
+            .filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
         (format!("{number:0width$}", width = self.digits) == digits).then_some(number)
     }
 }
@@ -101,7 +122,12 @@ impl Sequence {
             return Err(MediaError::NoFrames(path.display().to_string()));
         };
         let frame = read_picture(first)?;
-        Ok(Self { width: frame.width(), height: frame.height(), files, next: 0 })
+        Ok(Self {
+            width: frame.width(),
+            height: frame.height(),
+            files,
+            next: 0,
+        })
     }
 
     pub fn frame_count(&self) -> u64 {
@@ -109,7 +135,9 @@ impl Sequence {
     }
 
     pub fn next_frame(&mut self) -> Result<Option<Frame>> {
-        let Some(file) = self.files.get(self.next) else { return Ok(None) };
+        let Some(file) = self.files.get(self.next) else {
+            return Ok(None);
+        };
         let frame = read_picture(file)?;
         if (frame.width(), frame.height()) != (self.width, self.height) {
             return Err(MediaError::SizeChanged {
@@ -136,22 +164,36 @@ fn names(folder: &Path) -> Result<Vec<String>> {
         return Err(MediaError::NotFound(folder.to_owned()));
     }
     let entries = fs::read_dir(folder).map_err(MediaError::io("list", folder))?;
-    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
-    names.collect::<std::io::Result<_>>().map_err(MediaError::io("list", folder))
+    let names =
+        entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+    names
+        .collect::<std::io::Result<_>>()
+        .map_err(MediaError::io("list", folder))
 }
 
 fn numbered_files(path: &Path) -> Result<Vec<PathBuf>> {
     let pattern = Pattern::parse(path)?;
-    let mut numbers: Vec<u64> =
-        names(&pattern.folder)?.iter().filter_map(|name| pattern.number(name)).collect();
+    let mut numbers: Vec<u64> = names(&pattern.folder)?
+        .iter()
+        .filter_map(|name| pattern.number(name))
+        .collect();
     numbers.sort_unstable();
     let (Some(&first), Some(&last)) = (numbers.first(), numbers.last()) else {
         return Err(MediaError::NoFrames(path.display().to_string()));
     };
-    let hole = numbers.iter().zip(first..=last).find(|(number, expected)| **number != *expected);
+    let hole = numbers
+        .iter()
+        .zip(first..=last)
+        .find(|(number, expected)| **number != *expected);
     match hole {
-        Some((_, missing)) => Err(MediaError::Gap { pattern: path.display().to_string(), missing }),
-        None => Ok(numbers.into_iter().map(|number| pattern.path(number)).collect()),
+        Some((_, missing)) => Err(MediaError::Gap {
+            pattern: path.display().to_string(),
+            missing,
+        }),
+        None => Ok(numbers
+            .into_iter()
+            .map(|number| pattern.path(number))
+            .collect()),
     }
 }
 
@@ -167,9 +209,13 @@ fn natural_key(name: &str) -> Vec<(String, u64)> {
     let mut key = Vec::new();
     let mut rest = name;
     while !rest.is_empty() {
-        let text_end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let text_end = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let (text, tail) = rest.split_at(text_end);
-        let digit_end = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        let digit_end = tail
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(tail.len());
         let (digits, tail) = tail.split_at(digit_end);
         key.push((text.to_owned(), digits.parse().unwrap_or(u64::MAX)));
         rest = tail;

@@ -43,7 +43,10 @@ impl Sps {
         let coded_height = units_down * 16 * if interlaced { 2 } else { 1 };
         let crop = crop(&mut bits, chroma_format, interlaced)?;
         let cropped = |coded: u64, crop: u64| {
-            coded.checked_sub(crop).filter(|&side| side > 0).and_then(|side| u32::try_from(side).ok())
+            coded
+                .checked_sub(crop)
+                .filter(|&side| side > 0)
+                .and_then(|side| u32::try_from(side).ok())
         };
         let mut sps = Self {
             profile,
@@ -95,14 +98,19 @@ impl Sps {
     /// Refuses, by name, what the decoder cannot do.
     pub fn check_supported(&self, what: &str) -> Result<()> {
         let refuse = |feature: String| {
-            Err(MediaError::Unsupported { what: what.to_owned(), feature })
+            Err(MediaError::Unsupported {
+                what: what.to_owned(),
+                feature,
+            })
         };
         match (self.profile, self.chroma_format, self.bit_depth) {
             (_, 1, 8) if matches!(self.profile, 66 | 77 | 100) => {}
             (_, 1, 8) => return refuse(format!("H.264 profile {}", self.profile)),
             (_, 1, depth) => return refuse(format!("H.264 with {depth} bits a sample")),
             (_, chroma, _) => {
-                let name = ["4:0:0", "4:2:0", "4:2:2", "4:4:4"].get(chroma as usize).unwrap_or(&"unknown");
+                let name = ["4:0:0", "4:2:0", "4:2:2", "4:4:4"]
+                    .get(chroma as usize)
+                    .unwrap_or(&"unknown");
                 return refuse(format!("H.264 with {name} chroma"));
             }
         }
@@ -112,9 +120,13 @@ impl Sps {
         if self.coded_pixels > u64::from(MAX_PIXELS) {
             return refuse(format!("H.264 of {}x{} pixels", self.width, self.height));
         }
-        self.color(None).map(|_| ()).or_else(|| {
-            Some(()).filter(|()| self.matrix_code.is_none())
-        }).map_or_else(|| refuse(format!("colour matrix {}", self.matrix_code.unwrap_or(2))), Ok)
+        self.color(None)
+            .map(|_| ())
+            .or_else(|| Some(()).filter(|()| self.matrix_code.is_none()))
+            .map_or_else(
+                || refuse(format!("colour matrix {}", self.matrix_code.unwrap_or(2))),
+                Ok,
+            )
     }
 
     /// Matrix and range: from here, else as the container says `(matrix code, full range)`, else the
@@ -122,15 +134,26 @@ impl Sps {
     pub fn color(&self, container: Option<(u16, bool)>) -> Option<ColorSpace> {
         const UNSPECIFIED: u16 = 2;
         let own = self.matrix_code.filter(|&code| code != UNSPECIFIED);
-        let code = own.or(container.map(|(code, _)| code)).unwrap_or(UNSPECIFIED);
-        let full_range = self.full_range.or(container.map(|(_, full)| full)).unwrap_or(false);
-        Some(ColorSpace { matrix: Matrix::from_code(code, self.height)?, full_range })
+        let code = own
+            .or(container.map(|(code, _)| code))
+            .unwrap_or(UNSPECIFIED);
+        let full_range = self
+            .full_range
+            .or(container.map(|(_, full)| full))
+            .unwrap_or(false);
+        Some(ColorSpace {
+            matrix: Matrix::from_code(code, self.height)?,
+            full_range,
+        })
     }
 }
 
 /// (chroma_format_idc, bits a sample); 4:2:0 and 8 for profiles that do not say.
 fn high_profile_fields(bits: &mut Bits<'_>, profile: u8) -> Option<(u32, u32)> {
-    if !matches!(profile, 100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135) {
+    if !matches!(
+        profile,
+        100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135
+    ) {
         return Some((1, 8));
     }
     let chroma_format = bits.ue()?;
@@ -204,7 +227,13 @@ struct Bits<'a> {
 
 impl<'a> Bits<'a> {
     fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, zeros: 0, current: 0, left: 0 }
+        Self {
+            bytes,
+            at: 0,
+            zeros: 0,
+            current: 0,
+            left: 0,
+        }
     }
 
     fn bit(&mut self) -> Option<u32> {
@@ -243,7 +272,12 @@ impl<'a> Bits<'a> {
     /// Exp-Golomb, signed.
     fn se(&mut self) -> Option<i32> {
         let code = i64::from(self.ue()?);
-        i32::try_from(if code % 2 == 0 { -(code / 2) } else { code / 2 + 1 }).ok()
+        i32::try_from(if code % 2 == 0 {
+            -(code / 2)
+        } else {
+            code / 2 + 1
+        })
+        .ok()
     }
 }
 
@@ -255,11 +289,14 @@ mod tests {
     fn a_published_parameter_set_is_understood() {
         // High profile, 1920x1080 cropped from 1088, 30 frames a second, bt709 unstated.
         let nal = [
-            103, 100, 0, 40, 172, 217, 64, 120, 2, 39, 229, 132, 0, 0, 3, 0, 4, 0, 0, 3, 0, 240, 60, 96,
-            198, 88,
+            103, 100, 0, 40, 172, 217, 64, 120, 2, 39, 229, 132, 0, 0, 3, 0, 4, 0, 0, 3, 0, 240,
+            60, 96, 198, 88,
         ];
         let sps = Sps::parse(&nal).unwrap();
-        assert_eq!((sps.width, sps.height, sps.profile, sps.bit_depth), (1920, 1080, 100, 8));
+        assert_eq!(
+            (sps.width, sps.height, sps.profile, sps.bit_depth),
+            (1920, 1080, 100, 8)
+        );
         assert_eq!(sps.coded_pixels, 1920 * 1088);
         assert_eq!(sps.rate, Rate::new(30, 1));
         sps.check_supported("it").unwrap();

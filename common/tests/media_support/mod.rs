@@ -28,12 +28,25 @@ impl Random {
 /// Flat shapes with soft edges that move over a flat ground: what `ltxv-tiny` draws.
 pub fn shapes(width: u32, height: u32, index: u32) -> Frame {
     let (t, side) = (index as f32, width.min(height) as f32);
-    let disc = (side * 0.5 + 2.3 * t, side * 0.45 + 0.7 * t, side * 0.22, [205.0, 60.0, 48.0]);
-    let small = (width as f32 * 0.7 - 1.6 * t, side * 0.7, side * 0.12, [60.0, 90.0, 200.0]);
+    let disc = (
+        side * 0.5 + 2.3 * t,
+        side * 0.45 + 0.7 * t,
+        side * 0.22,
+        [205.0, 60.0, 48.0],
+    );
+    let small = (
+        width as f32 * 0.7 - 1.6 * t,
+        side * 0.7,
+        side * 0.12,
+        [60.0, 90.0, 200.0],
+    );
     paint(width, height, |x, y| {
         let mut color = [92.0, 118.0, 104.0];
         for (cx, cy, radius, paint) in [disc, small] {
-            let (dx, dy) = (x - cx.rem_euclid(width as f32), y - cy.rem_euclid(height as f32));
+            let (dx, dy) = (
+                x - cx.rem_euclid(width as f32),
+                y - cy.rem_euclid(height as f32),
+            );
             let cover = ((radius - (dx * dx + dy * dy).sqrt()) / 4.0 + 0.5).clamp(0.0, 1.0);
             color = std::array::from_fn(|c| color[c] + (paint[c] - color[c]) * cover);
         }
@@ -54,7 +67,11 @@ pub fn natural(width: u32, height: u32, index: u32) -> Frame {
             let weight = 52.0 / f32::from(1u16 << octave);
             let luma = value_noise(x / scale, y / scale, octave) * weight;
             let tint = value_noise(x / scale, y / scale, octave + 40) * weight * 0.25;
-            color = [color[0] + luma + tint, color[1] + luma, color[2] + luma - tint];
+            color = [
+                color[0] + luma + tint,
+                color[1] + luma,
+                color[2] + luma - tint,
+            ];
         }
         let noise = (grain.below(5) as f32 - 2.0) * 0.6;
         color.map(|value| value + noise)
@@ -65,7 +82,9 @@ fn paint(width: u32, height: u32, mut color: impl FnMut(f32, f32) -> [f32; 3]) -
     let mut data = Vec::with_capacity(3 * (width * height) as usize);
     for y in 0..height {
         for x in 0..width {
-            data.extend(color(x as f32, y as f32).map(|value| value.round().clamp(0.0, 255.0) as u8));
+            data.extend(
+                color(x as f32, y as f32).map(|value| value.round().clamp(0.0, 255.0) as u8),
+            );
         }
     }
     Frame::from_rgb8(width, height, data).unwrap()
@@ -88,17 +107,29 @@ fn value_noise(x: f32, y: f32, seed: u32) -> f32 {
 
 pub fn psnr(a: &[u8], b: &[u8]) -> f64 {
     assert_eq!(a.len(), b.len());
-    let squares: u64 = a.iter().zip(b).map(|(&a, &b)| u64::from(a.abs_diff(b)).pow(2)).sum();
+    let squares: u64 = a
+        .iter()
+        .zip(b)
+        .map(|(&a, &b)| u64::from(a.abs_diff(b)).pow(2))
+        .sum();
     10.0 * (255.0 * 255.0 * a.len() as f64 / squares.max(1) as f64).log10()
 }
 
 /// (luma, RGB) in decibels. RGB includes what 4:2:0 loses before the encoder sees it.
 pub fn psnr_of_frames(a: &Frame, b: &Frame) -> (f64, f64) {
-    (psnr(&Yuv420::from_frame(a).y, &Yuv420::from_frame(b).y), psnr(a.data(), b.data()))
+    (
+        psnr(&Yuv420::from_frame(a).y, &Yuv420::from_frame(b).y),
+        psnr(a.data(), b.data()),
+    )
 }
 
 pub fn picture(width: u32, height: u32, fps: f64) -> Picture {
-    Picture { width, height, fps, codec: Codec::H264 }
+    Picture {
+        width,
+        height,
+        fps,
+        codec: Codec::H264,
+    }
 }
 
 pub fn metadata() -> FilmMetadata {
@@ -108,7 +139,13 @@ pub fn metadata() -> FilmMetadata {
         negative: String::new(),
         model: Hash::of(b"model"),
         continuity: Continuity::Chain,
-        windows: vec![Window { index: 0, first_frame: 0, frames: 121, visible_frames: 40, seed: 7 }],
+        windows: vec![Window {
+            index: 0,
+            first_frame: 0,
+            frames: 121,
+            visible_frames: 40,
+            seed: 7,
+        }],
     }
 }
 
@@ -143,14 +180,20 @@ pub fn write_film(
 /// Runs ffmpeg or ffprobe; returns (stdout, stderr). The tests of what we write need an independent
 /// reader, so a missing one is a failure.
 pub fn run_ffmpeg(program: &str, arguments: &[&str]) -> (String, String) {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| {
-        panic!(
-            "{program} is needed to check our files with a second reader ({error}); \
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| {
+            panic!(
+                "{program} is needed to check our files with a second reader ({error}); \
              `cargo xtask test` installs it, or install the package `ffmpeg`"
-        )
-    });
+            )
+        });
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     let (stdout, stderr) = (text(output.stdout), text(output.stderr));
-    assert!(output.status.success(), "{program} {arguments:?} failed: {stderr}");
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?} failed: {stderr}"
+    );
     (stdout, stderr)
 }
