@@ -1,69 +1,129 @@
-//! The whole model.
+//! The whole model: a Diffusers folder on a backend.
 
-use crate::error::{Error, Result};
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::hash::{DIFFUSION_STEM, TEXT_STEM, tokenizer_file};
+use crate::pipeline::{self, Denoising};
+use crate::t5::T5Encoder;
+use crate::tokenizer::Tokenizer;
+use crate::transformer::Transformer;
 use crate::types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Video};
+use crate::vae::{Decoder, Encoder};
+use crate::weights::Weights;
 use longtake_tensor::Backend;
-use std::marker::PhantomData;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 /// A loaded model on a backend.
 pub struct Model<B: Backend> {
-    backend: PhantomData<B>,
-}
-
-fn unfinished<T>() -> Result<T> {
-    Err(Error::Request {
-        what: "model",
-        message: "being built".into(),
-    })
+    backend: B,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    text_encoder: T5Encoder<B>,
+    transformer: Transformer<B>,
+    decoder: Decoder<B>,
+    encoder: Encoder<B>,
 }
 
 impl<B: Backend> Model<B> {
     /// Loads a Diffusers folder: checks configuration and weights, prepares them for the backend.
-    pub fn load(_dir: &Path, _backend: B) -> Result<Self> {
-        unfinished()
+    pub fn load(dir: &Path, backend: B) -> Result<Self> {
+        let config = ModelConfig::read(dir)?;
+        let tokenizer = Tokenizer::load(&tokenizer_file(dir))?;
+        let weights = Weights::open(&dir.join("text_encoder"), TEXT_STEM)?;
+        let text_encoder = T5Encoder::load(&backend, weights, &config.text_encoder)?;
+        let weights = Weights::open(&dir.join("transformer"), DIFFUSION_STEM)?;
+        let transformer = Transformer::load(&backend, &weights, &config.transformer)?;
+        let weights = Weights::open(&dir.join("vae"), DIFFUSION_STEM)?;
+        let decoder = Decoder::load(&backend, &weights, &config.vae)?;
+        let encoder = Encoder::load(&backend, &weights, &config.vae)?;
+        Ok(Self {
+            backend,
+            config,
+            tokenizer,
+            text_encoder,
+            transformer,
+            decoder,
+            encoder,
+        })
+    }
+
+    /// Configuration that it was loaded with.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The backend it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The transformer alone.
+    pub fn transformer(&self) -> &Transformer<B> {
+        &self.transformer
+    }
+
+    /// The VAE's decoder alone.
+    pub fn decoder(&self) -> &Decoder<B> {
+        &self.decoder
     }
 
     /// Encodes a prompt, padded or cut to `text_tokens`.
-    pub fn encode_prompt(&self, _text: &str, _text_tokens: usize) -> Result<Prompt> {
-        unfinished()
+    pub fn encode_prompt(&self, text: &str, text_tokens: usize) -> Result<Prompt> {
+        let tokens = self.tokenizer.encode_padded(text, text_tokens)?;
+        pipeline::encode_tokens(
+            &self.backend,
+            &self.text_encoder,
+            self.config.pipeline,
+            &tokens,
+        )
     }
 
     /// Denoises a window. `progress` is called with (steps done, steps) after each step and may
-    /// stop the run, which then fails with [`Error::Cancelled`].
+    /// stop the run, which then fails with [`crate::Error::Cancelled`].
     pub fn denoise(
         &self,
-        _request: &DenoiseRequest<'_>,
-        _progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        request: &DenoiseRequest<'_>,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Latents> {
-        unfinished()
+        Denoising::new(&self.backend, &self.transformer, &self.config, request)?.run(progress)
     }
 
     /// Decodes a window: 8 (F - 1) + 1 pictures.
-    pub fn decode(&self, _latents: &Latents, _request: &DecodeRequest) -> Result<Video> {
-        unfinished()
+    pub fn decode(&self, latents: &Latents, request: &DecodeRequest) -> Result<Video> {
+        pipeline::decode(
+            &self.backend,
+            &self.decoder,
+            &self.config,
+            latents,
+            request,
+            0,
+        )
     }
 
     /// The last `tail_frames` (8k + 1) pictures of a window, decoded from its last k + 1 latents
-    /// and at most four before them.
+    /// and at most [`pipeline::TAIL_HALO`] before them.
     pub fn decode_tail(
         &self,
-        _latents: &Latents,
-        _request: &DecodeRequest,
-        _tail_frames: usize,
+        latents: &Latents,
+        request: &DecodeRequest,
+        tail_frames: usize,
     ) -> Result<Video> {
-        unfinished()
+        let first = pipeline::tail_start(&self.config, latents, tail_frames)?;
+        let video = pipeline::decode(
+            &self.backend,
+            &self.decoder,
+            &self.config,
+            latents,
+            request,
+            first,
+        )?;
+        Ok(video.last(tail_frames))
     }
 
     /// Encodes 8k + 1 pictures, sides multiples of 32, to k + 1 normalised latents: the mode of
     /// the encoder's distribution.
-    pub fn encode(&self, _video: &Video) -> Result<Latents> {
-        unfinished()
+    pub fn encode(&self, video: &Video) -> Result<Latents> {
+        pipeline::encode(&self.backend, &self.encoder, &self.config, video)
     }
-}
-
-/// BLAKE3 over the files of a model folder that determine what it renders.
-pub fn model_hash(_dir: &Path) -> Result<blake3::Hash> {
-    unfinished()
 }

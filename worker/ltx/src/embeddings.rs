@@ -1,0 +1,153 @@
+//! Sinusoids: timestep embedding and rotary positions, in f32 where diffusers takes f32.
+//!
+//! Angles reach tens of thousands of radians, so the order of the f32 operations is part of the
+//! definition; functions are taken in f64 of the f32 angle and rounded.
+
+use crate::config::PipelineClass;
+use crate::error::{InPart, Result};
+use crate::weights::Weights;
+use longtake_tensor::{Activation, Backend, Rope, Shape};
+use std::f32::consts::PI;
+
+/// Channels of the sinusoid that the timestep MLPs read.
+const SINUSOID: usize = 256;
+
+/// `PixArtAlphaCombinedTimestepSizeEmbeddings` without sizes: sinusoid, linear, SiLU, linear.
+pub(crate) struct TimestepEmbedder<B: Backend> {
+    linear_1: B::Matrix,
+    linear_2: B::Matrix,
+}
+
+impl<B: Backend> TimestepEmbedder<B> {
+    /// Loads the embedder `name` that gives `dim` channels.
+    pub fn load(b: &B, weights: &Weights, name: &str, dim: usize) -> Result<Self> {
+        let layer = |i: usize| format!("{name}.timestep_embedder.linear_{i}");
+        Ok(Self {
+            linear_1: weights.matrix(b, &layer(1), dim, SINUSOID, true)?,
+            linear_2: weights.matrix(b, &layer(2), dim, dim, true)?,
+        })
+    }
+
+    /// `[T, dim]` for timesteps of 0..1000.
+    pub fn forward(&self, b: &B, timesteps: &[f32]) -> longtake_tensor::Result<B::Tensor> {
+        let sinusoid = timestep_sinusoid(timesteps);
+        let x = b.upload(Shape::from([timesteps.len(), SINUSOID]), &sinusoid)?;
+        let x = b.linear(&x, &self.linear_1, Activation::Silu)?;
+        b.linear(&x, &self.linear_2, Activation::None)
+    }
+}
+
+/// `[T, 256]`: cosines, then sines, of `t exp(-ln(10000) i / 128)`.
+fn timestep_sinusoid(timesteps: &[f32]) -> Vec<f32> {
+    let half = SINUSOID / 2;
+    let log_period = -(libm::log(10000.0) as f32);
+    let frequency: Vec<f32> = (0..half)
+        .map(|i| libm::exp(f64::from(log_period * i as f32 / half as f32)) as f32)
+        .collect();
+    let angles = |t: f32| frequency.iter().map(move |f| f64::from(t * f));
+    timesteps
+        .iter()
+        .flat_map(|&t| angles(t).map(libm::cos).chain(angles(t).map(libm::sin)))
+        .map(|v| v as f32)
+        .collect()
+}
+
+/// Where the cells of a window are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Positions {
+    /// Latent frames.
+    pub frames: usize,
+    /// Latent rows.
+    pub height: usize,
+    /// Latent columns.
+    pub width: usize,
+    /// Frames a second.
+    pub fps: f64,
+    /// Which convention for the time of a latent frame.
+    pub class: PipelineClass,
+    /// Frames to a latent frame.
+    pub time_ratio: usize,
+    /// Pixels to a latent cell.
+    pub space_ratio: usize,
+}
+
+impl Positions {
+    /// Time of latent frame `f` as a share of 20 seconds.
+    fn time(&self, f: usize) -> f32 {
+        let share = match self.class {
+            PipelineClass::Plain => f as f32 * (self.time_ratio as f64 / self.fps) as f32,
+            PipelineClass::Condition => {
+                let frame = (self.time_ratio * f + 1).saturating_sub(self.time_ratio);
+                frame as f32 * (1.0 / self.fps) as f32
+            }
+        };
+        share / 20.0
+    }
+
+    /// Place of row or column `i` as a share of 2048 pixels.
+    fn place(&self, i: usize) -> f32 {
+        i as f32 * self.space_ratio as f32 / 2048.0
+    }
+}
+
+/// Frequencies by axis: `10000^linspace(0, 1, n) pi / 2`.
+fn rope_frequencies(n: usize) -> Vec<f32> {
+    let step = if n > 1 { 1.0 / (n - 1) as f32 } else { 0.0 };
+    (0..n)
+        .map(|i| {
+            // torch's linspace counts from the nearer end.
+            let exponent = if i < n / 2 {
+                step * i as f32
+            } else {
+                1.0 - step * (n - 1 - i) as f32
+            };
+            let exponent = if n == 1 { 0.0 } else { exponent };
+            libm::pow(10000.0, f64::from(exponent)) as f32 * PI / 2.0
+        })
+        .collect()
+}
+
+/// Rotations for tokens of `dim` channels: pairs of identity in front, then frequency by
+/// frequency the three axes.
+pub fn rope<B: Backend>(b: &B, at: &Positions, dim: usize) -> Result<Rope<B>> {
+    let frequencies = rope_frequencies(dim / 6);
+    let identity = dim % 6 / 2;
+    // cos and sin of every coordinate that occurs: a row of frequencies for each.
+    let table = |coordinates: Vec<f32>| -> Vec<Vec<(f32, f32)>> {
+        let row = |x: f32| {
+            let angle = |f: &f32| f64::from(f * (x * 2.0 - 1.0));
+            let pair = |a: f64| (libm::cos(a) as f32, libm::sin(a) as f32);
+            frequencies.iter().map(angle).map(pair).collect()
+        };
+        coordinates.into_iter().map(row).collect()
+    };
+    let times = table((0..at.frames).map(|f| at.time(f)).collect());
+    let rows = table((0..at.height).map(|y| at.place(y)).collect());
+    let columns = table((0..at.width).map(|x| at.place(x)).collect());
+    let tokens = at.frames * at.height * at.width;
+    let mut cos = Vec::with_capacity(tokens * dim / 2);
+    let mut sin = Vec::with_capacity(tokens * dim / 2);
+    for time in &times {
+        for row in &rows {
+            for column in &columns {
+                cos.extend(std::iter::repeat_n(1.0, identity));
+                sin.extend(std::iter::repeat_n(0.0, identity));
+                for k in 0..frequencies.len() {
+                    for axis in [time, row, column] {
+                        cos.push(axis[k].0);
+                        sin.push(axis[k].1);
+                    }
+                }
+            }
+        }
+    }
+    let shape = Shape::from([tokens, dim / 2]);
+    let upload = |values: &[f32]| {
+        b.upload(shape, values)
+            .in_part(|| "rotary positions".into())
+    };
+    Ok(Rope {
+        cos: upload(&cos)?,
+        sin: upload(&sin)?,
+    })
+}
