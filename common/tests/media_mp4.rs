@@ -166,7 +166,7 @@ fn a_film_comes_back_with_all_its_frames() {
             "{name}: lowest luma {:.1} dB, lowest RGB {:.1} dB",
             lowest.0, lowest.1
         );
-        assert!(lowest.0 > 40.0, "{name}: luma {:.1} dB", lowest.0);
+        assert!(lowest.0 > 40.0 && lowest.1 > 40.0, "{name}: {lowest:?} dB");
     }
 }
 
@@ -208,6 +208,11 @@ fn chunks_that_do_not_belong_together_are_refused_and_nothing_is_left() {
     ));
     assert!(matches!(film().finish(), Err(MediaError::NoFrames(_))));
     assert!(film().push(b"not a chunk").is_err());
+    // Other parameters behind the first picture would be lost without a word.
+    assert!(matches!(
+        film().push(&[&good[..], &other].concat()),
+        Err(MediaError::ParameterSetsDiffer { .. })
+    ));
     // A chunk without its first picture would show the last one's pixels.
     let idr = good
         .windows(5)

@@ -114,6 +114,12 @@ fn sequences_are_written_and_read_by_pattern_and_by_folder() {
     assert!(is_sequence(Path::new("x/%06d.png")) && !is_sequence(Path::new("x/film.mp4")));
     let single = open_video(folder.path().join("a/000003.png")).unwrap();
     assert_eq!(collect(single).unwrap(), frames[3..4]);
+    // A shorter film under the same name leaves nothing of the longer one, and no other file is touched.
+    fs::write(folder.path().join("a/other7.png"), b"kept").unwrap();
+    let path = folder.path().join("a/%06d.png");
+    assert_eq!(write_png_sequence(&path, good().take(4)).unwrap(), 4);
+    assert_eq!(collect(open_video(&path).unwrap()).unwrap(), frames[..4]);
+    assert_eq!(fs::read_dir(folder.path().join("a")).unwrap().count(), 5);
     // An error on the way in comes out as it is.
     let failing = frames.iter().map(Ok).chain([Err(MediaError::BadRate(0.0))]);
     let error = write_png_sequence(&folder.path().join("d"), failing).unwrap_err();

@@ -22,6 +22,7 @@ mod read;
 mod samples;
 mod sequence;
 mod sps;
+mod temporary;
 
 pub use annexb::{ParameterSets, parameter_sets};
 pub use chunk::{ChunkReader, ChunkWriter, encode_chunk, read_chunk};
@@ -33,7 +34,7 @@ pub use pack::{PackReader, PackWriter, read_pack, write_pack};
 pub use png::{decode_png, encode_png};
 pub use rate::Rate;
 pub use read::{VideoInfo, VideoReader, open_video};
-pub use sequence::{is_sequence, write_png_sequence};
+pub use sequence::{is_sequence, write_png_sequence, write_png_sequence_from};
 
 use crate::spec::Codec;
 

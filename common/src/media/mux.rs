@@ -6,6 +6,7 @@
 
 use super::annexb::{self, ParameterSets, PictureReader, nal_type};
 use super::sps::Sps;
+use super::temporary::temporary_beside;
 use super::{MediaError, Rate, Result};
 use crate::task::{FilmMetadata, Picture};
 use mp4_atom::{
@@ -87,6 +88,9 @@ impl Muxer {
         let mut pictures = PictureReader::new(chunk);
         let damaged = |error: io::Error| MediaError::damaged(what.as_str(), error.to_string());
         while let Some(units) = pictures.next_picture().map_err(damaged)? {
+            if units.iter().any(|nal| self.is_foreign_parameter(nal)) {
+                return Err(MediaError::ParameterSetsDiffer { chunk: index });
+            }
             let sync = units.iter().any(|nal| annexb::kind(nal) == nal_type::IDR);
             if sample_count == 0 && !sync {
                 return Err(MediaError::damaged(
@@ -126,6 +130,16 @@ impl Muxer {
         }
         self.parameter_sets = Some(sets);
         Ok(())
+    }
+
+    /// Parameters inside a chunk would be lost, so they must repeat the first ones.
+    fn is_foreign_parameter(&self, nal: &[u8]) -> bool {
+        let first = self.parameter_sets.as_ref();
+        match annexb::kind(nal) {
+            nal_type::SPS => first.is_none_or(|sets| sets.sps != nal),
+            nal_type::PPS => first.is_none_or(|sets| sets.pps != nal),
+            _ => false,
+        }
     }
 
     /// Writes the slices with their lengths in front; false when there are none.
@@ -330,25 +344,6 @@ impl Muxer {
     }
 }
 
-/// A file in the folder of `path`, so that it can be renamed to it; gone when dropped.
-fn temporary_beside(path: &Path) -> Result<NamedTempFile> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".longtake-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // What an ordinary file gets; the process's umask still applies.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder
-        .tempfile_in(folder)
-        .map_err(MediaError::io("write into the folder of", path))
-}
-
 /// Equal neighbours share an entry.
 fn chunk_runs(chunks: &[MuxedChunk]) -> Vec<StscEntry> {
     let mut runs: Vec<StscEntry> = Vec::new();
@@ -421,4 +416,67 @@ fn cut(text: &str, bytes_max: usize) -> &str {
         .rev()
         .find(|&end| text.is_char_boundary(end));
     &text[..end.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Frame;
+    use crate::media::ChunkEncoder;
+    use crate::spec::Codec;
+    use mp4_atom::Decode;
+
+    fn muxer_with_one_chunk(folder: &Path) -> Muxer {
+        let picture = Picture {
+            width: 32,
+            height: 16,
+            fps: 24.0,
+            codec: Codec::H264,
+        };
+        let mut encoder = ChunkEncoder::new(32, 16, 24.0).unwrap();
+        encoder.push(&Frame::black(32, 16)).unwrap();
+        let mut muxer = Muxer::new(&folder.join("film.mp4"), &picture, None).unwrap();
+        muxer.push(&encoder.finish().unwrap()).unwrap();
+        muxer
+    }
+
+    #[test]
+    fn films_beyond_four_gigabytes_get_wide_offsets() {
+        let folder = tempfile::tempdir().unwrap();
+        for (payload_bytes, is_wide) in [(5 << 30, true), (1 << 30, false)] {
+            let mut muxer = muxer_with_one_chunk(folder.path());
+            muxer.chunks.push(MuxedChunk {
+                payload_offset: payload_bytes - 9,
+                sample_count: 1,
+            });
+            muxer.payload_bytes = payload_bytes;
+            let sets = muxer.parameter_sets.clone().unwrap();
+            let head = muxer.head(&sets).unwrap();
+            let mut rest = head.as_slice();
+            Ftyp::decode(&mut rest).unwrap();
+            let moov = Moov::decode(&mut rest).unwrap();
+            assert_eq!(rest, mdat_header(payload_bytes));
+            assert_eq!(rest.len(), if is_wide { 16 } else { 8 });
+            let table = &moov.trak[0].mdia.minf.stbl;
+            let first = head.len() as u64;
+            let expected = vec![first, first + payload_bytes - 9];
+            let short = table
+                .stco
+                .as_ref()
+                .map(|stco| stco.entries.iter().map(|&at| at.into()).collect());
+            let found = short.or(table.co64.as_ref().map(|co64| co64.entries.clone()));
+            assert_eq!(found, Some(expected));
+            assert_eq!(
+                (table.co64.is_some(), table.stco.is_some()),
+                (is_wide, !is_wide)
+            );
+        }
+    }
+
+    #[test]
+    fn titles_are_cut_between_characters() {
+        assert_eq!(cut("aé", 2), "a");
+        assert_eq!(cut("aé", 3), "aé");
+        assert_eq!(cut("", 5), "");
+    }
 }

@@ -1,4 +1,7 @@
 //! Any video that a user brings, one frame at a time.
+//!
+//! Frames come as they are stored: edit lists, rotation and pixel aspect of foreign MP4 files are not
+//! applied, and a varying frame rate is reported as its mean.
 
 use super::annexb::{self, PictureReader, nal_type};
 use super::color::Yuv420;

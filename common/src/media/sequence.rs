@@ -1,9 +1,11 @@
 //! PNG sequences: `DIR/%06d.png`, or all PNGs of a folder.
 
+use super::temporary::temporary_beside;
 use super::{MediaError, Result, decode_png, encode_png};
 use crate::Frame;
 use std::borrow::Borrow;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Whether `path` names a numbered PNG sequence rather than a file.
@@ -13,8 +15,20 @@ pub fn is_sequence(path: &Path) -> bool {
 
 /// Writes frames to `DIR/%06d.png` (any `%d` or `%0Nd`), numbered from 0, making the folder. A path
 /// without a number is taken as the folder. Returns how many were written.
+///
+/// As an MP4 replaces what stood under its name, so does this: files of the same pattern with higher
+/// numbers, left by a longer film, are removed, for they would be read as part of this one.
 pub fn write_png_sequence<F: Borrow<Frame>, E: From<MediaError>>(
     path: &Path,
+    frames: impl IntoIterator<Item = std::result::Result<F, E>>,
+) -> std::result::Result<u64, E> {
+    write_png_sequence_from(path, 0, frames)
+}
+
+/// [`write_png_sequence`] with the first picture's number (ffmpeg begins at 1).
+pub fn write_png_sequence_from<F: Borrow<Frame>, E: From<MediaError>>(
+    path: &Path,
+    first_number: u64,
     frames: impl IntoIterator<Item = std::result::Result<F, E>>,
 ) -> std::result::Result<u64, E> {
     let path = if is_sequence(path) {
@@ -27,12 +41,28 @@ pub fn write_png_sequence<F: Borrow<Frame>, E: From<MediaError>>(
         .map_err(MediaError::io("make the folder", &pattern.folder))?;
     let mut count = 0;
     for frame in frames {
-        let png = encode_png(frame?.borrow())?;
-        let target = pattern.path(count);
-        fs::write(&target, png).map_err(MediaError::io("write", &target))?;
+        write_picture(&pattern.path(count), frame?.borrow())?;
         count += 1;
     }
+    for number in pattern
+        .numbers()?
+        .into_iter()
+        .filter(|&number| number >= count)
+    {
+        let stale = pattern.path(number);
+        fs::remove_file(&stale).map_err(MediaError::io("remove the old frame", &stale))?;
+    }
     Ok(count)
+}
+
+fn write_picture(target: &Path, frame: &Frame) -> Result<()> {
+    let png = encode_png(frame)?;
+    let mut file = temporary_beside(target)?;
+    file.write_all(&png)
+        .map_err(MediaError::io("write", target))?;
+    file.persist(target)
+        .map_err(|error| MediaError::io("write", target)(error.error))?;
+    Ok(())
 }
 
 fn file_name(path: &Path) -> String {
@@ -84,6 +114,14 @@ impl Pattern {
             self.suffix,
             width = self.digits
         ))
+    }
+
+    /// Numbers of the files that are there, ascending.
+    fn numbers(&self) -> Result<Vec<u64>> {
+        let names = names(&self.folder)?;
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| self.number(name)).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
     /// The number that `name` has under this pattern.
@@ -173,11 +211,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 
 fn numbered_files(path: &Path) -> Result<Vec<PathBuf>> {
     let pattern = Pattern::parse(path)?;
-    let mut numbers: Vec<u64> = names(&pattern.folder)?
-        .iter()
-        .filter_map(|name| pattern.number(name))
-        .collect();
-    numbers.sort_unstable();
+    let numbers = pattern.numbers()?;
     let (Some(&first), Some(&last)) = (numbers.first(), numbers.last()) else {
         return Err(MediaError::NoFrames(path.display().to_string()));
     };
