@@ -4,8 +4,18 @@
 //! no randomness, no async, no disk. [`Core::handle`] takes an [`Event`] and leaves [`Effects`]:
 //! records to store first, then messages to send. Start with [`plan::plan`], then [`Core`].
 
+mod dag;
+mod effects;
+mod estimate;
+mod handle;
 pub mod plan;
+mod record;
+mod schedule;
+mod state;
 mod view;
 
+pub use effects::{Effect, Effects, Event, Running, Write};
 pub use plan::{Plan, plan};
+pub use record::RestoreError;
+pub use state::{Core, Limits};
 pub use view::{JobState, JobView, SegmentView};

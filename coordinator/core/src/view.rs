@@ -1,8 +1,10 @@
 //! What users are shown of a job.
 
+use crate::dag::{self, TaskKind};
+use crate::state::{Core, Job, Task};
 use longtake_common::ids::{Hash, JobId};
 use longtake_common::spec::JobSpec;
-use longtake_common::task::SeamScore;
+use longtake_common::task::{SeamScore, Window};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -92,4 +94,113 @@ pub struct JobView {
     pub notices: Vec<String>,
     /// Sum over the job's workers of each one's peak memory.
     pub workers_peak_rss_bytes: u64,
+}
+
+impl Core {
+    /// What users are shown of a job at a time, if there is such a job.
+    pub fn view(&self, now_ms: u64, id: &JobId) -> Option<JobView> {
+        let job = self.jobs.get(id)?;
+        let state = job.state();
+        let mux = self.output(&job.tasks[&TaskKind::Mux]);
+        let mux = mux.filter(|_| state == JobState::Done);
+        let segment = |window| self.segment(job, window);
+        Some(JobView {
+            job: id.clone(),
+            spec: job.record.spec.clone(),
+            state,
+            error: job.record.error.clone(),
+            segments: job.plan.windows.iter().map(segment).collect(),
+            seams: mux.map(|output| output.seams.clone()).unwrap_or_default(),
+            eta_s: self.eta_s(now_ms, job),
+            progress: self.progress(job),
+            video: mux.and_then(|output| output.artifacts.get("video").copied()),
+            chunks: mux.and_then(|_| self.chunks(job)).unwrap_or_default(),
+            notices: self.notices(job),
+            workers_peak_rss_bytes: self.workers_peak_rss_bytes(id, job),
+        })
+    }
+
+    fn segment(&self, job: &Job, window: &Window) -> SegmentView {
+        let index = window.index;
+        let task = |kind| job.tasks.get(&kind);
+        let (denoise, decode) = (task(TaskKind::Denoise(index)), task(TaskKind::Decode(index)));
+        let both = [denoise, decode];
+        let reused = |task: Option<&Task>| {
+            task.and_then(|task| task.record.finish.as_ref()).is_some_and(|finish| finish.reused)
+        };
+        let attempts = |task: Option<&Task>| task.map_or(0, |task| task.record.attempts);
+        let latents = denoise.and_then(|task| self.output(task));
+        SegmentView {
+            index,
+            first_frame: window.first_frame,
+            frames: window.visible_frames,
+            seed: window.seed,
+            done: decode.is_some_and(|task| self.output(task).is_some()),
+            worker: denoise.map(|task| task.record.worker.clone()).unwrap_or_default(),
+            attempts: both.into_iter().map(attempts).max().unwrap_or(0),
+            reused: both.into_iter().all(reused),
+            seconds: self.seconds(job, index),
+            latents: latents.and_then(|output| output.artifacts.get("latents").copied()),
+        }
+    }
+
+    /// Sums the phases of a window's tasks. Prompts count to the first window.
+    fn seconds(&self, job: &Job, index: u32) -> BTreeMap<String, f64> {
+        let text = (index == 0).then_some(TaskKind::Text);
+        let seam = index.checked_sub(1).map(TaskKind::Seam);
+        let own = [Some(TaskKind::Denoise(index)), Some(TaskKind::Decode(index))];
+        let mut seconds = BTreeMap::new();
+        for kind in [text, seam].into_iter().chain(own).flatten() {
+            let Some(output) = job.tasks.get(&kind).and_then(|task| self.output(task)) else {
+                continue;
+            };
+            for (phase, value) in &output.seconds {
+                if phase != "total" && value.is_finite() {
+                    *seconds.entry(phase.clone()).or_insert(0.0) += value;
+                }
+            }
+        }
+        let total = seconds.values().sum();
+        seconds.insert("total".to_owned(), total);
+        seconds
+    }
+
+    fn chunks(&self, job: &Job) -> Option<Vec<Hash>> {
+        let artifact = |kind: TaskKind, name: &'static str| {
+            let output = self.output(&job.tasks[&kind]);
+            output.and_then(|output| output.artifacts.get(name).copied()).ok_or(())
+        };
+        dag::chunks(&job.plan, artifact).ok()
+    }
+
+    fn notices(&self, job: &Job) -> Vec<String> {
+        let mut notices = Vec::new();
+        let outputs = job.tasks.values().filter_map(|task| self.output(task));
+        for notice in outputs.flat_map(|output| &output.notices) {
+            if !notices.contains(notice) {
+                notices.push(notice.clone());
+            }
+        }
+        notices
+    }
+
+    fn workers_peak_rss_bytes(&self, id: &JobId, job: &Job) -> u64 {
+        let mut peaks: BTreeMap<&str, u64> = BTreeMap::new();
+        for task in job.tasks.values() {
+            // What came from elsewhere says nothing about this job's workers.
+            let own = task.record.finish.as_ref().is_some_and(|finish| !finish.reused);
+            if let Some(output) = self.output(task).filter(|_| own) {
+                let peak = peaks.entry(&task.record.worker).or_default();
+                *peak = output.peak_rss_bytes.max(*peak);
+            }
+        }
+        for worker in self.workers.values() {
+            let works_on_it = worker.lanes.values().any(|(held, _)| held == id);
+            if works_on_it || peaks.contains_key(worker.name.as_str()) {
+                let peak = peaks.entry(&worker.name).or_default();
+                *peak = worker.peak_rss_bytes.max(*peak);
+            }
+        }
+        peaks.values().sum()
+    }
 }

@@ -1,0 +1,274 @@
+//! The tasks of a job, what each waits for, and the work it is once its inputs are there.
+
+use crate::plan::{Plan, Source};
+use longtake_common::ids::{Hash, TaskId};
+use longtake_common::spec::{Continuity, JobSpec};
+use longtake_common::task::{FilmMetadata, Picture, TaskOutput, Work};
+use std::fmt;
+
+/// A task inside a job. The order is the one in which users think of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TaskKind {
+    /// Encodes the prompts.
+    Text,
+    /// Denoises this window.
+    Denoise(u32),
+    /// Decodes this window.
+    Decode(u32),
+    /// Joins this window and the next.
+    Seam(u32),
+    /// Puts the film together.
+    Mux,
+}
+
+impl fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text => f.write_str("text"),
+            Self::Denoise(index) => write!(f, "denoise/{index}"),
+            Self::Decode(index) => write!(f, "decode/{index}"),
+            Self::Seam(index) => write!(f, "seam/{index}"),
+            Self::Mux => f.write_str("mux"),
+        }
+    }
+}
+
+impl TaskKind {
+    /// The task's id on the wire.
+    pub fn id(self) -> TaskId {
+        TaskId(self.to_string())
+    }
+
+    /// The task that an id names, if there can be one.
+    pub fn parse(text: &str) -> Option<Self> {
+        let kind = match text.split_once('/') {
+            None => match text {
+                "text" => Self::Text,
+                "mux" => Self::Mux,
+                _ => return None,
+            },
+            Some((kind, index)) => {
+                let index = index.parse().ok()?;
+                match kind {
+                    "denoise" => Self::Denoise(index),
+                    "decode" => Self::Decode(index),
+                    "seam" => Self::Seam(index),
+                    _ => return None,
+                }
+            }
+        };
+        // `denoise/+3` and `denoise/03` are other spellings, and only one is the id.
+        (kind.to_string() == text).then_some(kind)
+    }
+
+    /// What is given out first among the tasks of one job: smaller is sooner.
+    ///
+    /// In a chain every window waits for the denoising before it, so that goes first. Independent
+    /// windows are finished one after the other, so that seams need not wait for the last of them.
+    pub fn priority(self, continuity: Continuity) -> (u32, u32) {
+        let (rank, index) = match self {
+            Self::Text => (0, 0),
+            Self::Denoise(index) => (1, index),
+            Self::Decode(index) => (2, index),
+            Self::Seam(index) => (3, index),
+            Self::Mux => (4, u32::MAX),
+        };
+        match continuity {
+            Continuity::Chain => (rank, index),
+            Continuity::None => (index, rank),
+        }
+    }
+}
+
+/// All tasks of a plan.
+pub fn tasks(plan: &Plan) -> impl Iterator<Item = TaskKind> {
+    let windows = plan.window_count();
+    std::iter::once(TaskKind::Text)
+        .chain((0..windows).map(TaskKind::Denoise))
+        .chain((0..windows).map(TaskKind::Decode))
+        .chain((0..windows - 1).map(TaskKind::Seam))
+        .chain(std::iter::once(TaskKind::Mux))
+}
+
+/// What has to be done before `kind`.
+pub fn inputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
+    match kind {
+        TaskKind::Text => vec![],
+        TaskKind::Denoise(index) if index > 0 && spec.continuity == Continuity::Chain => {
+            vec![TaskKind::Text, TaskKind::Denoise(index - 1)]
+        }
+        TaskKind::Denoise(_) => vec![TaskKind::Text],
+        TaskKind::Decode(index) => vec![TaskKind::Denoise(index)],
+        TaskKind::Seam(index) => vec![TaskKind::Decode(index), TaskKind::Decode(index + 1)],
+        TaskKind::Mux => {
+            let seams = (0..plan.seam_count()).map(TaskKind::Seam);
+            (0..plan.window_count()).map(TaskKind::Decode).chain(seams).collect()
+        }
+    }
+}
+
+/// What may have waited for `kind`: every task that has it among its [`inputs`].
+pub fn dependents(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
+    match kind {
+        TaskKind::Text => (0..plan.window_count()).map(TaskKind::Denoise).collect(),
+        TaskKind::Denoise(index) => {
+            let mut tasks = vec![TaskKind::Decode(index)];
+            if spec.continuity == Continuity::Chain && index < plan.seam_count() {
+                tasks.push(TaskKind::Denoise(index + 1));
+            }
+            tasks
+        }
+        TaskKind::Decode(index) => {
+            let mut tasks = vec![TaskKind::Mux];
+            tasks.extend(index.checked_sub(1).map(TaskKind::Seam));
+            if index < plan.seam_count() {
+                tasks.push(TaskKind::Seam(index));
+            }
+            tasks
+        }
+        TaskKind::Seam(_) => vec![TaskKind::Mux],
+        TaskKind::Mux => vec![],
+    }
+}
+
+/// Names of the artifacts that a result of `kind` must have.
+pub fn outputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<&'static str> {
+    let wanted = |name, frames| (frames > 0).then_some(name);
+    match kind {
+        TaskKind::Text => vec!["text"],
+        TaskKind::Denoise(index) => {
+            let tail = conditions_next(spec, plan, index).then_some("tail");
+            ["latents"].into_iter().chain(tail).collect()
+        }
+        TaskKind::Decode(index) => {
+            let shares = plan.shares(index);
+            let names = [
+                wanted("head", shares.head_frames),
+                wanted("interior", shares.interior_frames),
+                wanted("tail", shares.tail_frames),
+            ];
+            names.into_iter().flatten().collect()
+        }
+        TaskKind::Seam(_) => vec!["chunk"],
+        TaskKind::Mux => vec!["video"],
+    }
+}
+
+fn conditions_next(spec: &JobSpec, plan: &Plan, index: u32) -> bool {
+    spec.continuity == Continuity::Chain && index < plan.seam_count()
+}
+
+/// An input that should be there is not: the stored state does not fit the plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the result of {task} has no '{name}': the stored state is damaged, submit the job again")]
+pub struct MissingInput {
+    task: TaskKind,
+    name: &'static str,
+}
+
+/// Builds the work of a task from the results of its inputs, which `output` finds.
+pub fn work<'a>(
+    spec: &JobSpec,
+    plan: &Plan,
+    kind: TaskKind,
+    output: impl Fn(TaskKind) -> Option<&'a TaskOutput>,
+) -> Result<Work, MissingInput> {
+    let artifact = |task: TaskKind, name: &'static str| -> Result<Hash, MissingInput> {
+        let found = output(task).and_then(|output| output.artifacts.get(name).copied());
+        found.ok_or(MissingInput { task, name })
+    };
+    let picture =
+        || Picture { width: spec.width, height: spec.height, fps: spec.fps, codec: spec.codec };
+    Ok(match kind {
+        TaskKind::Text => Work::Text {
+            model: spec.model.clone(),
+            prompt: spec.prompt.clone(),
+            negative: (spec.sampling.guidance_scale > 1.0).then(|| spec.negative.clone()),
+            text_tokens: spec.sampling.text_tokens,
+        },
+        TaskKind::Denoise(index) => Work::Denoise {
+            model: spec.model.clone(),
+            window: plan.windows[index as usize].clone(),
+            padded_width: spec.padded_width(),
+            padded_height: spec.padded_height(),
+            fps: spec.fps,
+            sampling: spec.sampling.clone(),
+            text: artifact(TaskKind::Text, "text")?,
+            conditioning: match index.checked_sub(1) {
+                Some(before) if conditions_next(spec, plan, before) => {
+                    Some(artifact(TaskKind::Denoise(before), "tail")?)
+                }
+                _ => None,
+            },
+            tail_frames: conditions_next(spec, plan, index).then_some(plan.overlap_frames),
+        },
+        TaskKind::Decode(index) => {
+            let shares = plan.shares(index);
+            Work::Decode {
+                model: spec.model.clone(),
+                window: plan.windows[index as usize].clone(),
+                latents: artifact(TaskKind::Denoise(index), "latents")?,
+                sampling: spec.sampling.clone(),
+                picture: picture(),
+                head_frames: shares.head_frames,
+                relax_frames: shares.relax_frames,
+                tail_frames: shares.tail_frames,
+            }
+        }
+        TaskKind::Seam(index) => Work::Seam {
+            left: artifact(TaskKind::Decode(index), "tail")?,
+            right: artifact(TaskKind::Decode(index + 1), "head")?,
+            overlap_frames: plan.overlap_frames,
+            relax_frames: plan.shares(index + 1).relax_frames,
+            picture: picture(),
+        },
+        TaskKind::Mux => Work::Mux {
+            chunks: chunks(plan, artifact)?,
+            picture: picture(),
+            metadata: FilmMetadata {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                prompt: spec.prompt.clone(),
+                negative: spec.negative.clone(),
+                model: spec.model.hash,
+                continuity: spec.continuity,
+                windows: plan.windows.clone(),
+            },
+            seams: plan.overlaps(),
+        },
+    })
+}
+
+/// The film's chunks in order.
+pub fn chunks<E>(
+    plan: &Plan,
+    artifact: impl Fn(TaskKind, &'static str) -> Result<Hash, E>,
+) -> Result<Vec<Hash>, E> {
+    let spans = plan.spans();
+    let chunk = |source| match source {
+        Source::Interior(index) => artifact(TaskKind::Decode(index), "interior"),
+        Source::Seam(index) => artifact(TaskKind::Seam(index), "chunk"),
+    };
+    spans.iter().map(|span| chunk(span.source)).collect()
+}
+
+/// How much there is to do, in frames.
+pub fn units(plan: &Plan, kind: TaskKind) -> f64 {
+    f64::from(match kind {
+        TaskKind::Text => 1,
+        TaskKind::Denoise(index) | TaskKind::Decode(index) => plan.windows[index as usize].frames,
+        TaskKind::Seam(index) => plan.overlap_frames + plan.shares(index + 1).relax_frames,
+        TaskKind::Mux => plan.spans().last().map_or(0, |span| span.first_frame + span.frames),
+    })
+}
+
+/// Work of one unit relative to denoising a frame, before anything was measured. Rough on purpose:
+/// it only has to keep a progress bar from jumping.
+pub fn unit_weight(kind: TaskKind) -> f64 {
+    match kind {
+        TaskKind::Text => 5.0,
+        TaskKind::Denoise(_) => 1.0,
+        TaskKind::Decode(_) => 0.6,
+        TaskKind::Seam(_) => 0.3,
+        TaskKind::Mux => 0.02,
+    }
+}

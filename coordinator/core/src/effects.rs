@@ -1,0 +1,193 @@
+//! What comes in and what goes out.
+
+use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
+use longtake_common::spec::JobSpec;
+use longtake_common::task::{Assignment, TaskOutput};
+use std::collections::BTreeMap;
+
+/// Work that a worker says it has in hand, finished but unacknowledged work included.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Running {
+    /// The job.
+    pub job: JobId,
+    /// The task in it.
+    pub task: TaskId,
+    /// From its assignment.
+    pub token: FencingToken,
+    /// Share that is done, 0..1.
+    pub progress: f64,
+}
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A user wants a film. Answered by [`Effect::Submitted`] or [`Effect::Refused`].
+    Submit {
+        /// Id for it, not in use yet. Not taken when an unfinished job with an equal spec goes on.
+        job: JobId,
+        /// What is wanted.
+        spec: Box<JobSpec>,
+    },
+    /// A user wants no more of a job.
+    Cancel {
+        /// Which; a finished one stays as it is.
+        job: JobId,
+    },
+    /// A worker connected.
+    Attach {
+        /// Never used before, not in an earlier term either.
+        worker: WorkerId,
+        /// What people call it; stays the same when it connects again.
+        name: String,
+        /// Work that it has from an earlier connection.
+        running: Vec<Running>,
+    },
+    /// A worker's connection ended.
+    Detach {
+        /// Which.
+        worker: WorkerId,
+    },
+    /// A worker lives.
+    Heartbeat {
+        /// Which.
+        worker: WorkerId,
+        /// What it does.
+        running: Vec<Running>,
+        /// Peak memory of its process so far, in bytes.
+        peak_rss_bytes: u64,
+    },
+    /// A worker has a result. Answered by [`Effect::Ack`] or, when it is not wanted,
+    /// [`Effect::Revoke`].
+    Done {
+        /// Which worker.
+        worker: WorkerId,
+        /// The job.
+        job: JobId,
+        /// The task in it.
+        task: TaskId,
+        /// From its assignment.
+        token: FencingToken,
+        /// The result.
+        output: Box<TaskOutput>,
+    },
+    /// A worker could not do a task. Answered like [`Event::Done`].
+    Failed {
+        /// Which worker.
+        worker: WorkerId,
+        /// The job.
+        job: JobId,
+        /// The task in it.
+        task: TaskId,
+        /// From its assignment.
+        token: FencingToken,
+        /// Why.
+        error: String,
+        /// Another try may succeed.
+        retryable: bool,
+    },
+    /// Time has passed. Due a few times in each lease.
+    Tick,
+}
+
+/// Something to do, once everything in [`Effects::take_writes`] is stored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// The job is queued.
+    Submitted {
+        /// The id that was proposed.
+        proposed: JobId,
+        /// The job's id.
+        job: JobId,
+        /// It is an unfinished job with an equal spec.
+        continued: bool,
+    },
+    /// The job breaks a rule.
+    Refused {
+        /// The id that was proposed.
+        proposed: JobId,
+        /// Which, as a sentence for the user.
+        error: String,
+    },
+    /// Give work to a worker.
+    Assign {
+        /// To whom.
+        worker: WorkerId,
+        /// What.
+        assignment: Box<Assignment>,
+    },
+    /// Tell a worker to stop and forget some work.
+    Revoke {
+        /// Whom.
+        worker: WorkerId,
+        /// The job.
+        job: JobId,
+        /// The task in it.
+        task: TaskId,
+        /// As the worker knows it.
+        token: FencingToken,
+    },
+    /// Tell a worker that its report is stored.
+    Ack {
+        /// Whom.
+        worker: WorkerId,
+        /// The job.
+        job: JobId,
+        /// The task in it.
+        task: TaskId,
+        /// As the worker knows it.
+        token: FencingToken,
+    },
+    /// Close a worker's connection: it counts as lost and has to attach again.
+    Disconnect {
+        /// Whose.
+        worker: WorkerId,
+    },
+    /// [`Core::view`](crate::Core::view) of a job gives something else than before.
+    JobChanged {
+        /// Which.
+        job: JobId,
+    },
+}
+
+/// A record to store, or to remove when it has no value.
+pub type Write = (String, Option<Vec<u8>>);
+
+/// What events lead to: records to store, and what to do after they are stored.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    writes: BTreeMap<String, Option<Vec<u8>>>,
+    effects: Vec<Effect>,
+}
+
+impl Effects {
+    /// Nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The records to store in one step before any effect is run. Leaves none.
+    pub fn take_writes(&mut self) -> Vec<Write> {
+        std::mem::take(&mut self.writes).into_iter().collect()
+    }
+
+    /// The effects in order. Leaves none.
+    pub fn take(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    pub(crate) fn push(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(crate) fn changed(&mut self, job: &JobId) {
+        let changed = Effect::JobChanged { job: job.clone() };
+        // One event may touch a job many times.
+        if self.effects.last() != Some(&changed) {
+            self.effects.push(changed);
+        }
+    }
+
+    pub(crate) fn write(&mut self, key: String, value: Vec<u8>) {
+        self.writes.insert(key, Some(value));
+    }
+}

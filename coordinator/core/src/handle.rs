@@ -1,0 +1,378 @@
+//! One event after the other.
+
+use crate::dag::{self, TaskKind};
+use crate::effects::{Effect, Effects, Event, Running};
+use crate::record::PLAN_VERSION;
+use crate::state::{Core, Finish, Job, JobRecord, LANES, Status, StoredState, Worker};
+use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
+use longtake_common::spec::JobSpec;
+use longtake_common::task::TaskOutput;
+use std::collections::BTreeMap;
+
+/// Where a report stands against what the core knows.
+enum Claim {
+    /// It is about work that was given out last under this token and is not done.
+    Current(TaskKind),
+    /// It is about the result that was taken: an earlier answer got lost.
+    Settled,
+    /// The task was given out again since, or there is no such task, or nobody wants it any more.
+    Stale,
+}
+
+impl Core {
+    /// Takes note of an event and of the time in milliseconds, which never runs backwards. What
+    /// follows is added to `fx`: store its writes first, then run its effects.
+    pub fn handle(&mut self, now_ms: u64, event: Event, fx: &mut Effects) {
+        match event {
+            Event::Submit { job, spec } => self.submit(job, *spec, fx),
+            Event::Cancel { job } => {
+                if self.jobs.get(&job).is_some_and(Job::is_open) {
+                    self.end_job(&job, StoredState::Cancelled, String::new(), fx);
+                }
+            }
+            Event::Attach { worker, name, running } => self.attach(now_ms, worker, name, running, fx),
+            Event::Detach { worker } => self.lose_worker(&worker, fx),
+            Event::Heartbeat { worker, running, peak_rss_bytes } => {
+                self.heartbeat(now_ms, &worker, running, peak_rss_bytes, fx);
+            }
+            Event::Done { worker, job, task, token, output } => {
+                self.done(now_ms, worker, job, task, token, *output, fx);
+            }
+            Event::Failed { worker, job, task, token, error, retryable } => {
+                if let Some(kind) = self.answer(&worker, &job, &task, token, fx) {
+                    self.failed(&worker, &job, kind, error, retryable, fx);
+                }
+            }
+            Event::Tick => self.tick(now_ms, fx),
+        }
+        self.schedule(now_ms, fx);
+    }
+
+    fn submit(&mut self, proposed: JobId, spec: JobSpec, fx: &mut Effects) {
+        if let Err(error) = spec.check() {
+            return fx.push(Effect::Refused { proposed, error: error.to_string() });
+        }
+        let mut jobs = self.jobs.iter();
+        if let Some((id, _)) = jobs.find(|(_, job)| job.is_open() && job.record.spec == spec) {
+            let job = id.clone();
+            self.mark_reused(&job, fx);
+            return fx.push(Effect::Submitted { proposed, job, continued: true });
+        }
+        if self.jobs.contains_key(&proposed) {
+            let error = format!("the job id {proposed} is in use: submit again");
+            return fx.push(Effect::Refused { proposed, error });
+        }
+        let record = JobRecord {
+            seq: self.next_seq,
+            plan_version: PLAN_VERSION,
+            spec,
+            state: StoredState::Open,
+            error: String::new(),
+        };
+        self.next_seq += 1;
+        fx.write_meta(self);
+        fx.write_job(&proposed, &record);
+        self.job_by_seq.insert(record.seq, proposed.clone());
+        self.jobs.insert(proposed.clone(), Job::new(record));
+        self.open_task(&proposed, TaskKind::Text, fx);
+        fx.changed(&proposed);
+        fx.push(Effect::Submitted { job: proposed.clone(), proposed, continued: false });
+    }
+
+    /// Whoever submits a job again sees what was there already as reused.
+    fn mark_reused(&mut self, id: &JobId, fx: &mut Effects) {
+        for (kind, task) in &mut self.job_mut(id).tasks {
+            if let Some(finish) = task.record.finish.as_mut().filter(|finish| !finish.reused) {
+                finish.reused = true;
+                fx.write_task(id, *kind, &task.record);
+            }
+        }
+        fx.changed(id);
+    }
+
+    fn attach(
+        &mut self,
+        now_ms: u64,
+        worker: WorkerId,
+        name: String,
+        running: Vec<Running>,
+        fx: &mut Effects,
+    ) {
+        if self.workers.contains_key(&worker) {
+            // Ids are not used twice. Keeping neither of the two is safe, whatever went wrong.
+            self.lose_worker(&worker, fx);
+            return fx.push(Effect::Disconnect { worker });
+        }
+        let state =
+            Worker { name, last_seen_ms: now_ms, lanes: BTreeMap::new(), peak_rss_bytes: 0 };
+        self.workers.insert(worker.clone(), state);
+        for lane in LANES {
+            self.free.get_mut(&lane).expect("every lane has a set").insert(worker.clone());
+        }
+        for running in running {
+            if !self.adopt(now_ms, &worker, &running, fx) {
+                let Running { job, task, token, .. } = running;
+                fx.push(Effect::Revoke { worker: worker.clone(), job, task, token });
+            }
+        }
+    }
+
+    /// A worker came back with work in hand. It keeps what nobody else was given since.
+    fn adopt(&mut self, now_ms: u64, worker: &WorkerId, running: &Running, fx: &mut Effects) -> bool {
+        let id = &running.job;
+        let kind = match self.claim(id, &running.task, running.token) {
+            Claim::Current(kind) => kind,
+            // Its report will come again and be answered then.
+            Claim::Settled => return true,
+            Claim::Stale => return false,
+        };
+        let was_ready = {
+            let task = &self.jobs[id].tasks[&kind];
+            let Some((_, lane)) = task.work else { return false };
+            if self.workers[worker].lanes.contains_key(&lane) {
+                return false;
+            }
+            task.status == Status::Ready
+        };
+        self.withdraw(id, kind);
+        self.hold(now_ms, worker, id, kind);
+        let name = self.workers[worker].name.clone();
+        let task = self.task_mut(id, kind);
+        task.progress = if running.progress > 0.0 { running.progress.min(1.0) } else { 0.0 };
+        task.record.in_flight = true;
+        task.record.worker = name;
+        if was_ready {
+            // It was not lost after all.
+            task.record.losses = task.record.losses.saturating_sub(1);
+        }
+        fx.write_task(id, kind, &task.record);
+        fx.changed(id);
+        true
+    }
+
+    fn claim(&self, id: &JobId, task: &TaskId, token: FencingToken) -> Claim {
+        let found = TaskKind::parse(&task.0).and_then(|kind| {
+            let job = self.jobs.get(id)?;
+            Some((kind, job, job.tasks.get(&kind)?))
+        });
+        match found {
+            Some((_, _, task)) if task.record.token != Some(token) => Claim::Stale,
+            Some((_, _, task)) if task.status == Status::Done => Claim::Settled,
+            Some((kind, job, task)) if job.is_open() && task.work.is_some() => Claim::Current(kind),
+            _ => Claim::Stale,
+        }
+    }
+
+    /// Answers a report. Returns the task if the report is to be acted upon.
+    fn answer(
+        &self,
+        worker: &WorkerId,
+        job: &JobId,
+        task: &TaskId,
+        token: FencingToken,
+        fx: &mut Effects,
+    ) -> Option<TaskKind> {
+        let claim = self.claim(job, task, token);
+        let (worker, job, task) = (worker.clone(), job.clone(), task.clone());
+        match claim {
+            Claim::Stale => {
+                fx.push(Effect::Revoke { worker, job, task, token });
+                None
+            }
+            Claim::Settled => {
+                fx.push(Effect::Ack { worker, job, task, token });
+                None
+            }
+            Claim::Current(kind) => {
+                fx.push(Effect::Ack { worker, job, task, token });
+                Some(kind)
+            }
+        }
+    }
+
+    fn done(
+        &mut self,
+        now_ms: u64,
+        worker: WorkerId,
+        id: JobId,
+        task: TaskId,
+        token: FencingToken,
+        output: TaskOutput,
+        fx: &mut Effects,
+    ) {
+        let Some(kind) = self.answer(&worker, &id, &task, token, fx) else { return };
+        let job = &self.jobs[&id];
+        let expected = dag::outputs(&job.record.spec, &job.plan, kind);
+        let missing = expected.into_iter().find(|name| !output.artifacts.contains_key(*name));
+        if let Some(name) = missing {
+            let error = format!("the worker's result has no '{name}'");
+            return self.failed(&worker, &id, kind, error, true, fx);
+        }
+        self.withdraw(&id, kind);
+        let task = &self.jobs[&id].tasks[&kind];
+        let (key, _) = task.work.expect("it was given out");
+        let elapsed_ms = task.assigned_ms.map(|then_ms| now_ms.saturating_sub(then_ms));
+        // The first result of equal work stays, so that everybody goes on from the same one.
+        let output = self.memo.entry(key).or_insert(output);
+        fx.write_memo(key, output);
+        self.complete(&id, kind, Finish { key, reused: false, elapsed_ms }, fx);
+    }
+
+    fn failed(
+        &mut self,
+        worker: &WorkerId,
+        id: &JobId,
+        kind: TaskKind,
+        error: String,
+        retryable: bool,
+        fx: &mut Effects,
+    ) {
+        self.withdraw(id, kind);
+        let name = self.workers.get(worker).map(|worker| worker.name.clone());
+        let failures_max = self.limits.failures_max;
+        let task = self.task_mut(id, kind);
+        task.record.failures += 1;
+        task.record.in_flight = false;
+        // The report is settled: a second one for the same token must not count again.
+        task.record.token = None;
+        task.record.failed_on.extend(name.clone());
+        let failures = task.record.failures;
+        fx.write_task(id, kind, &task.record);
+        fx.changed(id);
+        if retryable && failures < failures_max {
+            return self.requeue(id, kind);
+        }
+        let tries = if failures > 1 { format!(" after {failures} tries") } else { String::new() };
+        let name = name.unwrap_or_else(|| "a lost worker".to_owned());
+        // Nothing of it is queued or held any more, so ending the job only touches the others.
+        self.task_mut(id, kind).status = Status::Waiting(0);
+        self.fail_job(id, format!("{kind} failed on {name}{tries}: {error}"), fx);
+    }
+
+    fn heartbeat(
+        &mut self,
+        now_ms: u64,
+        worker: &WorkerId,
+        running: Vec<Running>,
+        peak_rss_bytes: u64,
+        fx: &mut Effects,
+    ) {
+        let Some(state) = self.workers.get_mut(worker) else {
+            return fx.push(Effect::Disconnect { worker: worker.clone() });
+        };
+        state.last_seen_ms = now_ms;
+        state.peak_rss_bytes = state.peak_rss_bytes.max(peak_rss_bytes);
+        for running in running {
+            if !self.still_held(now_ms, worker, &running, fx) {
+                let Running { job, task, token, .. } = running;
+                fx.push(Effect::Revoke { worker: worker.clone(), job, task, token });
+            }
+        }
+        self.drop_forgotten(now_ms, worker, fx);
+    }
+
+    /// Notes the progress of work that its worker named. False when it is not its work any more.
+    fn still_held(&mut self, now_ms: u64, worker: &WorkerId, running: &Running, fx: &mut Effects) -> bool {
+        let kind = match self.claim(&running.job, &running.task, running.token) {
+            Claim::Current(kind) => kind,
+            Claim::Settled => return true,
+            Claim::Stale => return false,
+        };
+        let task = self.task_mut(&running.job, kind);
+        match &task.status {
+            Status::Running(holder) if holder == worker => {
+                task.seen_ms = now_ms;
+                // `max` would let a NaN pass.
+                if running.progress > task.progress {
+                    task.progress = running.progress.min(1.0);
+                    fx.changed(&running.job);
+                }
+                true
+            }
+            // Its later connection has it.
+            Status::Running(_) => true,
+            _ => self.adopt(now_ms, worker, running, fx),
+        }
+    }
+
+    /// Work that its worker has not named for a lease is not being done.
+    fn drop_forgotten(&mut self, now_ms: u64, worker: &WorkerId, fx: &mut Effects) {
+        let held: Vec<_> = self.workers[worker].lanes.values().cloned().collect();
+        for (id, kind) in held {
+            let task = &self.jobs[&id].tasks[&kind];
+            if now_ms.saturating_sub(task.seen_ms) > self.limits.lease_ms {
+                self.lose_task(&id, kind, fx);
+            }
+        }
+    }
+
+    /// A worker is gone: others do what it had.
+    fn lose_worker(&mut self, worker: &WorkerId, fx: &mut Effects) {
+        let Some(state) = self.workers.get(worker) else { return };
+        let held: Vec<_> = state.lanes.values().cloned().collect();
+        for (id, kind) in held {
+            self.lose_task(&id, kind, fx);
+        }
+        self.workers.remove(worker);
+        for free in self.free.values_mut() {
+            free.remove(worker);
+        }
+    }
+
+    fn lose_task(&mut self, id: &JobId, kind: TaskKind, fx: &mut Effects) {
+        self.withdraw(id, kind);
+        self.requeue(id, kind);
+        let losses_max = self.limits.losses_max;
+        let task = self.task_mut(id, kind);
+        task.record.in_flight = false;
+        task.record.losses += 1;
+        let (losses, name) = (task.record.losses, task.record.worker.clone());
+        fx.write_task(id, kind, &task.record);
+        fx.changed(id);
+        if losses > losses_max {
+            let error = format!(
+                "{kind} lost its worker {losses} times, the last time {name}: see the workers' logs for what ends them"
+            );
+            self.fail_job(id, error, fx);
+        }
+    }
+
+    fn tick(&mut self, now_ms: u64, fx: &mut Effects) {
+        let gap_ms = now_ms.saturating_sub(self.last_tick_ms);
+        self.last_tick_ms = now_ms;
+        if gap_ms > self.limits.lease_ms / 2 {
+            // It was this process that stood still, so silence says nothing about the workers.
+            return self.extend_leases(gap_ms);
+        }
+        let lease_ms = self.limits.lease_ms;
+        let workers = self.workers.iter();
+        let silent = workers.filter(|(_, state)| now_ms.saturating_sub(state.last_seen_ms) > lease_ms);
+        let lost: Vec<_> = silent.map(|(worker, _)| worker.clone()).collect();
+        for worker in lost {
+            self.lose_worker(&worker, fx);
+            fx.push(Effect::Disconnect { worker });
+        }
+        for (id, kind) in self.orphans.clone() {
+            let task = &self.jobs[&id].tasks[&kind];
+            if matches!(task.status, Status::Orphan { until_ms } if now_ms >= until_ms) {
+                self.withdraw(&id, kind);
+                self.requeue(&id, kind);
+            }
+        }
+    }
+
+    fn extend_leases(&mut self, gap_ms: u64) {
+        for worker in self.workers.values_mut() {
+            worker.last_seen_ms += gap_ms;
+            for (id, kind) in worker.lanes.values() {
+                let job = self.jobs.get_mut(id).expect("jobs are never removed");
+                job.tasks.get_mut(kind).expect("tasks of a plan never change").seen_ms += gap_ms;
+            }
+        }
+        for (id, kind) in self.orphans.clone() {
+            if let Status::Orphan { until_ms } = &mut self.task_mut(&id, kind).status {
+                *until_ms += gap_ms;
+            }
+        }
+    }
+}

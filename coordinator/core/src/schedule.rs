@@ -1,0 +1,235 @@
+//! Who does what: queues of ready tasks, and giving them to workers with a free lane.
+
+use crate::dag::{self, TaskKind};
+use crate::effects::{Effect, Effects};
+use crate::state::{Core, Finish, Job, LANES, Place, Status, StoredState, Task, TaskRecord};
+use longtake_common::ids::{FencingToken, JobId, WorkerId};
+use longtake_common::task::{Assignment, Lane, Work};
+use std::ops::Bound;
+
+impl Core {
+    pub(crate) fn job_mut(&mut self, id: &JobId) -> &mut Job {
+        self.jobs.get_mut(id).expect("jobs are never removed")
+    }
+
+    pub(crate) fn task_mut(&mut self, id: &JobId, kind: TaskKind) -> &mut Task {
+        self.job_mut(id).tasks.get_mut(&kind).expect("tasks of a plan never change")
+    }
+
+    fn build(&self, job: &Job, kind: TaskKind) -> Result<Work, dag::MissingInput> {
+        dag::work(&job.record.spec, &job.plan, kind, |input| self.output(&job.tasks[&input]))
+    }
+
+    /// A task has all its inputs: queue it, or finish it when its result is known.
+    pub(crate) fn open_task(&mut self, id: &JobId, kind: TaskKind, fx: &mut Effects) {
+        let mut opened = vec![kind];
+        while let Some(kind) = opened.pop() {
+            let job = &self.jobs[id];
+            if !job.is_open() {
+                return;
+            }
+            let work = match self.build(job, kind) {
+                Ok(work) => work,
+                Err(error) => return self.fail_job(id, error.to_string(), fx),
+            };
+            let (key, lane) = (work.key(), work.lane());
+            let place = self.place(job, kind);
+            let task = self.task_mut(id, kind);
+            task.work = Some((key, lane));
+            if self.memo.contains_key(&key) {
+                let finish = Finish { key, reused: true, elapsed_ms: None };
+                opened.extend(self.finish_task(id, kind, finish, fx));
+            } else {
+                self.task_mut(id, kind).status = Status::Ready;
+                self.queue(lane).insert(place);
+            }
+        }
+    }
+
+    /// Marks a task as done. Returns the tasks that have all their inputs now.
+    fn finish_task(
+        &mut self,
+        id: &JobId,
+        kind: TaskKind,
+        finish: Finish,
+        fx: &mut Effects,
+    ) -> Vec<TaskKind> {
+        let job = self.job_mut(id);
+        let task = job.tasks.get_mut(&kind).expect("tasks of a plan never change");
+        task.status = Status::Done;
+        task.progress = 1.0;
+        task.record.finish = Some(finish);
+        task.record.in_flight = false;
+        fx.write_task(id, kind, &task.record);
+        fx.changed(id);
+        job.left -= 1;
+        if job.left == 0 {
+            job.record.state = StoredState::Done;
+            fx.write_job(id, &job.record);
+        }
+        let mut opened = Vec::new();
+        for next in dag::dependents(&job.record.spec, &job.plan, kind) {
+            let task = job.tasks.get_mut(&next).expect("tasks of a plan never change");
+            if let Status::Waiting(missing) = &mut task.status {
+                *missing -= 1;
+                if *missing == 0 {
+                    opened.push(next);
+                }
+            }
+        }
+        opened
+    }
+
+    /// A task's result is there: finishes it, and opens and perhaps finishes what waited for it.
+    pub(crate) fn complete(&mut self, id: &JobId, kind: TaskKind, finish: Finish, fx: &mut Effects) {
+        for next in self.finish_task(id, kind, finish, fx) {
+            self.open_task(id, next, fx);
+        }
+    }
+
+    fn queue(&mut self, lane: Lane) -> &mut std::collections::BTreeSet<Place> {
+        self.ready.get_mut(&lane).expect("every lane has a queue")
+    }
+
+    /// Takes a task out of its queue, its worker's hands or the orphans. Its token stays current.
+    pub(crate) fn withdraw(&mut self, id: &JobId, kind: TaskKind) {
+        let job = &self.jobs[id];
+        let (place, task) = (self.place(job, kind), &job.tasks[&kind]);
+        let Some((_, lane)) = task.work else { return };
+        match task.status.clone() {
+            Status::Ready => {
+                self.queue(lane).remove(&place);
+            }
+            Status::Running(worker) => self.release(&worker, lane),
+            Status::Orphan { .. } => {
+                self.orphans.remove(&(id.clone(), kind));
+            }
+            Status::Waiting(_) | Status::Done => {}
+        }
+    }
+
+    /// The worker's lane is free again. It may be gone already.
+    fn release(&mut self, worker: &WorkerId, lane: Lane) {
+        if let Some(state) = self.workers.get_mut(worker) {
+            state.lanes.remove(&lane);
+            self.free.get_mut(&lane).expect("every lane has a set").insert(worker.clone());
+        }
+    }
+
+    /// Puts a task that was withdrawn back into its queue.
+    pub(crate) fn requeue(&mut self, id: &JobId, kind: TaskKind) {
+        let place = self.place(&self.jobs[id], kind);
+        let task = self.task_mut(id, kind);
+        let (_, lane) = task.work.expect("it was given out");
+        task.status = Status::Ready;
+        task.progress = 0.0;
+        self.queue(lane).insert(place);
+    }
+
+    /// Gives the task to the worker under a token that is current already (or was just made so).
+    pub(crate) fn hold(&mut self, now_ms: u64, worker: &WorkerId, id: &JobId, kind: TaskKind) {
+        let task = self.task_mut(id, kind);
+        task.status = Status::Running(worker.clone());
+        task.seen_ms = now_ms;
+        let (_, lane) = task.work.expect("it was queued");
+        self.free.get_mut(&lane).expect("every lane has a set").remove(worker);
+        let state = self.workers.get_mut(worker).expect("only attached workers get work");
+        let before = state.lanes.insert(lane, (id.clone(), kind));
+        assert!(before.is_none(), "a lane does one thing at a time");
+    }
+
+    /// Gives ready tasks to free workers until one of them runs out.
+    pub(crate) fn schedule(&mut self, now_ms: u64, fx: &mut Effects) {
+        // A result that was known already opens tasks at places that were passed.
+        while self.schedule_once(now_ms, fx) {}
+    }
+
+    /// Returns true when it has to be done again.
+    fn schedule_once(&mut self, now_ms: u64, fx: &mut Effects) -> bool {
+        for lane in LANES {
+            let mut after = Bound::Unbounded;
+            while !self.free[&lane].is_empty() {
+                let queue = &self.ready[&lane];
+                let Some(&place) = queue.range((after, Bound::Unbounded)).next() else { break };
+                after = Bound::Excluded(place);
+                let id = self.job_by_seq[&place.seq].clone();
+                let task = &self.jobs[&id].tasks[&place.kind];
+                let (key, _) = task.work.expect("it was queued");
+                if self.memo.contains_key(&key) {
+                    // Another job has done the same since this was queued.
+                    self.withdraw(&id, place.kind);
+                    let finish = Finish { key, reused: true, elapsed_ms: None };
+                    self.complete(&id, place.kind, finish, fx);
+                    return true;
+                }
+                if let Some(worker) = self.choose(lane, &task.record) {
+                    self.assign(now_ms, &worker, &id, place.kind, fx);
+                }
+            }
+        }
+        false
+    }
+
+    /// A free worker that the task has not failed on. When every worker has seen it fail, any; but
+    /// not while one that has not is merely busy.
+    fn choose(&self, lane: Lane, task: &TaskRecord) -> Option<WorkerId> {
+        let free = &self.free[&lane];
+        let is_new = |worker: &WorkerId| !task.failed_on.contains(&self.workers[worker].name);
+        if let Some(worker) = free.iter().find(|worker| is_new(worker)) {
+            return Some(worker.clone());
+        }
+        let all_failed = !self.workers.keys().any(is_new);
+        free.first().filter(|_| all_failed).cloned()
+    }
+
+    fn assign(&mut self, now_ms: u64, worker: &WorkerId, id: &JobId, kind: TaskKind, fx: &mut Effects) {
+        let work = match self.build(&self.jobs[id], kind) {
+            Ok(work) => work,
+            Err(error) => return self.fail_job(id, error.to_string(), fx),
+        };
+        self.withdraw(id, kind);
+        let token = FencingToken(self.next_token);
+        self.next_token += 1;
+        fx.write_meta(self);
+        let name = self.workers[worker].name.clone();
+        let task = self.task_mut(id, kind);
+        task.assigned_ms = Some(now_ms);
+        task.record.attempts += 1;
+        task.record.token = Some(token);
+        task.record.worker = name;
+        task.record.in_flight = true;
+        fx.write_task(id, kind, &task.record);
+        let attempt = task.record.attempts;
+        self.hold(now_ms, worker, id, kind);
+        let epoch = self.epoch;
+        let (job, task) = (id.clone(), kind.id());
+        let assignment = Box::new(Assignment { job, task, attempt, token, epoch, work });
+        fx.push(Effect::Assign { worker: worker.clone(), assignment });
+        fx.changed(id);
+    }
+
+    /// Ends a job that is not done, and tells its workers to stop.
+    pub(crate) fn end_job(&mut self, id: &JobId, state: StoredState, error: String, fx: &mut Effects) {
+        let kinds: Vec<_> = self.jobs[id].tasks.keys().copied().collect();
+        for kind in kinds {
+            let task = &self.jobs[id].tasks[&kind];
+            if let (Status::Running(worker), Some(token)) = (&task.status, task.record.token) {
+                let (worker, job) = (worker.clone(), id.clone());
+                fx.push(Effect::Revoke { worker, job, task: kind.id(), token });
+            }
+            if task.status != Status::Done {
+                self.withdraw(id, kind);
+                self.task_mut(id, kind).status = Status::Waiting(usize::MAX);
+            }
+        }
+        let job = self.job_mut(id);
+        job.record.state = state;
+        job.record.error = error;
+        fx.write_job(id, &job.record);
+        fx.changed(id);
+    }
+
+    pub(crate) fn fail_job(&mut self, id: &JobId, error: String, fx: &mut Effects) {
+        self.end_job(id, StoredState::Failed, error, fx);
+    }
+}

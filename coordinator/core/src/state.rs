@@ -1,0 +1,247 @@
+//! What the coordinator knows: jobs with their tasks, workers, results by content.
+
+use crate::dag::{self, TaskKind};
+use crate::plan::{Plan, plan};
+use crate::view::JobState;
+use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, WorkerId};
+use longtake_common::spec::JobSpec;
+use longtake_common::task::{Lane, TaskOutput};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// When to give up on what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A worker that was silent for so long is lost.
+    pub lease_ms: u64,
+    /// After a restart, how long work that was given out is kept for its worker to come back.
+    pub adopt_ms: u64,
+    /// Failed tries of a task after which its job fails.
+    pub failures_max: u32,
+    /// Workers that a task may lose without failing its job: it may be what kills them.
+    pub losses_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { lease_ms: 3000, adopt_ms: 3000, failures_max: 3, losses_max: 5 }
+    }
+}
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Finish {
+    /// Name of the result among the [`Core::memo`](crate::Core)'s.
+    pub key: Hash,
+    /// The result was there before the job was submitted (last).
+    pub reused: bool,
+    /// From giving it out to having it back; unknown when a restart lay between.
+    pub elapsed_ms: Option<u64>,
+}
+
+/// The part of a task that outlives the coordinator.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TaskRecord {
+    /// How often it was given out.
+    pub attempts: u32,
+    /// How often it came back as failed.
+    pub failures: u32,
+    /// How often its worker was lost.
+    pub losses: u32,
+    /// Of the latest time that it was given out: only this one is taken back.
+    pub token: Option<FencingToken>,
+    /// Name of the worker that had it last.
+    pub worker: String,
+    /// Names of the workers that it failed on.
+    pub failed_on: BTreeSet<String>,
+    /// It is in a worker's hands, as far as is known.
+    pub in_flight: bool,
+    /// Set once it is done.
+    pub finish: Option<Finish>,
+}
+
+/// Where a task is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Status {
+    /// So many of its inputs are missing.
+    Waiting(usize),
+    /// May be given out.
+    Ready,
+    /// This worker has it.
+    Running(WorkerId),
+    /// A worker had it before the coordinator started; until then it may come back with it.
+    Orphan { until_ms: u64 },
+    /// Its result is there.
+    Done,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub status: Status,
+    pub record: TaskRecord,
+    /// Name of the result and lane; known from when its inputs are there.
+    pub work: Option<(Hash, Lane)>,
+    /// Share that is done, as its worker says.
+    pub progress: f64,
+    /// When it was given out; unknown when a restart lay between.
+    pub assigned_ms: Option<u64>,
+    /// When its worker last named it.
+    pub seen_ms: u64,
+}
+
+/// The part of a job that outlives the coordinator, besides its tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct JobRecord {
+    /// Jobs are served in this order.
+    pub seq: u64,
+    /// Of the planner; windows of another one may differ.
+    pub plan_version: u32,
+    pub spec: JobSpec,
+    pub state: StoredState,
+    /// Why it failed.
+    pub error: String,
+}
+
+/// Queued and running are not told apart in storage: the tasks say which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StoredState {
+    Open,
+    Done,
+    Failed,
+    Cancelled,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    pub record: JobRecord,
+    pub plan: Plan,
+    pub tasks: BTreeMap<TaskKind, Task>,
+    /// Tasks that are not done.
+    pub left: usize,
+}
+
+impl Job {
+    pub fn new(record: JobRecord) -> Self {
+        let plan = plan(&record.spec);
+        let task = |kind| {
+            let task = Task {
+                status: Status::Waiting(dag::inputs(&record.spec, &plan, kind).len()),
+                record: TaskRecord::default(),
+                work: None,
+                progress: 0.0,
+                assigned_ms: None,
+                seen_ms: 0,
+            };
+            (kind, task)
+        };
+        let tasks: BTreeMap<_, _> = dag::tasks(&plan).map(task).collect();
+        Self { left: tasks.len(), record, plan, tasks }
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.record.state == StoredState::Open
+    }
+
+    pub fn state(&self) -> JobState {
+        match self.record.state {
+            StoredState::Done => JobState::Done,
+            StoredState::Failed => JobState::Failed,
+            StoredState::Cancelled => JobState::Cancelled,
+            StoredState::Open => {
+                let started = |task: &Task| task.record.attempts > 0 || task.status == Status::Done;
+                let started = self.tasks.values().any(started);
+                if started { JobState::Running } else { JobState::Queued }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    pub name: String,
+    pub last_seen_ms: u64,
+    /// What it does in each lane.
+    pub lanes: BTreeMap<Lane, (JobId, TaskKind)>,
+    pub peak_rss_bytes: u64,
+}
+
+/// A ready task's place in its lane's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    /// Older jobs first.
+    pub seq: u64,
+    pub priority: (u32, u32),
+    pub kind: TaskKind,
+}
+
+/// The coordinator's mind. See the crate's documentation.
+#[derive(Clone, Debug)]
+pub struct Core {
+    pub(crate) epoch: Epoch,
+    pub(crate) limits: Limits,
+    pub(crate) next_token: u64,
+    pub(crate) next_seq: u64,
+    pub(crate) jobs: BTreeMap<JobId, Job>,
+    pub(crate) job_by_seq: BTreeMap<u64, JobId>,
+    pub(crate) workers: BTreeMap<WorkerId, Worker>,
+    /// Results by [`longtake_common::task::Work::key`].
+    pub(crate) memo: BTreeMap<Hash, TaskOutput>,
+    /// Ready tasks by lane.
+    pub(crate) ready: BTreeMap<Lane, BTreeSet<Place>>,
+    /// Workers with nothing to do, by lane.
+    pub(crate) free: BTreeMap<Lane, BTreeSet<WorkerId>>,
+    /// Tasks that wait for their workers to come back.
+    pub(crate) orphans: BTreeSet<(JobId, TaskKind)>,
+    pub(crate) last_tick_ms: u64,
+}
+
+pub(crate) const LANES: [Lane; 2] = [Lane::Device, Lane::Host];
+
+impl Core {
+    pub(crate) fn empty(now_ms: u64, epoch: Epoch, limits: Limits) -> Self {
+        Self {
+            epoch,
+            limits,
+            next_token: 1,
+            next_seq: 0,
+            jobs: BTreeMap::new(),
+            job_by_seq: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            memo: BTreeMap::new(),
+            ready: LANES.map(|lane| (lane, BTreeSet::new())).into(),
+            free: LANES.map(|lane| (lane, BTreeSet::new())).into(),
+            orphans: BTreeSet::new(),
+            last_tick_ms: now_ms,
+        }
+    }
+
+    /// The term that this core speaks for.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether there is such a job.
+    pub fn has_job(&self, job: &JobId) -> bool {
+        self.jobs.contains_key(job)
+    }
+
+    /// All jobs, oldest first.
+    pub fn jobs(&self) -> impl Iterator<Item = &JobId> {
+        self.job_by_seq.values()
+    }
+
+    /// Workers that are attached.
+    pub fn worker_count(&self) -> usize {
+        self.workers.len()
+    }
+
+    pub(crate) fn place(&self, job: &Job, kind: TaskKind) -> Place {
+        let priority = kind.priority(job.record.spec.continuity);
+        Place { seq: job.record.seq, priority, kind }
+    }
+
+    pub(crate) fn output(&self, task: &Task) -> Option<&TaskOutput> {
+        task.record.finish.as_ref().and_then(|finish| self.memo.get(&finish.key))
+    }
+}
