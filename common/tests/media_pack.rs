@@ -6,7 +6,7 @@ mod media_support;
 use longtake_common::Frame;
 use longtake_common::media::{
     self, ChunkWriter, MediaError, PackWriter, decode_png, encode_png, is_sequence, open_video,
-    read_chunk, read_pack, write_pack, write_png_sequence,
+    read_chunk, read_pack, write_pack, write_png_sequence, write_png_sequence_from,
 };
 use longtake_common::spec::Codec;
 use longtake_common::task::Picture;
@@ -120,6 +120,12 @@ fn sequences_are_written_and_read_by_pattern_and_by_folder() {
     assert_eq!(write_png_sequence(&path, good().take(4)).unwrap(), 4);
     assert_eq!(collect(open_video(&path).unwrap()).unwrap(), frames[..4]);
     assert_eq!(fs::read_dir(folder.path().join("a")).unwrap().count(), 5);
+    assert_eq!(
+        write_png_sequence_from(&path, 1, good().take(3)).unwrap(),
+        3
+    );
+    assert!(!folder.path().join("a/000000.png").exists());
+    assert_eq!(collect(open_video(&path).unwrap()).unwrap(), frames[..3]);
     // An error on the way in comes out as it is.
     let failing = frames.iter().map(Ok).chain([Err(MediaError::BadRate(0.0))]);
     let error = write_png_sequence(&folder.path().join("d"), failing).unwrap_err();

@@ -16,7 +16,7 @@ pub fn is_sequence(path: &Path) -> bool {
 /// Writes frames to `DIR/%06d.png` (any `%d` or `%0Nd`), numbered from 0, making the folder. A path
 /// without a number is taken as the folder. Returns how many were written.
 ///
-/// As an MP4 replaces what stood under its name, so does this: files of the same pattern with higher
+/// As an MP4 replaces what stood under its name, so does this: files of the same pattern with other
 /// numbers, left by a longer film, are removed, for they would be read as part of this one.
 pub fn write_png_sequence<F: Borrow<Frame>, E: From<MediaError>>(
     path: &Path,
@@ -41,14 +41,12 @@ pub fn write_png_sequence_from<F: Borrow<Frame>, E: From<MediaError>>(
         .map_err(MediaError::io("make the folder", &pattern.folder))?;
     let mut count = 0;
     for frame in frames {
-        write_picture(&pattern.path(count), frame?.borrow())?;
+        write_picture(&pattern.path(first_number + count), frame?.borrow())?;
         count += 1;
     }
-    for number in pattern
-        .numbers()?
-        .into_iter()
-        .filter(|&number| number >= count)
-    {
+    let mut stale = pattern.numbers()?;
+    stale.retain(|number| !(first_number..first_number + count).contains(number));
+    for number in stale {
         let stale = pattern.path(number);
         fs::remove_file(&stale).map_err(MediaError::io("remove the old frame", &stale))?;
     }
