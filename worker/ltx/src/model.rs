@@ -58,6 +58,11 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
+    /// The text encoder alone.
+    pub fn text_encoder(&self) -> &T5Encoder<B> {
+        &self.text_encoder
+    }
+
     /// The transformer alone.
     pub fn transformer(&self) -> &Transformer<B> {
         &self.transformer
