@@ -102,7 +102,10 @@ pub fn inputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
         TaskKind::Seam(index) => vec![TaskKind::Decode(index), TaskKind::Decode(index + 1)],
         TaskKind::Mux => {
             let seams = (0..plan.seam_count()).map(TaskKind::Seam);
-            (0..plan.window_count()).map(TaskKind::Decode).chain(seams).collect()
+            (0..plan.window_count())
+                .map(TaskKind::Decode)
+                .chain(seams)
+                .collect()
         }
     }
 }
@@ -177,8 +180,12 @@ pub fn work<'a>(
         let found = output(task).and_then(|output| output.artifacts.get(name).copied());
         found.ok_or(MissingInput { task, name })
     };
-    let picture =
-        || Picture { width: spec.width, height: spec.height, fps: spec.fps, codec: spec.codec };
+    let picture = || Picture {
+        width: spec.width,
+        height: spec.height,
+        fps: spec.fps,
+        codec: spec.codec,
+    };
     Ok(match kind {
         TaskKind::Text => Work::Text {
             model: spec.model.clone(),
@@ -257,7 +264,10 @@ pub fn units(plan: &Plan, kind: TaskKind) -> f64 {
         TaskKind::Text => 1,
         TaskKind::Denoise(index) | TaskKind::Decode(index) => plan.windows[index as usize].frames,
         TaskKind::Seam(index) => plan.overlap_frames + plan.shares(index + 1).relax_frames,
-        TaskKind::Mux => plan.spans().last().map_or(0, |span| span.first_frame + span.frames),
+        TaskKind::Mux => plan
+            .spans()
+            .last()
+            .map_or(0, |span| span.first_frame + span.frames),
     })
 }
 

@@ -39,7 +39,11 @@ struct Speed {
 }
 
 impl Speed {
-    fn of<'a>(now_ms: u64, job: &Job, tasks: impl Iterator<Item = (&'a TaskKind, &'a Task)>) -> Self {
+    fn of<'a>(
+        now_ms: u64,
+        job: &Job,
+        tasks: impl Iterator<Item = (&'a TaskKind, &'a Task)>,
+    ) -> Self {
         let mut speed = Self::default();
         for (&kind, task) in tasks {
             if let Some((seconds, share)) = measured(now_ms, task) {
@@ -58,11 +62,16 @@ impl Speed {
 /// (seconds, share of the task that took them).
 fn measured(now_ms: u64, task: &Task) -> Option<(f64, f64)> {
     if let Some(finish) = &task.record.finish {
-        return finish.elapsed_ms.map(|elapsed_ms| (elapsed_ms as f64 / 1000.0, 1.0));
+        return finish
+            .elapsed_ms
+            .map(|elapsed_ms| (elapsed_ms as f64 / 1000.0, 1.0));
     }
     let running = matches!(task.status, Status::Running(_)) && task.progress >= PROGRESS_MIN;
     let then_ms = task.assigned_ms.filter(|_| running)?;
-    Some((now_ms.saturating_sub(then_ms) as f64 / 1000.0, task.progress))
+    Some((
+        now_ms.saturating_sub(then_ms) as f64 / 1000.0,
+        task.progress,
+    ))
 }
 
 impl Core {
@@ -85,10 +94,24 @@ impl Core {
         }
         let overall = Speed::of(now_ms, job, job.tasks.iter()).seconds_per_weight()?;
         let mut costs = Vec::new();
-        for of_sort in [Sort::Text, Sort::Denoise, Sort::Decode, Sort::Seam, Sort::Mux] {
-            let tasks = || job.tasks.iter().filter(move |(kind, _)| sort(**kind) == of_sort);
-            let speed = Speed::of(now_ms, job, tasks()).seconds_per_weight().unwrap_or(overall);
-            let left = |(kind, task): (&TaskKind, &Task)| speed * weight(job, *kind) * (1.0 - task.progress);
+        for of_sort in [
+            Sort::Text,
+            Sort::Denoise,
+            Sort::Decode,
+            Sort::Seam,
+            Sort::Mux,
+        ] {
+            let tasks = || {
+                job.tasks
+                    .iter()
+                    .filter(move |(kind, _)| sort(**kind) == of_sort)
+            };
+            let speed = Speed::of(now_ms, job, tasks())
+                .seconds_per_weight()
+                .unwrap_or(overall);
+            let left = |(kind, task): (&TaskKind, &Task)| {
+                speed * weight(job, *kind) * (1.0 - task.progress)
+            };
             let total: f64 = tasks().map(left).sum();
             let last = tasks().next_back().map_or(0.0, left);
             costs.push((of_sort, total, last));
@@ -98,7 +121,9 @@ impl Core {
             (Sort::Denoise, Continuity::Chain) | (Sort::Text | Sort::Mux, _) => true,
             (Sort::Denoise, Continuity::None) | (Sort::Decode | Sort::Seam, _) => false,
         };
-        let chain = costs.iter().map(|&(of_sort, total, last)| if serial(of_sort) { total } else { last });
+        let chain = costs
+            .iter()
+            .map(|&(of_sort, total, last)| if serial(of_sort) { total } else { last });
         Some((work / self.workers.len() as f64).max(chain.sum()))
     }
 }

@@ -30,15 +30,36 @@ impl Core {
                     self.end_job(&job, StoredState::Cancelled, String::new(), fx);
                 }
             }
-            Event::Attach { worker, name, running } => self.attach(now_ms, worker, name, running, fx),
+            Event::Attach {
+                worker,
+                name,
+                running,
+            } => self.attach(now_ms, worker, name, running, fx),
             Event::Detach { worker } => self.lose_worker(&worker, fx),
-            Event::Heartbeat { worker, running, peak_rss_bytes } => {
+            Event::Heartbeat {
+                worker,
+                running,
+                peak_rss_bytes,
+            } => {
                 self.heartbeat(now_ms, &worker, running, peak_rss_bytes, fx);
             }
-            Event::Done { worker, job, task, token, output } => {
+            Event::Done {
+                worker,
+                job,
+                task,
+                token,
+                output,
+            } => {
                 self.done(now_ms, worker, job, task, token, *output, fx);
             }
-            Event::Failed { worker, job, task, token, error, retryable } => {
+            Event::Failed {
+                worker,
+                job,
+                task,
+                token,
+                error,
+                retryable,
+            } => {
                 if let Some(kind) = self.answer(&worker, &job, &task, token, fx) {
                     self.failed(&worker, &job, kind, error, retryable, fx);
                 }
@@ -50,13 +71,20 @@ impl Core {
 
     fn submit(&mut self, proposed: JobId, spec: JobSpec, fx: &mut Effects) {
         if let Err(error) = spec.check() {
-            return fx.push(Effect::Refused { proposed, error: error.to_string() });
+            return fx.push(Effect::Refused {
+                proposed,
+                error: error.to_string(),
+            });
         }
         let mut jobs = self.jobs.iter();
         if let Some((id, _)) = jobs.find(|(_, job)| job.is_open() && job.record.spec == spec) {
             let job = id.clone();
             self.mark_reused(&job, fx);
-            return fx.push(Effect::Submitted { proposed, job, continued: true });
+            return fx.push(Effect::Submitted {
+                proposed,
+                job,
+                continued: true,
+            });
         }
         if self.jobs.contains_key(&proposed) {
             let error = format!("the job id {proposed} is in use: submit again");
@@ -76,7 +104,11 @@ impl Core {
         self.jobs.insert(proposed.clone(), Job::new(record));
         self.open_task(&proposed, TaskKind::Text, fx);
         fx.changed(&proposed);
-        fx.push(Effect::Submitted { job: proposed.clone(), proposed, continued: false });
+        fx.push(Effect::Submitted {
+            job: proposed.clone(),
+            proposed,
+            continued: false,
+        });
     }
 
     /// Whoever submits a job again sees what was there already as reused.
@@ -103,22 +135,42 @@ impl Core {
             self.lose_worker(&worker, fx);
             return fx.push(Effect::Disconnect { worker });
         }
-        let state =
-            Worker { name, last_seen_ms: now_ms, lanes: BTreeMap::new(), peak_rss_bytes: 0 };
+        let state = Worker {
+            name,
+            last_seen_ms: now_ms,
+            lanes: BTreeMap::new(),
+            peak_rss_bytes: 0,
+        };
         self.workers.insert(worker.clone(), state);
         for lane in LANES {
-            self.free.get_mut(&lane).expect("every lane has a set").insert(worker.clone());
+            self.free
+                .get_mut(&lane)
+                .expect("every lane has a set")
+                .insert(worker.clone());
         }
         for running in running {
             if !self.adopt(now_ms, &worker, &running, fx) {
-                let Running { job, task, token, .. } = running;
-                fx.push(Effect::Revoke { worker: worker.clone(), job, task, token });
+                let Running {
+                    job, task, token, ..
+                } = running;
+                fx.push(Effect::Revoke {
+                    worker: worker.clone(),
+                    job,
+                    task,
+                    token,
+                });
             }
         }
     }
 
     /// A worker came back with work in hand. It keeps what nobody else was given since.
-    fn adopt(&mut self, now_ms: u64, worker: &WorkerId, running: &Running, fx: &mut Effects) -> bool {
+    fn adopt(
+        &mut self,
+        now_ms: u64,
+        worker: &WorkerId,
+        running: &Running,
+        fx: &mut Effects,
+    ) -> bool {
         let id = &running.job;
         let kind = match self.claim(id, &running.task, running.token) {
             Claim::Current(kind) => kind,
@@ -128,7 +180,9 @@ impl Core {
         };
         let was_ready = {
             let task = &self.jobs[id].tasks[&kind];
-            let Some((_, lane)) = task.work else { return false };
+            let Some((_, lane)) = task.work else {
+                return false;
+            };
             if self.workers[worker].lanes.contains_key(&lane) {
                 return false;
             }
@@ -138,7 +192,11 @@ impl Core {
         self.hold(now_ms, worker, id, kind);
         let name = self.workers[worker].name.clone();
         let task = self.task_mut(id, kind);
-        task.progress = if running.progress > 0.0 { running.progress.min(1.0) } else { 0.0 };
+        task.progress = if running.progress > 0.0 {
+            running.progress.min(1.0)
+        } else {
+            0.0
+        };
         task.record.in_flight = true;
         task.record.worker = name;
         if was_ready {
@@ -176,15 +234,30 @@ impl Core {
         let (worker, job, task) = (worker.clone(), job.clone(), task.clone());
         match claim {
             Claim::Stale => {
-                fx.push(Effect::Revoke { worker, job, task, token });
+                fx.push(Effect::Revoke {
+                    worker,
+                    job,
+                    task,
+                    token,
+                });
                 None
             }
             Claim::Settled => {
-                fx.push(Effect::Ack { worker, job, task, token });
+                fx.push(Effect::Ack {
+                    worker,
+                    job,
+                    task,
+                    token,
+                });
                 None
             }
             Claim::Current(kind) => {
-                fx.push(Effect::Ack { worker, job, task, token });
+                fx.push(Effect::Ack {
+                    worker,
+                    job,
+                    task,
+                    token,
+                });
                 Some(kind)
             }
         }
@@ -200,10 +273,14 @@ impl Core {
         output: TaskOutput,
         fx: &mut Effects,
     ) {
-        let Some(kind) = self.answer(&worker, &id, &task, token, fx) else { return };
+        let Some(kind) = self.answer(&worker, &id, &task, token, fx) else {
+            return;
+        };
         let job = &self.jobs[&id];
         let expected = dag::outputs(&job.record.spec, &job.plan, kind);
-        let missing = expected.into_iter().find(|name| !output.artifacts.contains_key(*name));
+        let missing = expected
+            .into_iter()
+            .find(|name| !output.artifacts.contains_key(*name));
         if let Some(name) = missing {
             let error = format!("the worker's result has no '{name}'");
             return self.failed(&worker, &id, kind, error, true, fx);
@@ -211,11 +288,22 @@ impl Core {
         self.withdraw(&id, kind);
         let task = &self.jobs[&id].tasks[&kind];
         let (key, _) = task.work.expect("it was given out");
-        let elapsed_ms = task.assigned_ms.map(|then_ms| now_ms.saturating_sub(then_ms));
+        let elapsed_ms = task
+            .assigned_ms
+            .map(|then_ms| now_ms.saturating_sub(then_ms));
         // The first result of equal work stays, so that everybody goes on from the same one.
         let output = self.memo.entry(key).or_insert(output);
         fx.write_memo(key, output);
-        self.complete(&id, kind, Finish { key, reused: false, elapsed_ms }, fx);
+        self.complete(
+            &id,
+            kind,
+            Finish {
+                key,
+                reused: false,
+                elapsed_ms,
+            },
+            fx,
+        );
     }
 
     fn failed(
@@ -242,7 +330,11 @@ impl Core {
         if retryable && failures < failures_max {
             return self.requeue(id, kind);
         }
-        let tries = if failures > 1 { format!(" after {failures} tries") } else { String::new() };
+        let tries = if failures > 1 {
+            format!(" after {failures} tries")
+        } else {
+            String::new()
+        };
         let name = name.unwrap_or_else(|| "a lost worker".to_owned());
         // Nothing of it is queued or held any more, so ending the job only touches the others.
         self.task_mut(id, kind).status = Status::Waiting(0);
@@ -258,21 +350,36 @@ impl Core {
         fx: &mut Effects,
     ) {
         let Some(state) = self.workers.get_mut(worker) else {
-            return fx.push(Effect::Disconnect { worker: worker.clone() });
+            return fx.push(Effect::Disconnect {
+                worker: worker.clone(),
+            });
         };
         state.last_seen_ms = now_ms;
         state.peak_rss_bytes = state.peak_rss_bytes.max(peak_rss_bytes);
         for running in running {
             if !self.still_held(now_ms, worker, &running, fx) {
-                let Running { job, task, token, .. } = running;
-                fx.push(Effect::Revoke { worker: worker.clone(), job, task, token });
+                let Running {
+                    job, task, token, ..
+                } = running;
+                fx.push(Effect::Revoke {
+                    worker: worker.clone(),
+                    job,
+                    task,
+                    token,
+                });
             }
         }
         self.drop_forgotten(now_ms, worker, fx);
     }
 
     /// Notes the progress of work that its worker named. False when it is not its work any more.
-    fn still_held(&mut self, now_ms: u64, worker: &WorkerId, running: &Running, fx: &mut Effects) -> bool {
+    fn still_held(
+        &mut self,
+        now_ms: u64,
+        worker: &WorkerId,
+        running: &Running,
+        fx: &mut Effects,
+    ) -> bool {
         let kind = match self.claim(&running.job, &running.task, running.token) {
             Claim::Current(kind) => kind,
             Claim::Settled => return true,
@@ -308,7 +415,9 @@ impl Core {
 
     /// A worker is gone: others do what it had.
     fn lose_worker(&mut self, worker: &WorkerId, fx: &mut Effects) {
-        let Some(state) = self.workers.get(worker) else { return };
+        let Some(state) = self.workers.get(worker) else {
+            return;
+        };
         let held: Vec<_> = state.lanes.values().cloned().collect();
         for (id, kind) in held {
             self.lose_task(&id, kind, fx);
@@ -346,7 +455,8 @@ impl Core {
         }
         let lease_ms = self.limits.lease_ms;
         let workers = self.workers.iter();
-        let silent = workers.filter(|(_, state)| now_ms.saturating_sub(state.last_seen_ms) > lease_ms);
+        let silent =
+            workers.filter(|(_, state)| now_ms.saturating_sub(state.last_seen_ms) > lease_ms);
         let lost: Vec<_> = silent.map(|(worker, _)| worker.clone()).collect();
         for worker in lost {
             self.lose_worker(&worker, fx);
@@ -366,7 +476,10 @@ impl Core {
             worker.last_seen_ms += gap_ms;
             for (id, kind) in worker.lanes.values() {
                 let job = self.jobs.get_mut(id).expect("jobs are never removed");
-                job.tasks.get_mut(kind).expect("tasks of a plan never change").seen_ms += gap_ms;
+                job.tasks
+                    .get_mut(kind)
+                    .expect("tasks of a plan never change")
+                    .seen_ms += gap_ms;
             }
         }
         for (id, kind) in self.orphans.clone() {

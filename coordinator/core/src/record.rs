@@ -29,7 +29,9 @@ struct Meta {
 
 /// A record that cannot be understood.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the stored record '{key}': {source}; the database is damaged or of another version, start with another --state")]
+#[error(
+    "cannot read the stored record '{key}': {source}; the database is damaged or of another version, start with another --state"
+)]
 pub struct RestoreError {
     key: String,
     source: serde_json::Error,
@@ -41,7 +43,10 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 
 impl Effects {
     pub(crate) fn write_meta(&mut self, core: &Core) {
-        let meta = Meta { next_token: core.next_token, next_seq: core.next_seq };
+        let meta = Meta {
+            next_token: core.next_token,
+            next_seq: core.next_seq,
+        };
         self.write("meta".to_owned(), json(&meta));
     }
 
@@ -59,13 +64,19 @@ impl Effects {
 }
 
 fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, RestoreError> {
-    serde_json::from_slice(value).map_err(|source| RestoreError { key: key.to_owned(), source })
+    serde_json::from_slice(value).map_err(|source| RestoreError {
+        key: key.to_owned(),
+        source,
+    })
 }
 
 /// A key that is not one of ours, in the words of the error for values.
 fn bad_key(key: &str) -> RestoreError {
     let source = serde::de::Error::custom("its name means nothing here");
-    RestoreError { key: key.to_owned(), source }
+    RestoreError {
+        key: key.to_owned(),
+        source,
+    }
 }
 
 impl Core {
@@ -131,8 +142,13 @@ impl Core {
             return;
         }
         for (kind, record) in records {
-            let Some(task) = job.tasks.get_mut(&kind) else { continue };
-            let done = record.finish.as_ref().is_some_and(|finish| memo.contains_key(&finish.key));
+            let Some(task) = job.tasks.get_mut(&kind) else {
+                continue;
+            };
+            let done = record
+                .finish
+                .as_ref()
+                .is_some_and(|finish| memo.contains_key(&finish.key));
             task.record = record;
             if done {
                 task.status = Status::Done;
@@ -165,7 +181,9 @@ impl Core {
     /// Queues a task with all inputs; one that was given out before waits for its worker first.
     fn open_restored(&mut self, now_ms: u64, id: &JobId, kind: TaskKind, fx: &mut Effects) {
         self.open_task(id, kind, fx);
-        let Some(job) = self.jobs.get(id).filter(|job| job.is_open()) else { return };
+        let Some(job) = self.jobs.get(id).filter(|job| job.is_open()) else {
+            return;
+        };
         let task = &job.tasks[&kind];
         if task.status == Status::Ready && task.record.in_flight && self.limits.adopt_ms > 0 {
             self.withdraw(id, kind);

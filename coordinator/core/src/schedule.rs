@@ -13,11 +13,16 @@ impl Core {
     }
 
     pub(crate) fn task_mut(&mut self, id: &JobId, kind: TaskKind) -> &mut Task {
-        self.job_mut(id).tasks.get_mut(&kind).expect("tasks of a plan never change")
+        self.job_mut(id)
+            .tasks
+            .get_mut(&kind)
+            .expect("tasks of a plan never change")
     }
 
     fn build(&self, job: &Job, kind: TaskKind) -> Result<Work, dag::MissingInput> {
-        dag::work(&job.record.spec, &job.plan, kind, |input| self.output(&job.tasks[&input]))
+        dag::work(&job.record.spec, &job.plan, kind, |input| {
+            self.output(&job.tasks[&input])
+        })
     }
 
     /// A task has all its inputs: queue it, or finish it when its result is known.
@@ -37,7 +42,11 @@ impl Core {
             let task = self.task_mut(id, kind);
             task.work = Some((key, lane));
             if self.memo.contains_key(&key) {
-                let finish = Finish { key, reused: true, elapsed_ms: None };
+                let finish = Finish {
+                    key,
+                    reused: true,
+                    elapsed_ms: None,
+                };
                 opened.extend(self.finish_task(id, kind, finish, fx));
             } else {
                 self.task_mut(id, kind).status = Status::Ready;
@@ -55,7 +64,10 @@ impl Core {
         fx: &mut Effects,
     ) -> Vec<TaskKind> {
         let job = self.job_mut(id);
-        let task = job.tasks.get_mut(&kind).expect("tasks of a plan never change");
+        let task = job
+            .tasks
+            .get_mut(&kind)
+            .expect("tasks of a plan never change");
         task.status = Status::Done;
         task.progress = 1.0;
         task.record.finish = Some(finish);
@@ -69,7 +81,10 @@ impl Core {
         }
         let mut opened = Vec::new();
         for next in dag::dependents(&job.record.spec, &job.plan, kind) {
-            let task = job.tasks.get_mut(&next).expect("tasks of a plan never change");
+            let task = job
+                .tasks
+                .get_mut(&next)
+                .expect("tasks of a plan never change");
             if let Status::Waiting(missing) = &mut task.status {
                 *missing -= 1;
                 if *missing == 0 {
@@ -81,7 +96,13 @@ impl Core {
     }
 
     /// A task's result is there: finishes it, and opens and perhaps finishes what waited for it.
-    pub(crate) fn complete(&mut self, id: &JobId, kind: TaskKind, finish: Finish, fx: &mut Effects) {
+    pub(crate) fn complete(
+        &mut self,
+        id: &JobId,
+        kind: TaskKind,
+        finish: Finish,
+        fx: &mut Effects,
+    ) {
         for next in self.finish_task(id, kind, finish, fx) {
             self.open_task(id, next, fx);
         }
@@ -112,7 +133,10 @@ impl Core {
     fn release(&mut self, worker: &WorkerId, lane: Lane) {
         if let Some(state) = self.workers.get_mut(worker) {
             state.lanes.remove(&lane);
-            self.free.get_mut(&lane).expect("every lane has a set").insert(worker.clone());
+            self.free
+                .get_mut(&lane)
+                .expect("every lane has a set")
+                .insert(worker.clone());
         }
     }
 
@@ -132,8 +156,14 @@ impl Core {
         task.status = Status::Running(worker.clone());
         task.seen_ms = now_ms;
         let (_, lane) = task.work.expect("it was queued");
-        self.free.get_mut(&lane).expect("every lane has a set").remove(worker);
-        let state = self.workers.get_mut(worker).expect("only attached workers get work");
+        self.free
+            .get_mut(&lane)
+            .expect("every lane has a set")
+            .remove(worker);
+        let state = self
+            .workers
+            .get_mut(worker)
+            .expect("only attached workers get work");
         let before = state.lanes.insert(lane, (id.clone(), kind));
         assert!(before.is_none(), "a lane does one thing at a time");
     }
@@ -150,7 +180,9 @@ impl Core {
             let mut after = Bound::Unbounded;
             while !self.free[&lane].is_empty() {
                 let queue = &self.ready[&lane];
-                let Some(&place) = queue.range((after, Bound::Unbounded)).next() else { break };
+                let Some(&place) = queue.range((after, Bound::Unbounded)).next() else {
+                    break;
+                };
                 after = Bound::Excluded(place);
                 let id = self.job_by_seq[&place.seq].clone();
                 let task = &self.jobs[&id].tasks[&place.kind];
@@ -158,7 +190,11 @@ impl Core {
                 if self.memo.contains_key(&key) {
                     // Another job has done the same since this was queued.
                     self.withdraw(&id, place.kind);
-                    let finish = Finish { key, reused: true, elapsed_ms: None };
+                    let finish = Finish {
+                        key,
+                        reused: true,
+                        elapsed_ms: None,
+                    };
                     self.complete(&id, place.kind, finish, fx);
                     return true;
                 }
@@ -182,7 +218,14 @@ impl Core {
         free.first().filter(|_| all_failed).cloned()
     }
 
-    fn assign(&mut self, now_ms: u64, worker: &WorkerId, id: &JobId, kind: TaskKind, fx: &mut Effects) {
+    fn assign(
+        &mut self,
+        now_ms: u64,
+        worker: &WorkerId,
+        id: &JobId,
+        kind: TaskKind,
+        fx: &mut Effects,
+    ) {
         let work = match self.build(&self.jobs[id], kind) {
             Ok(work) => work,
             Err(error) => return self.fail_job(id, error.to_string(), fx),
@@ -203,19 +246,40 @@ impl Core {
         self.hold(now_ms, worker, id, kind);
         let epoch = self.epoch;
         let (job, task) = (id.clone(), kind.id());
-        let assignment = Box::new(Assignment { job, task, attempt, token, epoch, work });
-        fx.push(Effect::Assign { worker: worker.clone(), assignment });
+        let assignment = Box::new(Assignment {
+            job,
+            task,
+            attempt,
+            token,
+            epoch,
+            work,
+        });
+        fx.push(Effect::Assign {
+            worker: worker.clone(),
+            assignment,
+        });
         fx.changed(id);
     }
 
     /// Ends a job that is not done, and tells its workers to stop.
-    pub(crate) fn end_job(&mut self, id: &JobId, state: StoredState, error: String, fx: &mut Effects) {
+    pub(crate) fn end_job(
+        &mut self,
+        id: &JobId,
+        state: StoredState,
+        error: String,
+        fx: &mut Effects,
+    ) {
         let kinds: Vec<_> = self.jobs[id].tasks.keys().copied().collect();
         for kind in kinds {
             let task = &self.jobs[id].tasks[&kind];
             if let (Status::Running(worker), Some(token)) = (&task.status, task.record.token) {
                 let (worker, job) = (worker.clone(), id.clone());
-                fx.push(Effect::Revoke { worker, job, task: kind.id(), token });
+                fx.push(Effect::Revoke {
+                    worker,
+                    job,
+                    task: kind.id(),
+                    token,
+                });
             }
             if task.status != Status::Done {
                 self.withdraw(id, kind);

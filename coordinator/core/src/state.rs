@@ -24,7 +24,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { lease_ms: 3000, adopt_ms: 3000, failures_max: 3, losses_max: 5 }
+        Self {
+            lease_ms: 3000,
+            adopt_ms: 3000,
+            failures_max: 3,
+            losses_max: 5,
+        }
     }
 }
 
@@ -136,7 +141,12 @@ impl Job {
             (kind, task)
         };
         let tasks: BTreeMap<_, _> = dag::tasks(&plan).map(task).collect();
-        Self { left: tasks.len(), record, plan, tasks }
+        Self {
+            left: tasks.len(),
+            record,
+            plan,
+            tasks,
+        }
     }
 
     pub fn is_open(&self) -> bool {
@@ -151,7 +161,11 @@ impl Job {
             StoredState::Open => {
                 let started = |task: &Task| task.record.attempts > 0 || task.status == Status::Done;
                 let started = self.tasks.values().any(started);
-                if started { JobState::Running } else { JobState::Queued }
+                if started {
+                    JobState::Running
+                } else {
+                    JobState::Queued
+                }
             }
         }
     }
@@ -238,10 +252,17 @@ impl Core {
 
     pub(crate) fn place(&self, job: &Job, kind: TaskKind) -> Place {
         let priority = kind.priority(job.record.spec.continuity);
-        Place { seq: job.record.seq, priority, kind }
+        Place {
+            seq: job.record.seq,
+            priority,
+            kind,
+        }
     }
 
     pub(crate) fn output(&self, task: &Task) -> Option<&TaskOutput> {
-        task.record.finish.as_ref().and_then(|finish| self.memo.get(&finish.key))
+        task.record
+            .finish
+            .as_ref()
+            .and_then(|finish| self.memo.get(&finish.key))
     }
 }

@@ -123,10 +123,14 @@ impl Core {
     fn segment(&self, job: &Job, window: &Window) -> SegmentView {
         let index = window.index;
         let task = |kind| job.tasks.get(&kind);
-        let (denoise, decode) = (task(TaskKind::Denoise(index)), task(TaskKind::Decode(index)));
+        let (denoise, decode) = (
+            task(TaskKind::Denoise(index)),
+            task(TaskKind::Decode(index)),
+        );
         let both = [denoise, decode];
         let reused = |task: Option<&Task>| {
-            task.and_then(|task| task.record.finish.as_ref()).is_some_and(|finish| finish.reused)
+            task.and_then(|task| task.record.finish.as_ref())
+                .is_some_and(|finish| finish.reused)
         };
         let attempts = |task: Option<&Task>| task.map_or(0, |task| task.record.attempts);
         let latents = denoise.and_then(|task| self.output(task));
@@ -136,7 +140,9 @@ impl Core {
             frames: window.visible_frames,
             seed: window.seed,
             done: decode.is_some_and(|task| self.output(task).is_some()),
-            worker: denoise.map(|task| task.record.worker.clone()).unwrap_or_default(),
+            worker: denoise
+                .map(|task| task.record.worker.clone())
+                .unwrap_or_default(),
             attempts: both.into_iter().map(attempts).max().unwrap_or(0),
             reused: both.into_iter().all(reused),
             seconds: self.seconds(job, index),
@@ -148,7 +154,10 @@ impl Core {
     fn seconds(&self, job: &Job, index: u32) -> BTreeMap<String, f64> {
         let text = (index == 0).then_some(TaskKind::Text);
         let seam = index.checked_sub(1).map(TaskKind::Seam);
-        let own = [Some(TaskKind::Denoise(index)), Some(TaskKind::Decode(index))];
+        let own = [
+            Some(TaskKind::Denoise(index)),
+            Some(TaskKind::Decode(index)),
+        ];
         let mut seconds = BTreeMap::new();
         for kind in [text, seam].into_iter().chain(own).flatten() {
             let Some(output) = job.tasks.get(&kind).and_then(|task| self.output(task)) else {
@@ -168,7 +177,9 @@ impl Core {
     fn chunks(&self, job: &Job) -> Option<Vec<Hash>> {
         let artifact = |kind: TaskKind, name: &'static str| {
             let output = self.output(&job.tasks[&kind]);
-            output.and_then(|output| output.artifacts.get(name).copied()).ok_or(())
+            output
+                .and_then(|output| output.artifacts.get(name).copied())
+                .ok_or(())
         };
         dag::chunks(&job.plan, artifact).ok()
     }
@@ -188,7 +199,11 @@ impl Core {
         let mut peaks: BTreeMap<&str, u64> = BTreeMap::new();
         for task in job.tasks.values() {
             // What came from elsewhere says nothing about this job's workers.
-            let own = task.record.finish.as_ref().is_some_and(|finish| !finish.reused);
+            let own = task
+                .record
+                .finish
+                .as_ref()
+                .is_some_and(|finish| !finish.reused);
             if let Some(output) = self.output(task).filter(|_| own) {
                 let peak = peaks.entry(&task.record.worker).or_default();
                 *peak = output.peak_rss_bytes.max(*peak);

@@ -1,6 +1,8 @@
 //! What keeps a coordinator from running.
 
+use crate::store::StateError;
 use longtake_common::artifact::ArtifactError;
+use longtake_core::RestoreError;
 use std::net::SocketAddr;
 
 /// Why a coordinator cannot start or go on.
@@ -31,4 +33,18 @@ pub enum StartError {
     /// The artifact store cannot be used.
     #[error(transparent)]
     Artifacts(#[from] ArtifactError),
+    /// The state store cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The state store holds something else.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The server broke off.
+    #[error("the coordinator stopped serving: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// A mistake in the coordinator.
+    #[error(
+        "the coordinator stopped by a mistake of its own: {0}; start it again, its state is stored"
+    )]
+    Panic(String),
 }

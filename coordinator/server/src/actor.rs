@@ -1,0 +1,401 @@
+//! The one task that owns the core.
+//!
+//! Takes what has arrived, lets the core handle it, commits the records of all of it at once, and
+//! then answers: the more there is to do, the more goes into one commit.
+
+use crate::store::{StateError, StateStore};
+use crate::{HEARTBEAT_MS, LEASE_MS, TICK_MS};
+use longtake_common::ids::{Epoch, FencingToken, JobId, TaskId, WorkerId};
+use longtake_common::spec::JobSpec;
+use longtake_core::{Core, Effect, Effects, Event, JobView, Running};
+use longtake_proto::v1;
+use longtake_proto::v1::coordinator_message::Message as ToWorker;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Requests and reports that wait for the actor; more make their senders wait.
+const MAILBOX_SIZE: usize = 1024;
+/// Most of them in one commit.
+const BATCH_SIZE: usize = 256;
+/// Messages that wait for one worker's connection; a worker that lets more pile up is dropped.
+const OUTBOX_SIZE: usize = 256;
+
+/// Answer to a submission: the job and whether it is continued; or what is wrong with it.
+pub type Submitted = Result<(JobId, bool), String>;
+
+/// What the services ask of the actor.
+pub enum Request {
+    /// Queue a job.
+    Submit {
+        spec: Box<JobSpec>,
+        reply: oneshot::Sender<Submitted>,
+    },
+    /// Stop a job. Answers with the job, if there is one.
+    Cancel {
+        job: JobId,
+        reply: oneshot::Sender<Option<JobView>>,
+    },
+    /// Show a job.
+    View {
+        job: JobId,
+        reply: oneshot::Sender<Option<JobView>>,
+    },
+    /// Show all jobs, oldest first.
+    List {
+        reply: oneshot::Sender<Vec<JobView>>,
+    },
+    /// Follow a job.
+    Watch {
+        job: JobId,
+        reply: oneshot::Sender<Option<watch::Receiver<JobView>>>,
+    },
+    /// A worker connected.
+    Attach {
+        name: String,
+        running: Vec<Running>,
+        reply: oneshot::Sender<Connection>,
+    },
+    /// A worker reports or is gone.
+    Event(Event),
+}
+
+/// The worker's end of its connection.
+pub struct Connection {
+    /// Its id.
+    pub worker: WorkerId,
+    /// Term of the coordinator.
+    pub epoch: Epoch,
+    /// What is sent to it; ends when the coordinator is through with it.
+    pub outbox: mpsc::Receiver<v1::CoordinatorMessage>,
+    /// Closes together with `outbox`.
+    pub open: watch::Receiver<()>,
+}
+
+/// The actor's end.
+struct Link {
+    outbox: mpsc::Sender<v1::CoordinatorMessage>,
+    _open: watch::Sender<()>,
+}
+
+/// A client's request and where its answer goes, held back until the commit.
+enum Answer {
+    Submit {
+        proposed: JobId,
+        reply: oneshot::Sender<Submitted>,
+    },
+    View {
+        job: JobId,
+        reply: oneshot::Sender<Option<JobView>>,
+    },
+    List {
+        reply: oneshot::Sender<Vec<JobView>>,
+    },
+    Watch {
+        job: JobId,
+        reply: oneshot::Sender<Option<watch::Receiver<JobView>>>,
+    },
+}
+
+/// Owner of the core.
+pub struct Actor {
+    core: Core,
+    store: Arc<dyn StateStore>,
+    mailbox: mpsc::Receiver<Request>,
+    started: Instant,
+    artifacts_url: String,
+    next_worker: u64,
+    links: BTreeMap<WorkerId, Link>,
+    watchers: BTreeMap<JobId, watch::Sender<JobView>>,
+    fx: Effects,
+    effects: Vec<Effect>,
+    answers: Vec<Answer>,
+}
+
+impl Actor {
+    /// An actor and the way to reach it. `fx` is what restoring the core led to.
+    pub fn new(
+        core: Core,
+        store: Arc<dyn StateStore>,
+        artifacts_url: String,
+        started: Instant,
+        fx: Effects,
+    ) -> (Self, mpsc::Sender<Request>) {
+        let (sender, mailbox) = mpsc::channel(MAILBOX_SIZE);
+        let actor = Self {
+            core,
+            store,
+            mailbox,
+            started,
+            artifacts_url,
+            next_worker: 0,
+            links: BTreeMap::new(),
+            watchers: BTreeMap::new(),
+            fx,
+            effects: Vec::new(),
+            answers: Vec::new(),
+        };
+        (actor, sender)
+    }
+
+    /// Serves until `stop` resolves or the state cannot be stored any more. In the second case
+    /// nobody is told anything that is not stored.
+    pub async fn run(mut self, mut stop: oneshot::Receiver<()>) -> Result<(), StateError> {
+        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            self.settle().await?;
+            tokio::select! {
+                _ = &mut stop => return Ok(()),
+                request = self.mailbox.recv() => match request {
+                    Some(request) => self.take_batch(request),
+                    None => return Ok(()),
+                },
+                _ = ticks.tick() => self.handle(Event::Tick),
+            }
+        }
+    }
+
+    fn take_batch(&mut self, first: Request) {
+        self.take(first);
+        for _ in 1..BATCH_SIZE {
+            match self.mailbox.try_recv() {
+                Ok(request) => self.take(request),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.core.handle(self.now_ms(), event, &mut self.fx);
+        self.effects.append(&mut self.fx.take());
+    }
+
+    fn take(&mut self, request: Request) {
+        match request {
+            Request::Submit { spec, reply } => {
+                let proposed = self.new_job_id();
+                self.answers.push(Answer::Submit {
+                    proposed: proposed.clone(),
+                    reply,
+                });
+                self.handle(Event::Submit {
+                    job: proposed,
+                    spec,
+                });
+            }
+            Request::Cancel { job, reply } => {
+                self.handle(Event::Cancel { job: job.clone() });
+                self.answers.push(Answer::View { job, reply });
+            }
+            Request::View { job, reply } => self.answers.push(Answer::View { job, reply }),
+            Request::List { reply } => self.answers.push(Answer::List { reply }),
+            Request::Watch { job, reply } => self.answers.push(Answer::Watch { job, reply }),
+            Request::Attach {
+                name,
+                running,
+                reply,
+            } => self.attach(name, running, reply),
+            Request::Event(event) => {
+                if let Event::Detach { worker } = &event {
+                    self.links.remove(worker);
+                }
+                self.handle(event);
+            }
+        }
+    }
+
+    fn new_job_id(&self) -> JobId {
+        loop {
+            // Seeded by the system for every process, and for every state within one.
+            let random = RandomState::new().build_hasher().finish();
+            let job = JobId(format!("j-{:010x}", random & 0xff_ffff_ffff));
+            if !self.core.has_job(&job) {
+                return job;
+            }
+        }
+    }
+
+    fn attach(&mut self, name: String, running: Vec<Running>, reply: oneshot::Sender<Connection>) {
+        let epoch = self.core.epoch();
+        let worker = WorkerId(format!("{name}#{epoch}.{}", self.next_worker));
+        self.next_worker += 1;
+        let (sender, outbox) = mpsc::channel(OUTBOX_SIZE);
+        let (open_sender, open) = watch::channel(());
+        let connection = Connection {
+            worker: worker.clone(),
+            epoch,
+            outbox,
+            open,
+        };
+        if reply.send(connection).is_err() {
+            return; // gone before it was there
+        }
+        tracing::info!(%worker, "worker attached");
+        self.links.insert(
+            worker.clone(),
+            Link {
+                outbox: sender,
+                _open: open_sender,
+            },
+        );
+        let welcome = v1::Welcome {
+            worker: worker.to_string(),
+            epoch: epoch.0,
+            artifacts: self.artifacts_url.clone(),
+            heartbeat_ms: HEARTBEAT_MS,
+            lease_ms: LEASE_MS,
+        };
+        self.send(&worker, ToWorker::Welcome(welcome));
+        self.handle(Event::Attach {
+            worker,
+            name,
+            running,
+        });
+    }
+
+    /// Stores what the last events led to, and only then acts on it.
+    async fn settle(&mut self) -> Result<(), StateError> {
+        let writes = self.fx.take_writes();
+        if !writes.is_empty() {
+            self.store.commit(self.core.epoch(), writes).await?;
+        }
+        let mut changed = BTreeSet::new();
+        let mut submitted = BTreeMap::new();
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Submitted {
+                    proposed,
+                    job,
+                    continued,
+                } => {
+                    tracing::info!(%job, continued, "job submitted");
+                    submitted.insert(proposed, Ok((job, continued)));
+                }
+                Effect::Refused { proposed, error } => {
+                    submitted.insert(proposed, Err(error));
+                }
+                Effect::JobChanged { job } => {
+                    changed.insert(job);
+                }
+                other => self.tell_worker(other),
+            }
+        }
+        self.publish(changed);
+        for answer in std::mem::take(&mut self.answers) {
+            self.answer(answer, &mut submitted);
+        }
+        Ok(())
+    }
+
+    fn tell_worker(&mut self, effect: Effect) {
+        match effect {
+            Effect::Assign { worker, assignment } => {
+                let (job, task) = (&assignment.job, &assignment.task);
+                tracing::debug!(%worker, %job, %task, attempt = assignment.attempt, "assign");
+                let assignment_json = serde_json::to_string(&*assignment);
+                let assignment_json = assignment_json.expect("an assignment is plain data");
+                self.send(&worker, ToWorker::Assign(v1::Assign { assignment_json }));
+            }
+            Effect::Revoke {
+                worker,
+                job,
+                task,
+                token,
+            } => {
+                let (job, task, token) = on_wire(job, task, token);
+                self.send(&worker, ToWorker::Revoke(v1::Revoke { job, task, token }));
+            }
+            Effect::Ack {
+                worker,
+                job,
+                task,
+                token,
+            } => {
+                let (job, task, token) = on_wire(job, task, token);
+                self.send(&worker, ToWorker::Ack(v1::Ack { job, task, token }));
+            }
+            Effect::Disconnect { worker } => {
+                if self.links.remove(&worker).is_some() {
+                    tracing::warn!(%worker, "worker lost");
+                }
+            }
+            Effect::Submitted { .. } | Effect::Refused { .. } | Effect::JobChanged { .. } => {}
+        }
+    }
+
+    fn send(&mut self, worker: &WorkerId, message: ToWorker) {
+        let Some(link) = self.links.get(worker) else {
+            return;
+        };
+        if link
+            .outbox
+            .try_send(v1::CoordinatorMessage {
+                message: Some(message),
+            })
+            .is_err()
+        {
+            // Its connection is gone or it does not read; closing it makes it attach anew, and
+            // what it was sent is found missing from its heartbeats.
+            tracing::warn!(%worker, "worker does not take its messages");
+            self.links.remove(worker);
+        }
+    }
+
+    fn publish(&mut self, changed: BTreeSet<JobId>) {
+        let now_ms = self.now_ms();
+        self.watchers
+            .retain(|_, watcher| watcher.receiver_count() > 0);
+        for job in changed {
+            if let Some(watcher) = self.watchers.get(&job)
+                && let Some(view) = self.core.view(now_ms, &job)
+            {
+                watcher.send_replace(view);
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, submitted: &mut BTreeMap<JobId, Submitted>) {
+        let now_ms = self.now_ms();
+        // A client that hung up is answered in vain.
+        match answer {
+            Answer::Submit { proposed, reply } => {
+                let result = submitted
+                    .remove(&proposed)
+                    .expect("every submission is answered");
+                let _ = reply.send(result);
+            }
+            Answer::View { job, reply } => {
+                let _ = reply.send(self.core.view(now_ms, &job));
+            }
+            Answer::List { reply } => {
+                let jobs = self.core.jobs();
+                let _ = reply.send(jobs.filter_map(|job| self.core.view(now_ms, job)).collect());
+            }
+            Answer::Watch { job, reply } => {
+                let _ = reply.send(self.watch(now_ms, job));
+            }
+        }
+    }
+
+    fn watch(&mut self, now_ms: u64, job: JobId) -> Option<watch::Receiver<JobView>> {
+        let view = self.core.view(now_ms, &job)?;
+        let watcher = self
+            .watchers
+            .entry(job)
+            .or_insert_with(|| watch::Sender::new(view.clone()));
+        // A sender without receivers is not kept up to date.
+        watcher.send_replace(view);
+        Some(watcher.subscribe())
+    }
+}
+
+fn on_wire(job: JobId, task: TaskId, token: FencingToken) -> (String, String, u64) {
+    (job.0, task.0, token.0)
+}

@@ -1,0 +1,191 @@
+//! What users ask: the `Jobs` service.
+
+use crate::actor::Request;
+use crate::convert::{spec_from_proto, view_to_proto};
+use futures::{Stream, StreamExt, stream};
+use longtake_common::artifact::{ArtifactError, ArtifactStore};
+use longtake_common::ids::{Hash, JobId};
+use longtake_core::JobView;
+use longtake_proto::v1;
+use longtake_proto::v1::jobs_server::Jobs;
+use std::pin::Pin;
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::{Response, Status};
+
+/// Bytes of an artifact in one message.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// The service.
+pub struct JobsService {
+    actor: mpsc::Sender<Request>,
+    artifacts: ArtifactStore,
+}
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Asks the actor and waits for its answer.
+pub(crate) async fn ask<T>(
+    actor: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> Result<T, Status> {
+    let stopped = || Status::unavailable("the coordinator is stopping: try again when it is back");
+    let (reply, answer) = oneshot::channel();
+    actor.send(request(reply)).await.map_err(|_| stopped())?;
+    answer.await.map_err(|_| stopped())
+}
+
+fn no_such_job(job: &str) -> Status {
+    Status::not_found(format!(
+        "there is no job '{job}' here: 'longtake list' shows those there are"
+    ))
+}
+
+impl JobsService {
+    /// Jobs of the actor's core, artifacts of the store.
+    pub fn new(actor: mpsc::Sender<Request>, artifacts: ArtifactStore) -> Self {
+        Self { actor, artifacts }
+    }
+
+    async fn view(
+        &self,
+        job: String,
+        request: impl FnOnce(JobId, oneshot::Sender<Option<JobView>>) -> Request,
+    ) -> Result<Response<v1::Job>, Status> {
+        let id = JobId(job.clone());
+        let view = ask(&self.actor, |reply| request(id, reply)).await?;
+        view.map(|view| Response::new(view_to_proto(&view)))
+            .ok_or_else(|| no_such_job(&job))
+    }
+}
+
+#[tonic::async_trait]
+impl Jobs for JobsService {
+    async fn submit(
+        &self,
+        request: tonic::Request<v1::SubmitRequest>,
+    ) -> Result<Response<v1::SubmitReply>, Status> {
+        let spec = request.into_inner().spec;
+        let spec = spec.ok_or_else(|| Status::invalid_argument("the request has no job"))?;
+        let spec =
+            spec_from_proto(spec).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let spec = Box::new(spec);
+        let submitted = ask(&self.actor, |reply| Request::Submit { spec, reply }).await?;
+        let (job, continued) = submitted.map_err(Status::invalid_argument)?;
+        Ok(Response::new(v1::SubmitReply {
+            job: job.to_string(),
+            continued,
+        }))
+    }
+
+    async fn get(
+        &self,
+        request: tonic::Request<v1::JobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        self.view(request.into_inner().job, |job, reply| Request::View {
+            job,
+            reply,
+        })
+        .await
+    }
+
+    async fn list(
+        &self,
+        _request: tonic::Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListReply>, Status> {
+        let views = ask(&self.actor, |reply| Request::List { reply }).await?;
+        let jobs = views.iter().map(view_to_proto).collect();
+        Ok(Response::new(v1::ListReply { jobs }))
+    }
+
+    type WatchStream = Streamed<v1::Job>;
+
+    async fn watch(
+        &self,
+        request: tonic::Request<v1::JobRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let job = request.into_inner().job;
+        let id = JobId(job.clone());
+        let receiver = ask(&self.actor, |reply| Request::Watch { job: id, reply }).await?;
+        let receiver = receiver.ok_or_else(|| no_such_job(&job))?;
+        Ok(Response::new(Box::pin(changes(receiver))))
+    }
+
+    async fn cancel(
+        &self,
+        request: tonic::Request<v1::JobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        self.view(request.into_inner().job, |job, reply| Request::Cancel {
+            job,
+            reply,
+        })
+        .await
+    }
+
+    type FetchStream = Streamed<v1::FetchReply>;
+
+    async fn fetch(
+        &self,
+        request: tonic::Request<v1::FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        // A hash is the only name that is understood, so no path can be asked for.
+        let hash: Hash = request.into_inner().artifact.parse().map_err(|error| {
+            Status::invalid_argument(format!("cannot fetch the artifact: {error}"))
+        })?;
+        if !self
+            .artifacts
+            .exists(hash)
+            .await
+            .map_err(|error| refusal(&error))?
+        {
+            return Err(Status::not_found(format!(
+                "there is no artifact {hash} here"
+            )));
+        }
+        let pieces = self
+            .artifacts
+            .stream(hash)
+            .flat_map(|piece| stream::iter(cut(piece)));
+        Ok(Response::new(Box::pin(pieces)))
+    }
+}
+
+fn refusal(error: &ArtifactError) -> Status {
+    match error {
+        ArtifactError::Missing { .. } => Status::not_found(error.to_string()),
+        ArtifactError::Mismatch { .. } => Status::data_loss(error.to_string()),
+        _ => Status::internal(error.to_string()),
+    }
+}
+
+/// Pieces small enough for one message each.
+fn cut(piece: Result<bytes::Bytes, ArtifactError>) -> Vec<Result<v1::FetchReply, Status>> {
+    match piece {
+        Err(error) => vec![Err(refusal(&error))],
+        Ok(bytes) => {
+            let pieces = bytes.chunks(PIECE_BYTES);
+            pieces
+                .map(|data| {
+                    Ok(v1::FetchReply {
+                        data: data.to_vec(),
+                    })
+                })
+                .collect()
+        }
+    }
+}
+
+/// The job now and after every change, until it ends or the coordinator does.
+fn changes(
+    receiver: watch::Receiver<JobView>,
+) -> impl Stream<Item = Result<v1::Job, Status>> + Send {
+    stream::unfold(Some((receiver, true)), |state| async move {
+        let (mut receiver, first) = state?;
+        if !first && receiver.changed().await.is_err() {
+            let stopped = "the coordinator stopped: watch the job again when it is back";
+            return Some((Err(Status::unavailable(stopped)), None));
+        }
+        let view = receiver.borrow_and_update().clone();
+        let next = (!view.state.is_final()).then_some((receiver, false));
+        Some((Ok(view_to_proto(&view)), next))
+    })
+}

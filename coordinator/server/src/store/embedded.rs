@@ -1,0 +1,212 @@
+//! The embedded store: one redb file.
+
+use super::{Claim, StateError, StateStore};
+use async_trait::async_trait;
+use longtake_common::ids::Epoch;
+use longtake_core::Write;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Name of the file in the state folder.
+pub const FILE_NAME: &str = "longtake.redb";
+
+const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
+/// One entry, [`EPOCH`].
+const TERM: TableDefinition<&str, u64> = TableDefinition::new("term");
+const EPOCH: &str = "epoch";
+
+/// Records in a `longtake.redb`. The file is locked while it is open.
+pub struct RedbStore {
+    database: Arc<Database>,
+    path: PathBuf,
+}
+
+impl RedbStore {
+    /// Opens or makes the database in `folder`.
+    pub async fn open(folder: &Path) -> Result<Self, StateError> {
+        let folder = folder.to_owned();
+        let opened = tokio::task::spawn_blocking(move || open(&folder)).await;
+        opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// Runs `action` on the database where blocking is allowed.
+    async fn run<T: Send + 'static>(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&Database) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let (database, place) = (self.database.clone(), self.path.display().to_string());
+        let done = tokio::task::spawn_blocking(move || work(&database)).await;
+        let done = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        done.map_err(|failure| match failure {
+            Failure::Redb(error) => StateError::Database {
+                action,
+                place,
+                source: error,
+            },
+            Failure::Superseded { found, own } => StateError::Superseded { place, found, own },
+        })
+    }
+}
+
+fn open(folder: &Path) -> Result<RedbStore, StateError> {
+    std::fs::create_dir_all(folder).map_err(|source| StateError::Folder {
+        path: folder.to_owned(),
+        source,
+    })?;
+    let path = folder.join(FILE_NAME);
+    match Database::create(&path) {
+        Ok(database) => Ok(RedbStore {
+            database: Arc::new(database),
+            path,
+        }),
+        Err(DatabaseError::DatabaseAlreadyOpen) => Err(StateError::Locked { path }),
+        Err(error) => Err(StateError::Database {
+            action: "open",
+            place: path.display().to_string(),
+            source: Box::new(error),
+        }),
+    }
+}
+
+enum Failure {
+    Redb(Box<dyn std::error::Error + Send + Sync>),
+    Superseded { found: Epoch, own: Epoch },
+}
+
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Redb(Box::new(error))
+    }
+}
+
+fn claim(database: &Database) -> Result<Claim, Failure> {
+    let transaction = database.begin_write()?;
+    let epoch = {
+        let mut term = transaction.open_table(TERM)?;
+        let before = term.get(EPOCH)?.map_or(0, |value| value.value());
+        term.insert(EPOCH, before + 1)?;
+        transaction.open_table(RECORDS)?; // made, so that reading finds it
+        Epoch(before + 1)
+    };
+    transaction.commit()?;
+    let table = database.begin_read()?.open_table(RECORDS)?;
+    let mut records = Vec::new();
+    for entry in table.iter()? {
+        let (key, value) = entry?;
+        records.push((key.value().to_owned(), value.value().to_owned()));
+    }
+    Ok(Claim { epoch, records })
+}
+
+fn commit(database: &Database, own: Epoch, writes: &[Write]) -> Result<(), Failure> {
+    let transaction = database.begin_write()?;
+    {
+        let term = transaction.open_table(TERM)?;
+        let found = Epoch(term.get(EPOCH)?.map_or(0, |value| value.value()));
+        if found != own {
+            return Err(Failure::Superseded { found, own });
+        }
+        let mut records = transaction.open_table(RECORDS)?;
+        for (key, value) in writes {
+            match value {
+                Some(value) => records.insert(key.as_str(), value.as_slice())?,
+                None => records.remove(key.as_str())?,
+            };
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+#[async_trait]
+impl StateStore for RedbStore {
+    async fn claim(&self) -> Result<Claim, StateError> {
+        self.run("read", claim).await
+    }
+
+    async fn commit(&self, epoch: Epoch, writes: Vec<Write>) -> Result<(), StateError> {
+        self.run("write", move |database| commit(database, epoch, &writes))
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(key: &str, value: &str) -> Write {
+        (
+            key.to_owned(),
+            (!value.is_empty()).then(|| value.as_bytes().to_vec()),
+        )
+    }
+
+    #[tokio::test]
+    async fn records_outlive_the_process_and_terms_grow() {
+        let folder = tempfile::tempdir().expect("folder");
+        {
+            let store = RedbStore::open(folder.path()).await.expect("open");
+            let claim = store.claim().await.expect("claim");
+            assert_eq!((claim.epoch, claim.records.len()), (Epoch(1), 0));
+            let writes = vec![write("a", "1"), write("b", "2")];
+            store.commit(Epoch(1), writes).await.expect("commit");
+            store
+                .commit(Epoch(1), vec![write("a", ""), write("c", "3")])
+                .await
+                .expect("commit");
+        }
+        let store = RedbStore::open(folder.path()).await.expect("open again");
+        let claim = store.claim().await.expect("claim");
+        assert_eq!(claim.epoch, Epoch(2));
+        let records = [
+            ("b".to_owned(), b"2".to_vec()),
+            ("c".to_owned(), b"3".to_vec()),
+        ];
+        assert_eq!(claim.records, records);
+    }
+
+    #[tokio::test]
+    async fn an_earlier_term_cannot_write() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = RedbStore::open(folder.path()).await.expect("open");
+        let first = store.claim().await.expect("claim").epoch;
+        let second = store.claim().await.expect("claim").epoch;
+        let error = store
+            .commit(first, vec![write("a", "old")])
+            .await
+            .expect_err("fenced");
+        assert!(matches!(error, StateError::Superseded { .. }), "{error}");
+        store
+            .commit(second, vec![write("b", "new")])
+            .await
+            .expect("commit");
+        let records = store.claim().await.expect("claim").records;
+        assert_eq!(records, [("b".to_owned(), b"new".to_vec())]);
+    }
+
+    #[tokio::test]
+    async fn a_second_opening_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let _first = RedbStore::open(folder.path()).await.expect("open");
+        let error = RedbStore::open(folder.path())
+            .await
+            .err()
+            .expect("locked")
+            .to_string();
+        assert!(error.contains("in use by another coordinator"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_an_error() {
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::write(folder.path().join(FILE_NAME), "not a database at all").expect("write");
+        let error = RedbStore::open(folder.path())
+            .await
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(error.contains("cannot open the state"), "{error}");
+    }
+}

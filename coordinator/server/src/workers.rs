@@ -1,0 +1,180 @@
+//! What workers say: the `Workers` service.
+
+use crate::HEARTBEAT_MS;
+use crate::actor::{Connection, Request};
+use crate::jobs::ask;
+use futures::{Stream, StreamExt};
+use longtake_common::ids::{Epoch, FencingToken, JobId, TaskId, WorkerId};
+use longtake_common::task::TaskOutput;
+use longtake_core::{Event, Running};
+use longtake_proto::v1;
+use longtake_proto::v1::worker_message::Message;
+use longtake_proto::v1::workers_server::Workers;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status, Streaming};
+
+/// A connection has to say what it is within this time.
+const REGISTER_MS: u64 = 20 * HEARTBEAT_MS;
+/// Longest name of a worker, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// The service.
+pub struct WorkersService {
+    actor: mpsc::Sender<Request>,
+}
+
+impl WorkersService {
+    /// Workers for the actor's core.
+    pub fn new(actor: mpsc::Sender<Request>) -> Self {
+        Self { actor }
+    }
+}
+
+#[tonic::async_trait]
+impl Workers for WorkersService {
+    type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorMessage, Status>> + Send>>;
+
+    async fn attach(
+        &self,
+        request: tonic::Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first =
+            tokio::time::timeout(Duration::from_millis(REGISTER_MS), inbound.message()).await;
+        let first =
+            first.map_err(|_| Status::deadline_exceeded("the worker did not register"))??;
+        let Some(Message::Register(register)) = first.and_then(|message| message.message) else {
+            return Err(Status::invalid_argument(
+                "a worker's first message is its registration",
+            ));
+        };
+        check(&register)?;
+        let running = running(register.running);
+        let name = register.name;
+        let connection = ask(&self.actor, |reply| Request::Attach {
+            name,
+            running,
+            reply,
+        })
+        .await?;
+        let Connection {
+            worker,
+            epoch,
+            outbox,
+            mut open,
+        } = connection;
+        let actor = self.actor.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = listen(&actor, &worker, epoch, inbound) => {}
+                // The coordinator is through with it: nothing more is to be heard.
+                _ = open.changed() => {}
+            }
+            // Fails only when the coordinator is stopping.
+            let _ = actor.send(Request::Event(Event::Detach { worker })).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outbox).map(Ok))))
+    }
+}
+
+fn check(register: &v1::Register) -> Result<(), Status> {
+    let name = &register.name;
+    let plain = |c: char| !c.is_control() && c != '#';
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(plain) {
+        return Err(Status::invalid_argument(format!(
+            "'{}' is no name for a worker: use 1 to {NAME_BYTES_MAX} bytes without '#' and control characters",
+            name.escape_debug()
+        )));
+    }
+    let own = env!("CARGO_PKG_VERSION");
+    if register.version != own {
+        // The same job has to give the same bytes, whoever renders it.
+        return Err(Status::failed_precondition(format!(
+            "worker {name} is longtake {}, the coordinator {own}: install the same version on both",
+            register.version
+        )));
+    }
+    Ok(())
+}
+
+fn running(running: Vec<v1::Running>) -> Vec<Running> {
+    let one = |running: v1::Running| Running {
+        job: JobId(running.job),
+        task: TaskId(running.task),
+        token: FencingToken(running.token),
+        progress: running.progress,
+    };
+    running.into_iter().map(one).collect()
+}
+
+/// Passes on what a worker says, until it stops or says something that it should not.
+async fn listen(
+    actor: &mpsc::Sender<Request>,
+    worker: &WorkerId,
+    epoch: Epoch,
+    mut inbound: Streaming<v1::WorkerMessage>,
+) {
+    loop {
+        let message = match inbound.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return tracing::info!(%worker, "worker left"),
+            Err(status) => {
+                return tracing::info!(%worker, error = status.message(), "worker's connection broke");
+            }
+        };
+        match event(worker, epoch, message) {
+            Ok(event) => {
+                if actor.send(Request::Event(event)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => return tracing::warn!(%worker, error, "dropping a worker"),
+        }
+    }
+}
+
+fn event(worker: &WorkerId, own: Epoch, message: v1::WorkerMessage) -> Result<Event, String> {
+    let worker = worker.clone();
+    match message.message {
+        Some(Message::Heartbeat(heartbeat)) => {
+            // Reports outlive a term, since their tokens do; a sign of life does not.
+            if Epoch(heartbeat.epoch) != own {
+                return Err(format!(
+                    "it speaks to term {}, this is {own}",
+                    heartbeat.epoch
+                ));
+            }
+            let running = running(heartbeat.running);
+            let peak_rss_bytes = heartbeat.peak_rss_bytes;
+            Ok(Event::Heartbeat {
+                worker,
+                running,
+                peak_rss_bytes,
+            })
+        }
+        Some(Message::Done(done)) => {
+            let output: TaskOutput = serde_json::from_str(&done.output_json)
+                .map_err(|error| format!("its result of {} cannot be read: {error}", done.task))?;
+            Ok(Event::Done {
+                worker,
+                job: JobId(done.job),
+                task: TaskId(done.task),
+                token: FencingToken(done.token),
+                output: Box::new(output),
+            })
+        }
+        Some(Message::Failed(failed)) => Ok(Event::Failed {
+            worker,
+            job: JobId(failed.job),
+            task: TaskId(failed.task),
+            token: FencingToken(failed.token),
+            error: failed.error,
+            retryable: failed.retryable,
+        }),
+        Some(Message::Register(_)) => Err("it registered twice".to_owned()),
+        None => Err("it sent a message that this version does not know".to_owned()),
+    }
+}
