@@ -15,6 +15,8 @@
 //! | `silu` | above -87 | 4 ulp |
 //! | `gelu_tanh` | above -5 | 3e-6 relative (rounding of the exponent); below, 1e-11 absolute |
 
+use rayon::prelude::*;
+
 use super::isa::Isa;
 
 /// `a * b + c`, rounded once where `FMA`, else twice.
@@ -26,6 +28,19 @@ pub(super) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// Whether the portable level has a fused multiply-add: a call into a software routine would be
 /// slower by orders of magnitude.
 pub(super) const PORTABLE_FMA: bool = cfg!(target_arch = "aarch64");
+
+/// The sum of all lanes, in halves: the same order however wide the registers are.
+#[inline(always)]
+pub(super) fn tree_sum(mut lanes: [f32; 16]) -> f32 {
+    let mut half = 8;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
 
 /// Calls `$body::<FMA>(args)`, compiled for the level.
 macro_rules! dispatch {
@@ -158,6 +173,9 @@ pub(super) mod lane {
     }
 }
 
+/// Elements of one task, where a slice is long enough to be divided among threads.
+const TASK_ELEMENTS: usize = 1 << 14;
+
 macro_rules! over_slice {
     ($($(#[$doc:meta])* $name:ident;)*) => {$(
         $(#[$doc])*
@@ -168,7 +186,12 @@ macro_rules! over_slice {
                     *value = lane::$name::<FMA>(*value);
                 }
             }
-            dispatch!(isa, body(x: &mut [f32] = x));
+            if x.len() > 2 * TASK_ELEMENTS && rayon::current_num_threads() > 1 {
+                x.par_chunks_mut(TASK_ELEMENTS)
+                    .for_each(|x| dispatch!(isa, body(x: &mut [f32] = x)));
+            } else {
+                dispatch!(isa, body(x: &mut [f32] = x));
+            }
         }
     )*};
 }

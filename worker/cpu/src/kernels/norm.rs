@@ -1,6 +1,13 @@
 //! Normalisation over the last axis.
 
+use rayon::prelude::*;
+
 use super::isa::Isa;
+use super::math::{dispatch, fma, lane, tree_sum};
+use super::tile::LANES;
+
+/// Elements of one task.
+const TASK_ELEMENTS: usize = 1 << 14;
 
 /// An affine step after a norm, `y * (1 + scale) + shift`, with a few distinct vectors shared by
 /// many rows (one per distinct timestep).
@@ -25,7 +32,15 @@ pub fn rms_norm(
     modulate: Option<Modulate<'_>>,
     y: &mut [f32],
 ) {
-    rows(isa, x, dim, eps, false, weight, modulate, false, y);
+    Norm {
+        dim,
+        eps,
+        centre: false,
+        weight,
+        modulate,
+        silu: false,
+    }
+    .run(isa, x, y);
 }
 
 /// Layer norm of each row of `x[rows, dim]`: `(x - mean) / sqrt(var + eps) * weight[dim]`
@@ -39,7 +54,15 @@ pub fn layer_norm(
     modulate: Option<Modulate<'_>>,
     y: &mut [f32],
 ) {
-    rows(isa, x, dim, eps, true, weight, modulate, false, y);
+    Norm {
+        dim,
+        eps,
+        centre: true,
+        weight,
+        modulate,
+        silu: false,
+    }
+    .run(isa, x, y);
 }
 
 /// Pixel norm over the channels of `x[pixels, channels]`: `x / sqrt(mean(x^2) + eps)`, then
@@ -53,41 +76,138 @@ pub fn pixel_norm(
     silu: bool,
     y: &mut [f32],
 ) {
-    rows(isa, x, channels, eps, false, None, modulate, silu, y);
+    Norm {
+        dim: channels,
+        eps,
+        centre: false,
+        weight: None,
+        modulate,
+        silu,
+    }
+    .run(isa, x, y);
 }
 
-fn rows(
-    isa: Isa,
-    x: &[f32],
+/// What is done to each row.
+#[derive(Clone, Copy)]
+struct Norm<'a> {
     dim: usize,
     eps: f32,
+    /// Subtract the mean first.
     centre: bool,
-    weight: Option<&[f32]>,
-    modulate: Option<Modulate<'_>>,
+    weight: Option<&'a [f32]>,
+    modulate: Option<Modulate<'a>>,
     silu: bool,
-    y: &mut [f32],
-) {
-    for (r, (x, y)) in x.chunks(dim).zip(y.chunks_mut(dim)).enumerate() {
-        let mean = if centre {
-            x.iter().sum::<f32>() / dim as f32
-        } else {
-            0.0
-        };
-        let var = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / dim as f32;
-        let inv = 1.0 / (var + eps).sqrt();
-        let set = modulate
-            .and_then(|m| m.set_of_row)
-            .map_or(0, |s| s[r] as usize)
-            * dim;
-        for c in 0..dim {
-            let mut v = (x[c] - mean) * inv * weight.map_or(1.0, |w| w[c]);
-            if let Some(m) = modulate {
-                v = v * (1.0 + m.scale[set + c]) + m.shift[set + c];
-            }
-            y[c] = v;
+}
+
+impl Norm<'_> {
+    fn run(&self, isa: Isa, x: &[f32], y: &mut [f32]) {
+        let dim = self.dim;
+        assert!(
+            dim > 0 && x.len().is_multiple_of(dim),
+            "the input has no rows of {dim}"
+        );
+        assert_eq!(x.len(), y.len(), "the output is not like the input");
+        assert!(
+            self.weight.is_none_or(|weight| weight.len() == dim),
+            "the weight is not [{dim}]"
+        );
+        if let Some(Modulate {
+            scale,
+            shift,
+            set_of_row,
+        }) = self.modulate
+        {
+            assert!(
+                scale.len() >= dim && scale.len().is_multiple_of(dim),
+                "scale is not [sets, {dim}]"
+            );
+            assert_eq!(scale.len(), shift.len(), "shift is not like scale");
+            let rows = x.len() / dim;
+            assert!(
+                set_of_row.is_none_or(|sets| sets.len() == rows),
+                "sets are not [{rows}]"
+            );
         }
-        if silu {
-            super::math::silu(isa, y);
+        let task = (TASK_ELEMENTS / dim).max(1);
+        let work = |(index, (x, y)): (usize, (&[f32], &mut [f32]))| {
+            let first = index * task;
+            dispatch!(isa, rows(
+                norm: &Norm<'_> = self,
+                first: usize = first,
+                x: &[f32] = x,
+                y: &mut [f32] = y,
+            ));
+        };
+        if x.len() <= 2 * TASK_ELEMENTS || rayon::current_num_threads() == 1 {
+            x.chunks(task * dim)
+                .zip(y.chunks_mut(task * dim))
+                .enumerate()
+                .for_each(work);
+        } else {
+            x.par_chunks(task * dim)
+                .zip(y.par_chunks_mut(task * dim))
+                .enumerate()
+                .for_each(work);
         }
     }
 }
+
+/// The rows of one task; `first` is the first row's number.
+#[inline(always)]
+fn rows<const FMA: bool>(norm: &Norm<'_>, first: usize, x: &[f32], y: &mut [f32]) {
+    let dim = norm.dim;
+    for (i, (x, y)) in x.chunks_exact(dim).zip(y.chunks_exact_mut(dim)).enumerate() {
+        let mean = if norm.centre {
+            sum(x, |v, sum| v + sum) / dim as f32
+        } else {
+            0.0
+        };
+        let squares = sum(x, |v, sum| fma::<FMA>(v - mean, v - mean, sum));
+        let factor = 1.0 / (squares / dim as f32 + norm.eps).sqrt();
+        match norm.weight {
+            None => y
+                .iter_mut()
+                .zip(x)
+                .for_each(|(y, x)| *y = (x - mean) * factor),
+            Some(weight) => {
+                for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+                    *y = (x - mean) * factor * weight;
+                }
+            }
+        }
+        if let Some(modulate) = norm.modulate {
+            let set = modulate
+                .set_of_row
+                .map_or(0, |sets| sets[first + i] as usize);
+            let scale = &modulate.scale[set * dim..][..dim];
+            let shift = &modulate.shift[set * dim..][..dim];
+            for ((y, scale), shift) in y.iter_mut().zip(scale).zip(shift) {
+                *y = fma::<FMA>(*y, 1.0 + scale, *shift);
+            }
+        }
+        if norm.silu {
+            y.iter_mut().for_each(|y| *y = lane::silu::<FMA>(*y));
+        }
+    }
+}
+
+/// Folds `add(value, sum)` over a row in [`LANES`] lanes, then over the lanes in halves: one
+/// order on every level.
+#[inline(always)]
+fn sum(x: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for chunk in whole {
+        for i in 0..LANES {
+            lanes[i] = add(chunk[i], lanes[i]);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane = add(value, *lane);
+    }
+    tree_sum(lanes)
+}
+
+#[cfg(test)]
+#[path = "norm_tests.rs"]
+mod tests;

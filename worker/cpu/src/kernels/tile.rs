@@ -22,6 +22,9 @@ pub const LANES: usize = 16;
 /// Vectors of the widest tile.
 pub const MAX_VECS: usize = 3;
 
+/// Rows of the tallest tile on any level. Longer loops are no longer unrolled by the compiler.
+const MAX_ROWS: usize = 14;
+
 /// Rows of the portable tile: as many as keep their sums in registers.
 const SCALAR_ROWS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
 
@@ -66,7 +69,7 @@ pub fn panels(columns: usize) -> impl Iterator<Item = Panel> + Clone {
 /// Rows of the tallest tile of `vecs` vectors.
 pub fn max_rows(isa: Isa, vecs: usize) -> usize {
     match isa {
-        Isa::Avx512 => [16, 14, 9][vecs - 1],
+        Isa::Avx512 => [14, 14, 9][vecs - 1],
         Isa::Avx2 => 6,
         Isa::Scalar => SCALAR_ROWS,
     }
@@ -158,7 +161,7 @@ pub fn tile(
     if cols == width {
         return kernel(isa, factors, panel.vecs, rows, load, &row, out, stride);
     }
-    let mut whole = [0.0; 16 * MAX_VECS * LANES];
+    let mut whole = [0.0; MAX_ROWS * MAX_VECS * LANES];
     if load {
         for i in 0..rows {
             whole[i * width..][..cols].copy_from_slice(&out[i * stride..][..cols]);

@@ -35,7 +35,7 @@ pub unsafe fn avx512(
         };
     }
     pick! {
-        1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16;
+        1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
         2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
         3: 1 2 3 4 5 6 7 8 9;
     }
@@ -76,7 +76,7 @@ unsafe fn avx512_tile<const ROWS: usize, const VECS: usize>(
         // moves one row a step and stays inside `b` until after its last step.
         unsafe {
             let a = factors.a.as_ptr().add(factors.origin + segment);
-            let group: [*const f32; 3] = std::array::from_fn(|g| {
+            let group: [*const f32; 2] = std::array::from_fn(|g| {
                 if g * GROUP < ROWS {
                     a.add(g * GROUP * factors.row_stride)
                 } else {
