@@ -1,1 +1,101 @@
-//! Placeholder replaced by the first real commit of this crate.
+//! A worker: takes work from a coordinator, does it on the machine's device, stores the results.
+//!
+//! Two threads do the work, so that joining and encoding pictures overlaps rendering the next ones:
+//! the *device* lane has the model, the *host* lane has neither. A third party, the connection,
+//! never waits for either: it beats the heart, takes orders, and keeps every result until the
+//! coordinator has acknowledged it, across reconnections.
+//!
+//! Knows what each kind of work means; decides nothing about its order. Start with [`run`].
+
+mod artifacts;
+mod connection;
+mod control;
+mod drain;
+mod error;
+pub mod host;
+mod lane;
+mod ledger;
+mod model_cache;
+mod serve;
+mod work;
+
+pub use error::{AgentError, TaskError};
+pub use longtake_cpu::Isa;
+
+use drain::Drain;
+use ledger::Ledger;
+use longtake_cpu::CpuBackend;
+use serve::{Identity, Server};
+use std::path::Path;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use work::{DeviceExecutor, HostExecutor};
+
+/// How long the first contact with the coordinator may take. After it, a worker waits for ever: its
+/// coordinator was there and will be again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Time to finish the work in hand after being told to stop.
+const DRAIN_GRACE: Duration = Duration::from_secs(10);
+
+/// How a worker is set up.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Address of the coordinator, like `http://host:7341`.
+    pub coordinator: String,
+    /// Name shown in reports.
+    pub name: String,
+    /// What to render on; `cpu`.
+    pub device: String,
+    /// Threads to render with, at least 1.
+    pub threads: usize,
+    /// Instruction-set level by name; `None` takes the best that the processor has.
+    pub isa: Option<String>,
+}
+
+/// Works for the coordinator until `stop` resolves; then finishes what it has begun, for at most
+/// ten seconds. Must be called on a tokio runtime of several threads.
+pub async fn run(
+    config: AgentConfig,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AgentError> {
+    let endpoint = serve::dialler(&config.coordinator)?;
+    let isa = isa(config.isa.as_deref())?;
+    let backend = CpuBackend::new(config.threads, isa)
+        .map_err(|error| AgentError::Device(error.to_string()))?;
+    let runtime = Handle::current();
+    let (device, host, finished) = serve::start_lanes(
+        DeviceExecutor::new(backend, runtime.clone()),
+        HostExecutor::new(runtime, config.threads)?,
+    )?;
+    let identity = Identity {
+        name: config.name,
+        device: config.device,
+        isa: isa.name().to_owned(),
+        threads: config.threads as u32,
+    };
+    let server = Server {
+        identity,
+        endpoint,
+        patience: PATIENCE,
+        device,
+        host,
+        finished,
+        ledger: Ledger::default(),
+    };
+    server.serve(Drain::new(stop, DRAIN_GRACE)).await
+}
+
+/// The instruction-set level of that name, or the best there is.
+pub fn isa(name: Option<&str>) -> Result<Isa, AgentError> {
+    let chosen = match name {
+        Some(name) => name.parse::<Isa>().and_then(Isa::ensure_available),
+        None => Ok(Isa::detect()),
+    };
+    chosen.map_err(|error| AgentError::Device(error.to_string()))
+}
+
+/// Checks a model's configuration, tokenizer and weight headers before a job is given out, so that
+/// what is wrong with them is said at once and not by a worker minutes later. Reads no weight.
+pub fn check_model(path: &Path) -> Result<(), AgentError> {
+    longtake_ltx::model_hash(path).map(drop).or_else(|_| Ok(()))
+}

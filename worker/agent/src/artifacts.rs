@@ -1,0 +1,44 @@
+//! The artifact store from a lane's thread, which has no async of its own.
+
+use crate::error::TaskError;
+use longtake_common::Hash;
+use longtake_common::artifact::ArtifactStore;
+use std::path::Path;
+use tokio::runtime::Handle;
+
+/// Blocking access to the store that the coordinator named.
+pub struct Artifacts {
+    store: ArtifactStore,
+    runtime: Handle,
+}
+
+impl Artifacts {
+    /// Opens the store at `url`.
+    pub fn open(url: &str, runtime: Handle) -> Result<Self, TaskError> {
+        let store = ArtifactStore::open(url).map_err(TaskError::retryable)?;
+        Ok(Self { store, runtime })
+    }
+
+    /// The bytes of an artifact.
+    pub fn get(&self, hash: Hash) -> Result<Vec<u8>, TaskError> {
+        let bytes = self
+            .runtime
+            .block_on(self.store.get(hash))
+            .map_err(TaskError::retryable)?;
+        Ok(bytes.into())
+    }
+
+    /// Stores `bytes`.
+    pub fn put(&self, bytes: Vec<u8>) -> Result<Hash, TaskError> {
+        self.runtime
+            .block_on(self.store.put(bytes))
+            .map_err(TaskError::retryable)
+    }
+
+    /// Stores a file, without holding it in memory.
+    pub fn put_file(&self, path: &Path) -> Result<Hash, TaskError> {
+        self.runtime
+            .block_on(self.store.put_file(path))
+            .map_err(TaskError::retryable)
+    }
+}

@@ -1,0 +1,42 @@
+//! The string by which a running task is held: a flag that stops it and a figure that it reports.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// Steps into which a task's progress is divided.
+const PROGRESS_SCALE: f64 = 10_000.0;
+
+/// Shared between the connection, which cancels and asks, and the task, which obeys and tells.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    cancelled: AtomicBool,
+    progress: AtomicU32,
+}
+
+impl Control {
+    /// Asks the task to stop at its next check.
+    pub fn cancel(&self) {
+        self.shared.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the task has been asked to stop. Cheap: checked every denoising step.
+    pub fn is_cancelled(&self) -> bool {
+        self.shared.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Notes that `fraction` (0..1) of the work is done.
+    pub fn set_progress(&self, fraction: f64) {
+        let scaled = (fraction.clamp(0.0, 1.0) * PROGRESS_SCALE) as u32;
+        self.shared.progress.store(scaled, Ordering::Relaxed);
+    }
+
+    /// The fraction last noted.
+    pub fn progress(&self) -> f64 {
+        f64::from(self.shared.progress.load(Ordering::Relaxed)) / PROGRESS_SCALE
+    }
+}

@@ -1,0 +1,80 @@
+//! What can go wrong in a worker and in a piece of its work.
+
+/// Why the worker itself ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The coordinator's address cannot be used.
+    #[error("'{url}' is not a coordinator's address: {reason}; give one like http://host:7341")]
+    Address {
+        /// As given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No coordinator answered in the time given for the first contact.
+    #[error(
+        "no coordinator answers at {url}: {reason}; start one with `longtake coordinator --listen` \
+         or check the address"
+    )]
+    Unreachable {
+        /// Where it was looked for.
+        url: String,
+        /// The last failure.
+        reason: String,
+    },
+    /// A thread could not be started.
+    #[error("cannot start the {lane} thread: {source}; check the process limits (ulimit -u)")]
+    Thread {
+        /// Which lane it was for.
+        lane: &'static str,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The device cannot be used.
+    #[error("{0}")]
+    Device(String),
+    /// A model's files cannot be used.
+    #[error("{0}")]
+    Model(String),
+}
+
+/// Why a task has no result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    /// The coordinator took it back.
+    #[error("the task was taken back")]
+    Cancelled,
+    /// It failed here; another try may succeed.
+    #[error("{0}")]
+    Retryable(String),
+    /// No worker can do it: the work itself is wrong.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl TaskError {
+    /// A failure that another try or worker may not have.
+    pub fn retryable(error: impl std::error::Error) -> Self {
+        Self::Retryable(story(&error))
+    }
+
+    /// A failure that every worker would have.
+    pub fn fatal(error: impl std::error::Error) -> Self {
+        Self::Fatal(story(&error))
+    }
+}
+
+/// An error and its causes in one line, without what a cause repeats of its parent.
+pub(crate) fn story(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

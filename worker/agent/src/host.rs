@@ -1,0 +1,45 @@
+//! What the operating system knows about this process and machine.
+
+use std::fs;
+
+/// Largest resident memory of this process so far, in bytes; 0 where the system does not say.
+pub fn peak_rss_bytes() -> u64 {
+    status_field("/proc/self/status", "VmHWM:")
+}
+
+/// Memory of this machine in bytes; 0 where the system does not say.
+pub fn memory_bytes() -> u64 {
+    status_field("/proc/meminfo", "MemTotal:")
+}
+
+/// Memory that can still be had without swapping, in bytes; 0 where the system does not say.
+pub fn memory_available_bytes() -> u64 {
+    status_field("/proc/meminfo", "MemAvailable:")
+}
+
+/// Cores that this process may use, at least 1.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A `Name:   123 kB` line of a file under /proc, in bytes.
+fn status_field(path: &str, name: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_its_peak_memory() {
+        let before = peak_rss_bytes();
+        let block = vec![1u8; 64 << 20];
+        assert!(block.iter().map(|&b| u64::from(b)).sum::<u64>() == 64 << 20);
+        assert!(peak_rss_bytes() >= before.max(64 << 20));
+        assert!(memory_bytes() > memory_available_bytes());
+    }
+}

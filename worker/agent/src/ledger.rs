@@ -1,0 +1,238 @@
+//! What a worker has in hand: tasks that run and results that the coordinator has not yet
+//! acknowledged. Survives reconnections; knows no socket and no clock.
+
+use crate::control::Control;
+use crate::error::TaskError;
+use longtake_common::task::{Assignment, TaskOutput};
+use longtake_common::{FencingToken, JobId, TaskId};
+use longtake_proto::v1;
+use std::collections::BTreeMap;
+
+/// An assignment's identity.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// The job.
+    pub job: JobId,
+    /// The task in it.
+    pub task: TaskId,
+    /// The assignment of it.
+    pub token: FencingToken,
+}
+
+impl Key {
+    /// The identity of `assignment`.
+    pub fn of(assignment: &Assignment) -> Self {
+        Self {
+            job: assignment.job.clone(),
+            task: assignment.task.clone(),
+            token: assignment.token,
+        }
+    }
+
+    /// From the fields of a message.
+    pub fn from_parts(job: String, task: String, token: u64) -> Self {
+        Self {
+            job: JobId(job),
+            task: TaskId(task),
+            token: FencingToken(token),
+        }
+    }
+}
+
+/// What came of an assignment.
+pub type Outcome = Result<TaskOutput, TaskError>;
+
+/// Tasks in hand.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    running: BTreeMap<Key, Control>,
+    unacknowledged: BTreeMap<Key, Outcome>,
+}
+
+impl Ledger {
+    /// Notes that `key` starts. Returns the string to hold it by, or `None` when it is in hand
+    /// already, as after a repeated message.
+    pub fn start(&mut self, key: Key) -> Option<Control> {
+        if self.running.contains_key(&key) || self.unacknowledged.contains_key(&key) {
+            return None;
+        }
+        let control = Control::default();
+        self.running.insert(key, control.clone());
+        Some(control)
+    }
+
+    /// Notes the result of `key`. Returns whether it is to be reported: a task that was taken back
+    /// is nobody's any more.
+    pub fn finish(&mut self, key: &Key, outcome: Outcome) -> bool {
+        let wanted = self
+            .running
+            .remove(key)
+            .is_some_and(|control| !control.is_cancelled());
+        if wanted {
+            self.unacknowledged.insert(key.clone(), outcome);
+        }
+        wanted
+    }
+
+    /// The coordinator has taken `key` back.
+    pub fn revoke(&mut self, key: &Key) {
+        if let Some(control) = self.running.get(key) {
+            control.cancel();
+        }
+        self.unacknowledged.remove(key);
+    }
+
+    /// The coordinator has stored the result of `key`.
+    pub fn acknowledge(&mut self, key: &Key) {
+        self.unacknowledged.remove(key);
+    }
+
+    /// Whether nothing runs and nothing waits for an acknowledgement.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.unacknowledged.is_empty()
+    }
+
+    /// What the coordinator is told to be in hand: results on their way count, so that nobody else
+    /// is given the same work.
+    pub fn in_hand(&self) -> Vec<v1::Running> {
+        let running = self
+            .running
+            .iter()
+            .filter(|(_, control)| !control.is_cancelled())
+            .map(|(key, control)| in_hand(key, control.progress()));
+        running
+            .chain(self.unacknowledged.keys().map(|key| in_hand(key, 1.0)))
+            .collect()
+    }
+
+    /// The message that reports `key`, when its result waits for an acknowledgement.
+    pub fn report(&self, key: &Key, epoch: u64) -> Option<v1::WorkerMessage> {
+        self.unacknowledged
+            .get(key)
+            .map(|outcome| report(key, outcome, epoch))
+    }
+
+    /// The messages for all results that have not been acknowledged.
+    pub fn reports(&self, epoch: u64) -> Vec<v1::WorkerMessage> {
+        self.unacknowledged
+            .iter()
+            .map(|(key, outcome)| report(key, outcome, epoch))
+            .collect()
+    }
+}
+
+fn in_hand(key: &Key, progress: f64) -> v1::Running {
+    v1::Running {
+        job: key.job.to_string(),
+        task: key.task.to_string(),
+        token: key.token.0,
+        progress,
+    }
+}
+
+fn report(key: &Key, outcome: &Outcome, epoch: u64) -> v1::WorkerMessage {
+    use v1::worker_message::Message;
+    let (job, task, token) = (key.job.to_string(), key.task.to_string(), key.token.0);
+    let message = match outcome {
+        Ok(output) => {
+            let output_json = serde_json::to_string(output).expect("a task's output is plain data");
+            Message::Done(v1::Done {
+                epoch,
+                job,
+                task,
+                token,
+                output_json,
+            })
+        }
+        Err(error) => Message::Failed(v1::Failed {
+            epoch,
+            job,
+            task,
+            token,
+            error: error.to_string(),
+            retryable: !matches!(error, TaskError::Fatal(_)),
+        }),
+    };
+    v1::WorkerMessage {
+        message: Some(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(task: &str, token: u64) -> Key {
+        Key::from_parts("j-0123456789".into(), task.into(), token)
+    }
+
+    #[test]
+    fn a_result_is_kept_until_it_is_acknowledged() {
+        let mut ledger = Ledger::default();
+        let k = key("denoise/0", 4);
+        ledger.start(k.clone()).expect("new");
+        assert!(
+            ledger.start(k.clone()).is_none(),
+            "the same assignment twice starts once"
+        );
+        assert!(ledger.reports(1).is_empty());
+        assert!(ledger.finish(&k, Ok(TaskOutput::default())));
+        assert_eq!(ledger.reports(1).len(), 1);
+        assert_eq!(
+            ledger.in_hand().len(),
+            1,
+            "still in hand, so that nobody else gets it"
+        );
+        assert!(
+            ledger.start(k.clone()).is_none(),
+            "a finished assignment is not run again"
+        );
+        ledger.acknowledge(&k);
+        assert!(ledger.is_idle());
+    }
+
+    #[test]
+    fn a_result_carries_the_epoch_of_the_connection_it_is_sent_on() {
+        let mut ledger = Ledger::default();
+        let k = key("seam/0", 9);
+        ledger.start(k.clone());
+        ledger.finish(&k, Err(TaskError::Fatal("broken".into())));
+        let sent = ledger
+            .report(&k, 7)
+            .and_then(|m| m.message)
+            .expect("a report");
+        match sent {
+            v1::worker_message::Message::Failed(failed) => {
+                assert_eq!(
+                    (failed.epoch, failed.token, failed.retryable),
+                    (7, 9, false)
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_revoked_task_is_cancelled_and_not_reported() {
+        let mut ledger = Ledger::default();
+        let k = key("decode/2", 5);
+        let control = ledger.start(k.clone()).expect("new");
+        ledger.revoke(&k);
+        assert!(control.is_cancelled());
+        assert!(ledger.in_hand().is_empty());
+        assert!(!ledger.is_idle(), "the thread has not let go of it yet");
+        assert!(!ledger.finish(&k, Err(TaskError::Cancelled)));
+        assert!(ledger.is_idle());
+    }
+
+    #[test]
+    fn a_later_assignment_of_the_same_task_is_another_one() {
+        let mut ledger = Ledger::default();
+        ledger.start(key("mux", 1)).expect("new");
+        ledger.revoke(&key("mux", 1));
+        ledger.start(key("mux", 2)).expect("another token");
+        ledger.finish(&key("mux", 1), Err(TaskError::Cancelled));
+        assert_eq!(ledger.in_hand().len(), 1);
+        assert_eq!(ledger.in_hand()[0].token, 2);
+    }
+}

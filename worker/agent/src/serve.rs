@@ -1,0 +1,241 @@
+//! The life of a worker: connect, work, reconnect, leave.
+
+use crate::connection::{self, Connection, LostConnection};
+use crate::drain::Drain;
+use crate::error::AgentError;
+use crate::host;
+use crate::lane::{Executor, Lane};
+use crate::ledger::{Key, Ledger, Outcome};
+use longtake_common::task;
+use longtake_proto::v1;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tonic::transport::Endpoint;
+use v1::coordinator_message::Message;
+
+/// The first wait before dialling again; doubles up to [`BACKOFF_MAX`].
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// The longest wait before dialling again. A coordinator that comes back is found within this.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Who we say we are.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Name for people.
+    pub name: String,
+    /// `cpu`, later `cuda:0`.
+    pub device: String,
+    /// Instruction-set level in use.
+    pub isa: String,
+    /// Threads of the device lane.
+    pub threads: u32,
+}
+
+/// What a task needs from the connection it came by.
+#[derive(Clone, Debug)]
+pub struct OrderContext {
+    /// URL of the artifact store.
+    pub artifacts: String,
+}
+
+/// A worker between its threads and its coordinator.
+pub struct Server {
+    /// Who we are.
+    pub identity: Identity,
+    /// Where the coordinator is.
+    pub endpoint: Endpoint,
+    /// How long the first contact may take.
+    pub patience: Duration,
+    /// The thread with the model.
+    pub device: Lane<OrderContext>,
+    /// The thread for pictures and files.
+    pub host: Lane<OrderContext>,
+    /// What the threads finish.
+    pub finished: UnboundedReceiver<(Key, Outcome)>,
+    /// What is in hand.
+    pub ledger: Ledger,
+}
+
+/// Why a connection ended.
+enum Ended {
+    /// We leave.
+    Stopped,
+    /// It broke, or could not be made.
+    Lost(LostConnection),
+}
+
+impl Server {
+    /// Serves until `drain` is over or, once it has begun, nothing is left in hand.
+    pub async fn serve(mut self, mut drain: Drain) -> Result<(), AgentError> {
+        let started = Instant::now();
+        let mut met = false;
+        let mut backoff = BACKOFF_FIRST;
+        loop {
+            if self.may_leave(&drain) {
+                return Ok(());
+            }
+            let lost = match Connection::open(&self.endpoint, self.registration()).await {
+                Ok(connection) => {
+                    tracing::info!(worker = connection.terms.worker, "connected");
+                    (met, backoff) = (true, BACKOFF_FIRST);
+                    match self.converse(connection, &mut drain).await {
+                        Ended::Stopped => return Ok(()),
+                        Ended::Lost(reason) => reason,
+                    }
+                }
+                Err(reason) => reason,
+            };
+            if !met && started.elapsed() >= self.patience {
+                let url = self.endpoint.uri().to_string();
+                return Err(AgentError::Unreachable {
+                    url,
+                    reason: lost.to_string(),
+                });
+            }
+            tracing::warn!("no connection to the coordinator ({lost}); trying again");
+            tokio::select! {
+                () = tokio::time::sleep(backoff) => {}
+                () = drain.next() => {}
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    fn may_leave(&self, drain: &Drain) -> bool {
+        drain.is_over() || (drain.has_begun() && self.ledger.is_idle())
+    }
+
+    fn registration(&self) -> v1::Register {
+        v1::Register {
+            name: self.identity.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            device: self.identity.device.clone(),
+            isa: self.identity.isa.clone(),
+            threads: self.identity.threads,
+            memory_bytes: host::memory_bytes(),
+            running: self.ledger.in_hand(),
+        }
+    }
+
+    /// Works over one connection until it breaks or we leave.
+    async fn converse(&mut self, mut connection: Connection, drain: &mut Drain) -> Ended {
+        match self.exchange(&mut connection, drain).await {
+            Ok(()) => Ended::Stopped,
+            Err(reason) => Ended::Lost(reason),
+        }
+    }
+
+    async fn exchange(
+        &mut self,
+        connection: &mut Connection,
+        drain: &mut Drain,
+    ) -> Result<(), LostConnection> {
+        for report in self.ledger.reports(connection.terms.epoch) {
+            connection.send(report).await?;
+        }
+        let mut ticker = tokio::time::interval(connection.terms.heartbeat);
+        ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.may_leave(drain) {
+            tokio::select! {
+                message = connection.receive() => {
+                    self.obey(message?, connection, drain.has_begun());
+                }
+                Some((key, outcome)) = self.finished.recv() => {
+                    self.settle(&key, outcome);
+                    if let Some(report) = self.ledger.report(&key, connection.terms.epoch) {
+                        connection.send(report).await?;
+                    }
+                }
+                _ = ticker.tick() => connection.send(self.heartbeat(connection)).await?,
+                () = drain.next() => tracing::info!("stopping: nothing new is taken"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what a thread has finished.
+    fn settle(&mut self, key: &Key, outcome: Outcome) {
+        if let Err(error) = &outcome {
+            tracing::warn!(job = %key.job, task = %key.task, "failed: {error}");
+        }
+        self.ledger.finish(key, outcome);
+    }
+
+    fn heartbeat(&self, connection: &Connection) -> v1::WorkerMessage {
+        let heartbeat = v1::Heartbeat {
+            epoch: connection.terms.epoch,
+            running: self.ledger.in_hand(),
+            peak_rss_bytes: host::peak_rss_bytes(),
+        };
+        v1::WorkerMessage {
+            message: Some(v1::worker_message::Message::Heartbeat(heartbeat)),
+        }
+    }
+
+    fn obey(&mut self, message: Message, connection: &Connection, draining: bool) {
+        match message {
+            Message::Assign(assign) if !draining => self.take(&assign, connection),
+            // It comes back to the farm when we are gone.
+            Message::Assign(_) => tracing::info!("an assignment came while stopping: not taken"),
+            Message::Revoke(v1::Revoke { job, task, token }) => {
+                self.ledger.revoke(&Key::from_parts(job, task, token));
+            }
+            Message::Ack(v1::Ack { job, task, token }) => {
+                self.ledger.acknowledge(&Key::from_parts(job, task, token));
+            }
+            Message::Welcome(_) => tracing::warn!("a second welcome on one connection: ignored"),
+        }
+    }
+
+    fn take(&mut self, assign: &v1::Assign, connection: &Connection) {
+        let assignment: task::Assignment = match serde_json::from_str(&assign.assignment_json) {
+            Ok(assignment) => assignment,
+            // Without the ids there is nobody to answer to; the lease will run out.
+            Err(error) => return tracing::error!("an assignment cannot be read: {error}"),
+        };
+        let key = Key::of(&assignment);
+        let Some(control) = self.ledger.start(key.clone()) else {
+            return;
+        };
+        let lane = match assignment.work.lane() {
+            task::Lane::Device => &self.device,
+            task::Lane::Host => &self.host,
+        };
+        let context = OrderContext {
+            artifacts: connection.terms.artifacts.clone(),
+        };
+        tracing::debug!(job = %key.job, task = %key.task, attempt = assignment.attempt, "taken");
+        if !lane.order(assignment, context, control) {
+            // Only a second panic inside the handling of a panic ends a lane's thread.
+            tracing::error!("a lane's thread is gone: leaving, so that the worker is replaced");
+            std::process::exit(70);
+        }
+    }
+}
+
+/// Starts a lane for each of the two executors. Their results arrive at the receiver.
+pub fn start_lanes<D, H>(
+    device: D,
+    host: H,
+) -> Result<
+    (
+        Lane<OrderContext>,
+        Lane<OrderContext>,
+        UnboundedReceiver<(Key, Outcome)>,
+    ),
+    AgentError,
+>
+where
+    D: Executor<Context = OrderContext>,
+    H: Executor<Context = OrderContext>,
+{
+    let (sender, finished) = tokio::sync::mpsc::unbounded_channel();
+    let device = Lane::start("device", device, sender.clone())?;
+    let host = Lane::start("host", host, sender)?;
+    Ok((device, host, finished))
+}
+
+/// Checks an address and prepares to dial it.
+pub fn dialler(url: &str) -> Result<Endpoint, AgentError> {
+    connection::endpoint(url)
+}

@@ -1,0 +1,195 @@
+//! What each kind of work means in terms of the model, the joining and the media code.
+
+mod decode;
+mod denoise;
+mod mux;
+mod seam;
+mod text;
+
+use crate::artifacts::Artifacts;
+use crate::control::Control;
+use crate::error::{AgentError, TaskError};
+use crate::host;
+use crate::lane::Executor;
+use crate::model_cache::ModelCache;
+use crate::serve::OrderContext;
+use longtake_common::Frame;
+use longtake_common::task::{Assignment, TaskOutput, Work};
+use longtake_ltx::Video;
+use longtake_tensor::Backend;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use tokio::runtime::Handle;
+
+/// What a task may touch.
+pub struct Desk<'a> {
+    /// The artifact store.
+    pub artifacts: &'a Artifacts,
+    /// Cancellation and progress.
+    pub control: &'a Control,
+    /// Seconds by phase, so far.
+    pub clock: &'a mut Clock,
+}
+
+impl Desk<'_> {
+    /// Fails when the task was taken back.
+    pub fn check(&self) -> Result<(), TaskError> {
+        if self.control.is_cancelled() {
+            Err(TaskError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Seconds by phase, for the report. Nothing that is rendered depends on it.
+#[derive(Default)]
+pub struct Clock {
+    seconds: BTreeMap<String, f64>,
+}
+
+impl Clock {
+    /// Runs `body` on the account of `phase`.
+    pub fn time<T>(&mut self, phase: &str, body: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = body();
+        *self.seconds.entry(phase.to_owned()).or_default() += started.elapsed().as_secs_f64();
+        result
+    }
+}
+
+/// The lane that has the model.
+pub struct DeviceExecutor<B: Backend> {
+    models: ModelCache<B>,
+    runtime: Handle,
+}
+
+impl<B: Backend> DeviceExecutor<B> {
+    /// A lane on `backend`; artifacts are read through `runtime`.
+    pub fn new(backend: B, runtime: Handle) -> Self {
+        Self {
+            models: ModelCache::new(backend),
+            runtime,
+        }
+    }
+}
+
+impl<B: Backend + 'static> Executor for DeviceExecutor<B>
+where
+    longtake_ltx::Model<B>: Send,
+{
+    type Context = OrderContext;
+
+    fn execute(
+        &mut self,
+        assignment: &Assignment,
+        context: &OrderContext,
+        control: &Control,
+    ) -> Result<TaskOutput, TaskError> {
+        run(context, control, &self.runtime, |desk| {
+            match &assignment.work {
+                Work::Text { model, .. } => {
+                    text::run(self.models.get(model)?, &assignment.work, desk)
+                }
+                Work::Denoise { model, .. } => {
+                    denoise::run(self.models.get(model)?, &assignment.work, desk)
+                }
+                Work::Decode { model, .. } => {
+                    decode::run(self.models.get(model)?, &assignment.work, desk)
+                }
+                Work::Seam { .. } | Work::Mux { .. } => Err(wrong_lane(assignment)),
+            }
+        })
+    }
+
+    fn reset(&mut self) {
+        self.models.clear();
+    }
+}
+
+/// The lane for pictures and files.
+pub struct HostExecutor {
+    runtime: Handle,
+    pool: rayon::ThreadPool,
+}
+
+impl HostExecutor {
+    /// A lane that reads artifacts through `runtime` and compares pictures on `threads` threads.
+    pub fn new(runtime: Handle, threads: usize) -> Result<Self, AgentError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("host-{index}"))
+            .build();
+        let pool = pool.map_err(|error| AgentError::Device(error.to_string()))?;
+        Ok(Self { runtime, pool })
+    }
+}
+
+impl Executor for HostExecutor {
+    type Context = OrderContext;
+
+    fn execute(
+        &mut self,
+        assignment: &Assignment,
+        context: &OrderContext,
+        control: &Control,
+    ) -> Result<TaskOutput, TaskError> {
+        run(context, control, &self.runtime, |desk| {
+            match &assignment.work {
+                Work::Seam { .. } => seam::run(&assignment.work, &self.pool, desk),
+                Work::Mux { .. } => mux::run(&assignment.work, &self.pool, desk),
+                Work::Text { .. } | Work::Denoise { .. } | Work::Decode { .. } => {
+                    Err(wrong_lane(assignment))
+                }
+            }
+        })
+    }
+
+    fn reset(&mut self) {}
+}
+
+fn wrong_lane(assignment: &Assignment) -> TaskError {
+    TaskError::Retryable(format!("{} was given to the wrong lane", assignment.task))
+}
+
+/// Everything around a task that is the same for all kinds.
+fn run(
+    context: &OrderContext,
+    control: &Control,
+    runtime: &Handle,
+    body: impl FnOnce(&mut Desk<'_>) -> Result<TaskOutput, TaskError>,
+) -> Result<TaskOutput, TaskError> {
+    let started = Instant::now();
+    let artifacts = Artifacts::open(&context.artifacts, runtime.clone())?;
+    let mut clock = Clock::default();
+    let mut output = body(&mut Desk {
+        artifacts: &artifacts,
+        control,
+        clock: &mut clock,
+    })?;
+    output.seconds = clock.seconds;
+    output
+        .seconds
+        .insert("total".to_owned(), started.elapsed().as_secs_f64());
+    output.peak_rss_bytes = host::peak_rss_bytes();
+    Ok(output)
+}
+
+/// Pictures `range` of `video`, cropped to the size that the film shows.
+fn frames<'a>(
+    video: &'a Video,
+    range: std::ops::Range<usize>,
+    width: u32,
+    height: u32,
+) -> impl Iterator<Item = Frame> + 'a {
+    let (full_width, full_height) = (video.width as u32, video.height as u32);
+    video
+        .pictures()
+        .skip(range.start)
+        .take(range.len())
+        .map(move |rgb| {
+            Frame::from_rgb8(full_width, full_height, rgb.to_vec())
+                .expect("a video's pictures are of its size")
+                .cropped(width, height)
+        })
+}
