@@ -5,7 +5,7 @@ mod media_support;
 
 use longtake_common::Frame;
 use longtake_common::media::{
-    self, ChunkEncoder, MediaError, check_size, parameter_sets, read_chunk,
+    self, ChunkEncoder, MediaError, Yuv420, check_size, parameter_sets, read_chunk,
 };
 use longtake_common::spec::Codec;
 use media_support::{Random, chunk, natural, picture, psnr_of_frames, shapes};
@@ -165,4 +165,53 @@ fn misuse_is_an_error() {
         .filter_map(Result::ok)
         .collect();
     assert!(cut.len() < 5 && whole.starts_with(&cut));
+}
+
+/// Mean |dY| between neighbours of a film made of chunks.
+fn luma_steps(chunk_frames: u32, chunk_count: u32, draw: fn(u32, u32, u32) -> Frame) -> Vec<f64> {
+    let picture = picture(256, 160, 24.0);
+    let mut lumas = Vec::new();
+    for index in 0..chunk_count {
+        let first = index * chunk_frames;
+        let frames: Vec<Frame> = (first..first + chunk_frames)
+            .map(|frame| draw(256, 160, frame))
+            .collect();
+        let back = read_chunk(&chunk(&picture, &frames))
+            .unwrap()
+            .collect::<media::Result<Vec<_>>>();
+        lumas.extend(
+            back.unwrap()
+                .iter()
+                .map(|frame| Yuv420::from_frame(frame).y),
+        );
+    }
+    let mean = |pair: &[Vec<u8>]| {
+        let sum: u64 = pair[0]
+            .iter()
+            .zip(&pair[1])
+            .map(|(&a, &b)| u64::from(a.abs_diff(b)))
+            .sum();
+        sum as f64 / pair[0].len() as f64
+    };
+    lumas.windows(2).map(mean).collect()
+}
+
+#[test]
+fn the_step_from_chunk_to_chunk_does_not_stand_out() {
+    const CHUNK: usize = 24;
+    for draw in [shapes, natural] {
+        let steps = luma_steps(CHUNK as u32, 3, draw);
+        let (joints, mut others): (Vec<_>, Vec<_>) = steps
+            .iter()
+            .enumerate()
+            .partition(|(index, _)| (index + 1) % CHUNK == 0);
+        others.sort_by(|a, b| a.1.total_cmp(b.1));
+        let usual = *others[others.len() * 95 / 100].1;
+        for (index, joint) in joints {
+            assert!(
+                *joint <= usual,
+                "after frame {index}: {joint:.3} where {usual:.3} is usual"
+            );
+        }
+    }
 }
