@@ -22,6 +22,7 @@ mod read;
 mod samples;
 mod sequence;
 mod sps;
+mod tags;
 mod temporary;
 
 pub use annexb::{ParameterSets, parameter_sets};

@@ -6,20 +6,18 @@
 
 use super::annexb::{self, ParameterSets, PictureReader, nal_type};
 use super::sps::Sps;
+use super::tags::tags;
 use super::temporary::temporary_beside;
 use super::{MediaError, Rate, Result};
 use crate::task::{FilmMetadata, Picture};
 use mp4_atom::{
-    Any, Atom, Avc1, Avcc, AvccExt, Co64, Colr, Dinf, Dref, Encode, FourCC, Ftyp, Hdlr, Mdhd, Mdia,
-    Meta, Minf, Moov, Mvhd, Pasp, Stbl, Stco, Stsc, StscEntry, Stsd, Stss, Stsz, StszSamples, Stts,
-    SttsEntry, Tkhd, Trak, Udta, Url, Visual, Vmhd,
+    Avc1, Avcc, AvccExt, Co64, Colr, Dinf, Dref, Encode, FourCC, Ftyp, Hdlr, Mdhd, Mdia, Minf,
+    Moov, Mvhd, Pasp, Stbl, Stco, Stsc, StscEntry, Stsd, Stss, Stsz, StszSamples, Stts, SttsEntry,
+    Tkhd, Trak, Udta, Url, Visual, Vmhd,
 };
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
-
-/// Title bytes at most: longer ones are cut, the whole prompt stands in the comment.
-const TITLE_BYTES_MAX: usize = 200;
 
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,39 +242,6 @@ impl Muxer {
     fn track(&self, sets: &ParameterSets, payload_at: u64, wide: bool) -> mp4_atom::Result<Trak> {
         let (timescale, frame_ticks) = self.rate.clock();
         let duration = u64::from(self.frame_count()) * u64::from(frame_ticks);
-        let offsets = self
-            .chunks
-            .iter()
-            .map(|chunk| payload_at + chunk.payload_offset);
-        let samples = Stbl {
-            stsd: Stsd {
-                codecs: vec![self.sample_entry(sets)?.into()],
-            },
-            stts: Stts {
-                entries: vec![SttsEntry {
-                    sample_count: self.frame_count(),
-                    sample_delta: frame_ticks,
-                }],
-            },
-            stss: Some(Stss {
-                entries: self.sync_samples.clone(),
-            }),
-            stsc: Stsc {
-                entries: chunk_runs(&self.chunks),
-            },
-            stsz: Stsz {
-                samples: StszSamples::Different {
-                    sizes: self.sample_sizes.clone(),
-                },
-            },
-            stco: (!wide).then(|| Stco {
-                entries: offsets.clone().map(|at| at as u32).collect(),
-            }),
-            co64: wide.then(|| Co64 {
-                entries: offsets.collect(),
-            }),
-            ..Stbl::default()
-        };
         Ok(Trak {
             tkhd: Tkhd {
                 track_id: 1,
@@ -305,11 +270,54 @@ impl Muxer {
                             entries: vec![Url::default().into()],
                         },
                     },
-                    stbl: samples,
+                    stbl: self.sample_boxes(sets, payload_at, wide)?,
                     ..Minf::default()
                 },
             },
             ..Trak::default()
+        })
+    }
+
+    /// Where the samples are, how long they last and how they are coded.
+    fn sample_boxes(
+        &self,
+        sets: &ParameterSets,
+        payload_at: u64,
+        wide: bool,
+    ) -> mp4_atom::Result<Stbl> {
+        let frame_ticks = self.rate.clock().1;
+        let offsets = self
+            .chunks
+            .iter()
+            .map(|chunk| payload_at + chunk.payload_offset);
+        Ok(Stbl {
+            stsd: Stsd {
+                codecs: vec![self.sample_entry(sets)?.into()],
+            },
+            stts: Stts {
+                entries: vec![SttsEntry {
+                    sample_count: self.frame_count(),
+                    sample_delta: frame_ticks,
+                }],
+            },
+            stss: Some(Stss {
+                entries: self.sync_samples.clone(),
+            }),
+            stsc: Stsc {
+                entries: chunk_runs(&self.chunks),
+            },
+            stsz: Stsz {
+                samples: StszSamples::Different {
+                    sizes: self.sample_sizes.clone(),
+                },
+            },
+            stco: (!wide).then(|| Stco {
+                entries: offsets.clone().map(|at| at as u32).collect(),
+            }),
+            co64: wide.then(|| Co64 {
+                entries: offsets.collect(),
+            }),
+            ..Stbl::default()
         })
     }
 
@@ -374,50 +382,6 @@ fn mdat_header(payload_bytes: u64) -> Vec<u8> {
     }
 }
 
-/// iTunes-style tags, which every player reads. mp4-atom knows no comment and no title, so the list
-/// is written by hand.
-fn tags(metadata: &FilmMetadata) -> Meta {
-    let json = serde_json::to_string(metadata).expect("metadata is plain data");
-    let mut list = Vec::new();
-    let title = cut(&metadata.prompt, TITLE_BYTES_MAX);
-    if !title.is_empty() {
-        push_tag(&mut list, b"\xa9nam", title);
-    }
-    push_tag(
-        &mut list,
-        b"\xa9too",
-        &format!("longtake {}", metadata.version),
-    );
-    push_tag(&mut list, b"\xa9cmt", &json);
-    Meta {
-        hdlr: Hdlr {
-            handler: FourCC::new(b"mdir"),
-            name: String::new(),
-        },
-        items: vec![Any::Unknown(mp4_atom::Ilst::KIND, list)],
-    }
-}
-
-fn push_tag(list: &mut Vec<u8>, kind: &[u8; 4], text: &str) {
-    const UTF8: u32 = 1;
-    let data_bytes = 16 + text.len() as u32;
-    list.extend_from_slice(&(8 + data_bytes).to_be_bytes());
-    list.extend_from_slice(kind);
-    list.extend_from_slice(&data_bytes.to_be_bytes());
-    list.extend_from_slice(b"data");
-    list.extend_from_slice(&UTF8.to_be_bytes());
-    list.extend_from_slice(&[0; 4]); // no country, no language
-    list.extend_from_slice(text.as_bytes());
-}
-
-/// At most `bytes_max` bytes, whole characters.
-fn cut(text: &str, bytes_max: usize) -> &str {
-    let end = (0..=bytes_max.min(text.len()))
-        .rev()
-        .find(|&end| text.is_char_boundary(end));
-    &text[..end.unwrap_or(0)]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -471,12 +435,5 @@ mod tests {
                 (is_wide, !is_wide)
             );
         }
-    }
-
-    #[test]
-    fn titles_are_cut_between_characters() {
-        assert_eq!(cut("aé", 2), "a");
-        assert_eq!(cut("aé", 3), "aé");
-        assert_eq!(cut("", 5), "");
     }
 }
