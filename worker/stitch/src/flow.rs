@@ -11,7 +11,7 @@
 mod patch;
 mod refine;
 
-use crate::plane::{LUMA, Plane, project, rows_per_task};
+use crate::plane::{LUMA, Plane, Tap, project, rows_per_task};
 use longtake_common::Frame;
 use rayon::prelude::*;
 
@@ -51,23 +51,17 @@ impl FlowField {
     }
 
     /// Motion at a point between pixels.
+    #[inline]
     pub(crate) fn sample(&self, x: f32, y: f32) -> (f32, f32) {
-        (self.u.sample(x, y), self.v.sample(x, y))
+        let tap = Tap::new(self.u.width, self.u.height, x, y);
+        (tap.of(&self.u), tap.of(&self.v))
     }
 
-    /// The field of a picture of another size showing the same thing: `scale` is new over old pixels.
-    fn resized(&self, width: usize, height: usize, scale: f32) -> Self {
-        let resize = |p: &Plane| {
-            Plane::from_rows(width, height, |y, out| {
-                let sy = (y as f32 + 0.5) / scale - 0.5;
-                for (x, out) in out.iter_mut().enumerate() {
-                    *out = scale * p.sample((x as f32 + 0.5) / scale - 0.5, sy);
-                }
-            })
-        };
+    /// The field of the picture one pyramid level finer.
+    fn doubled(&self, width: usize, height: usize) -> Self {
         Self {
-            u: resize(&self.u),
-            v: resize(&self.v),
+            u: self.u.doubled(width, height, 2.0),
+            v: self.v.doubled(width, height, 2.0),
         }
     }
 }
@@ -217,7 +211,7 @@ pub(crate) fn flow_between(a: &Pyramid, b: &Pyramid, params: &FlowParams) -> Flo
     for level in (finest_refine..=coarsest).rev() {
         let (a, b) = (&a.levels[level], &b.levels[level]);
         let mut now = match &field {
-            Some(coarse) => coarse.resized(a.width, a.height, 2.0),
+            Some(coarse) => coarse.doubled(a.width, a.height),
             None => FlowField::still(a.width as u32, a.height as u32),
         };
         if level >= params.finest_search || level == coarsest {
@@ -225,11 +219,11 @@ pub(crate) fn flow_between(a: &Pyramid, b: &Pyramid, params: &FlowParams) -> Flo
         }
         field = Some(refine::refine(a, b, now, params));
     }
-    let field = field.expect("at least one level");
-    if finest_refine == 0 {
-        return field;
+    let mut field = field.expect("at least one level");
+    for level in a.levels[..finest_refine].iter().rev() {
+        field = field.doubled(level.width, level.height);
     }
-    field.resized(full.width, full.height, (1usize << finest_refine) as f32)
+    field
 }
 
 /// Colour axis (weights of R, G, B, absolute values summing to 1) with the strongest edges: the

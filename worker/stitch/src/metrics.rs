@@ -132,13 +132,7 @@ fn ssim(a: &Plane, b: &Plane) -> f64 {
     if a.data.is_empty() {
         return 1.0;
     }
-    let product = |p: &Plane, q: &Plane| {
-        Plane::from_rows(p.width, p.height, |y, out| {
-            for ((o, p), q) in out.iter_mut().zip(p.row(y)).zip(q.row(y)) {
-                *o = p * q;
-            }
-        })
-    };
+    let product = |p: &Plane, q: &Plane| p.zip(q, |p, q| p * q);
     let moments = [
         a.clone(),
         b.clone(),

@@ -56,15 +56,31 @@ impl Plane {
 
     /// Bilinear sample at (`x`, `y`), with the border repeated outwards.
     pub(crate) fn sample(&self, x: f32, y: f32) -> f32 {
-        let x = x.clamp(0.0, (self.width - 1) as f32);
-        let y = y.clamp(0.0, (self.height - 1) as f32);
-        let (x0, y0) = (x as usize, y as usize);
-        let (fx, fy) = (x - x0 as f32, y - y0 as f32);
-        let (x1, y1) = ((x0 + 1).min(self.width - 1), (y0 + 1).min(self.height - 1));
-        let (top, bottom) = (self.row(y0), self.row(y1));
-        let a = top[x0] + fx * (top[x1] - top[x0]);
-        let b = bottom[x0] + fx * (bottom[x1] - bottom[x0]);
-        a + fy * (b - a)
+        Tap::new(self.width, self.height, x, y).of(self)
+    }
+
+    /// Twice the size (or one less), bilinear, times `scale`: the inverse of [`Self::halved`].
+    pub(crate) fn doubled(&self, width: usize, height: usize, scale: f32) -> Self {
+        let near_and_far = |at: usize, length: usize| {
+            let near = (at / 2).min(length - 1);
+            let far = if at % 2 == 0 {
+                near.saturating_sub(1)
+            } else {
+                (near + 1).min(length - 1)
+            };
+            (near, far)
+        };
+        Self::from_rows(width, height, |y, out| {
+            let (near, far) = near_and_far(y, self.height);
+            let mut mixed = vec![0.0; self.width];
+            for ((m, n), f) in mixed.iter_mut().zip(self.row(near)).zip(self.row(far)) {
+                *m = scale * (0.75 * n + 0.25 * f);
+            }
+            for (x, out) in out.iter_mut().enumerate() {
+                let (near, far) = near_and_far(x, self.width);
+                *out = 0.75 * mixed[near] + 0.25 * mixed[far];
+            }
+        })
     }
 
     /// Half the size (rounded up), filtered with [1 3 3 1] / 8, whose centre lies between samples,
@@ -86,6 +102,15 @@ impl Plane {
             let rows = [near - 1, near, near + 1, near + 2].map(|y| across.row_clamped(y));
             for (x, out) in out.iter_mut().enumerate() {
                 *out = 0.125 * (rows[0][x] + rows[3][x]) + 0.375 * (rows[1][x] + rows[2][x]);
+            }
+        })
+    }
+
+    /// `f` of the samples of both, which are of one size.
+    pub(crate) fn zip(&self, other: &Self, f: impl Fn(f32, f32) -> f32 + Sync + Send) -> Self {
+        Self::from_rows(self.width, self.height, |y, out| {
+            for ((o, &a), &b) in out.iter_mut().zip(self.row(y)).zip(other.row(y)) {
+                *o = f(a, b);
             }
         })
     }
@@ -125,6 +150,43 @@ impl Plane {
                 }
             });
         plane
+    }
+}
+
+/// Where a bilinear sample comes from, for use on several planes of one size.
+#[derive(Clone, Copy)]
+pub(crate) struct Tap {
+    top: usize,
+    bottom: usize,
+    right: usize,
+    fx: f32,
+    fy: f32,
+}
+
+impl Tap {
+    #[inline]
+    pub(crate) fn new(width: usize, height: usize, x: f32, y: f32) -> Self {
+        let x = x.max(0.0).min((width - 1) as f32);
+        let y = y.max(0.0).min((height - 1) as f32);
+        let (x0, y0) = (x as i32 as usize, y as i32 as usize);
+        let top = y0 * width + x0;
+        Self {
+            top,
+            bottom: if y0 + 1 < height { top + width } else { top },
+            right: usize::from(x0 + 1 < width),
+            fx: x - x0 as i32 as f32,
+            fy: y - y0 as i32 as f32,
+        }
+    }
+
+    /// The sample in `plane`.
+    #[inline]
+    pub(crate) fn of(&self, plane: &Plane) -> f32 {
+        let d = &plane.data;
+        let (a, b) = (d[self.top], d[self.top + self.right]);
+        let (c, e) = (d[self.bottom], d[self.bottom + self.right]);
+        let (top, bottom) = (a + self.fx * (b - a), c + self.fx * (e - c));
+        top + self.fy * (bottom - top)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Scores the seams of a finished film. Formulas: `docs/quality.md`.
 
 use crate::flow::{FlowParams, Pyramid, both_ways};
-use crate::plane::{Plane, luma};
+use crate::plane::{Plane, luma, project};
 use crate::{Method, StitchError};
 use longtake_common::Frame;
 use longtake_common::task::SeamScore;
@@ -10,8 +10,12 @@ use longtake_common::task::SeamScore;
 const FLOOR_STEP: f64 = 0.25;
 /// Warping error (of 255) that 8-bit storage and coding leave in any film.
 const FLOOR_WARP: f64 = 0.5;
-/// Added to the sharpness of both sides, so that flat pictures compare as equal.
-const FLOOR_SHARPNESS: f64 = 0.5;
+/// Added to both energies of the sharpness, so that flat pictures compare as equal.
+const FLOOR_ENERGY: f64 = 1.0;
+/// Halvings after which only contrast is left of a picture, no detail.
+const COARSE_HALVINGS: usize = 3;
+/// Smallest side in pixels that halving may lead to.
+const COARSE_SMALLEST: usize = 8;
 /// Every so many transitions outside the overlaps are warped. Odd, so that all phases of a
 /// model's latent frames (8 pictures each) are met.
 const WARP_STRIDE: u32 = 5;
@@ -103,7 +107,7 @@ impl SeamScorer {
             small: None,
         };
         if !self.seams.is_empty() {
-            self.sharpness.push(sharpness(&now.luma));
+            self.sharpness.push(sharpness(frame));
             if let Some(mut last) = self.last.take() {
                 let transition = self.frames - 1;
                 self.steps.push(mean_step(&last.luma, &now.luma));
@@ -162,8 +166,8 @@ impl SeamScorer {
         }
     }
 
-    /// Lowest moving mean of the sharpness in the overlap over the mean of up to a second on
-    /// either side, without frames of other overlaps.
+    /// Lowest moving mean of the sharpness in the overlap over the lower of its means over up to
+    /// a second on either side, without frames of other overlaps.
     fn relative_sharpness(&self, first: u32, overlap: u32) -> f64 {
         let inside = &self.sharpness[first as usize..(first + overlap) as usize];
         let lowest = inside
@@ -179,7 +183,7 @@ impl SeamScorer {
                 .iter()
                 .any(|&(first, overlap)| (first..first + overlap).contains(frame))
         };
-        let sides: Vec<f64> = [before, after]
+        let beside = [before, after]
             .into_iter()
             .map(|side| {
                 side.filter(free)
@@ -188,11 +192,12 @@ impl SeamScorer {
             })
             .filter(|side| !side.is_empty())
             .map(|side| mean(&side))
-            .collect();
-        if sides.is_empty() {
-            return 1.0;
+            .fold(f64::INFINITY, f64::min);
+        if beside.is_finite() {
+            lowest / beside
+        } else {
+            1.0
         }
-        (lowest + FLOOR_SHARPNESS) / (mean(&sides) + FLOOR_SHARPNESS)
     }
 }
 
@@ -221,22 +226,60 @@ fn mean_step(a: &Plane, b: &Plane) -> f64 {
     total / a.data.len().max(1) as f64
 }
 
-/// Root mean square of the discrete Laplacian over all inner pixels.
-fn sharpness(p: &Plane) -> f64 {
+/// Detail over contrast: root of the energy of the Laplacian of R, G and B over the energy of
+/// their differences between pixels eight times as large. A change of contrast or of the amount of
+/// edges moves both; blur and ghosts of a few pixels only the first.
+fn sharpness(frame: &Frame) -> f64 {
+    let (mut fine, mut coarse) = (0.0, 0.0);
+    for c in 0..3 {
+        let mut weights = [0.0; 3];
+        weights[c] = 1.0;
+        let mut plane = project(frame, weights);
+        fine += laplacian_energy(&plane);
+        for _ in 0..COARSE_HALVINGS {
+            if plane.width.min(plane.height) < 2 * COARSE_SMALLEST {
+                break;
+            }
+            plane = plane.halved();
+        }
+        coarse += step_energy(&plane);
+    }
+    ((fine + FLOOR_ENERGY) / (coarse + FLOOR_ENERGY)).sqrt()
+}
+
+/// Mean square of the discrete Laplacian over all inner pixels.
+fn laplacian_energy(p: &Plane) -> f64 {
     if p.width < 3 || p.height < 3 {
         return 0.0;
     }
-    let mut total = 0.0;
-    for y in 1..p.height - 1 {
+    let row_energy = |y: usize| {
         let (up, mid, down) = (p.row(y - 1), p.row(y), p.row(y + 1));
-        let mut row = 0.0f32;
-        for x in 1..p.width - 1 {
+        let square = |x: usize| {
             let l = up[x] + down[x] + mid[x - 1] + mid[x + 1] - 4.0 * mid[x];
-            row += l * l;
+            l * l
+        };
+        f64::from((1..p.width - 1).map(square).sum::<f32>())
+    };
+    let total: f64 = (1..p.height - 1).map(row_energy).sum();
+    total / ((p.width - 2) * (p.height - 2)) as f64
+}
+
+/// Mean over all pixels of the squared differences to the right and lower neighbours.
+fn step_energy(p: &Plane) -> f64 {
+    let square = |a: f32, b: f32| f64::from((a - b) * (a - b));
+    let mut total = 0.0;
+    for y in 0..p.height {
+        let row = p.row(y);
+        total += row.windows(2).map(|w| square(w[0], w[1])).sum::<f64>();
+        if y + 1 < p.height {
+            total += row
+                .iter()
+                .zip(p.row(y + 1))
+                .map(|(&a, &b)| square(a, b))
+                .sum::<f64>();
         }
-        total += f64::from(row);
     }
-    (total / ((p.width - 2) * (p.height - 2)) as f64).sqrt()
+    total / p.data.len().max(1) as f64
 }
 
 /// Mean of min(|Y' - Y warped|, cap) over the pixels of the later frame that the earlier one shows,

@@ -55,15 +55,8 @@ impl Derivatives {
                 out[x] = b.sample(x as f32 + us[x], y as f32 + vs[x]);
             }
         });
-        let zip = |p: &Plane, q: &Plane, f: fn(f32, f32) -> f32| {
-            Plane::from_rows(w, h, |y, out| {
-                for ((o, &p), &q) in out.iter_mut().zip(p.row(y)).zip(q.row(y)) {
-                    *o = f(p, q);
-                }
-            })
-        };
-        let mean = zip(a, &warped, |a, b| 0.5 * (a + b));
-        let t = zip(a, &warped, |a, b| b - a);
+        let mean = a.zip(&warped, |a, b| 0.5 * (a + b));
+        let t = a.zip(&warped, |a, b| b - a);
         let (x, y) = (across(&mean), down(&mean));
         let (xx, xy, yy) = (across(&x), down(&x), down(&y));
         let (xt, yt) = (across(&t), down(&t));
@@ -136,12 +129,12 @@ impl System {
             .with_min_len(rows_per_task(w))
             .enumerate()
             .for_each(|(y, (red, black))| {
-                let mut lines = vec![0.0; LINES * w];
-                smoothness_row(&diffusivity, y, &mut lines);
-                data_row(d, origin, now, y, &mut lines);
-                for (line, values) in lines.chunks_exact(w).enumerate() {
-                    let range = line * half..(line + 1) * half;
-                    deal(values, y, &mut red[range.clone()], &mut black[range]);
+                let mut lines = Lines::new(w);
+                lines.smoothness(&diffusivity, y);
+                lines.data(d, origin, now, y);
+                let deals = red.chunks_exact_mut(half).zip(black.chunks_exact_mut(half));
+                for (line, (red, black)) in lines.0.iter().zip(deals) {
+                    deal(line, y, red, black);
                 }
             });
         Self { colours }
@@ -178,76 +171,80 @@ fn diffusivity(field: &FlowField) -> Plane {
     })
 }
 
-/// Weights towards the four neighbours; 0 across the border.
-fn smoothness_row(g: &Plane, y: usize, lines: &mut [f32]) {
-    let w = g.width;
-    let row = g.row(y);
-    for x in 0..w - 1 {
-        let weight = 0.5 * (row[x] + row[x + 1]);
-        lines[RIGHT * w + x] = weight;
-        lines[LEFT * w + x + 1] = weight;
-    }
-    if y > 0 {
-        let above = g.row(y - 1);
-        for x in 0..w {
-            lines[UP * w + x] = 0.5 * (row[x] + above[x]);
-        }
-    }
-    if y + 1 < g.height {
-        let below = g.row(y + 1);
-        for x in 0..w {
-            lines[DOWN * w + x] = 0.5 * (row[x] + below[x]);
-        }
-    }
-}
+/// One row of coefficients, before it is dealt to the colours.
+struct Lines([Vec<f32>; LINES]);
 
-/// Adds the data terms: the unknown is the whole flow, linearised about `origin`.
-fn data_row(d: &Derivatives, origin: &FlowField, now: &FlowField, y: usize, lines: &mut [f32]) {
-    let (w, h) = (now.u.width, now.u.height);
-    let (ou, ov) = (origin.u.row(y), origin.v.row(y));
-    let (nu, nv) = (now.u.row(y), now.v.row(y));
-    let (ix, iy, it) = (d.x.row(y), d.y.row(y), d.t.row(y));
-    let (ixx, ixy, iyy) = (d.xx.row(y), d.xy.row(y), d.yy.row(y));
-    let (ixt, iyt) = (d.xt.row(y), d.yt.row(y));
-    for x in 0..w {
-        let (tx, ty) = (x as f32 + ou[x], y as f32 + ov[x]);
-        let inside = tx >= 0.0 && ty >= 0.0 && tx <= (w - 1) as f32 && ty <= (h - 1) as f32;
-        let seen = if inside { 1.0 } else { 0.0 };
-        let (du, dv) = (nu[x] - ou[x], nv[x] - ov[x]);
-        let (mut uu, mut uv, mut vv, mut bu, mut bv) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        let mut add = |weight: f32, gx: f32, gy: f32, gt: f32| {
-            // gt + gx (U - ou) + gy (V - ov) = 0
-            let rest = gx * ou[x] + gy * ov[x] - gt;
-            uu += weight * gx * gx;
-            uv += weight * gx * gy;
-            vv += weight * gy * gy;
-            bu += weight * gx * rest;
-            bv += weight * gy * rest;
+impl Lines {
+    fn new(width: usize) -> Self {
+        Self(std::array::from_fn(|_| vec![0.0; width]))
+    }
+
+    /// Weights towards the four neighbours; 0 across the border.
+    fn smoothness(&mut self, g: &Plane, y: usize) {
+        let w = g.width;
+        let row = g.row(y);
+        for x in 0..w - 1 {
+            let weight = 0.5 * (row[x] + row[x + 1]);
+            self.0[RIGHT][x] = weight;
+            self.0[LEFT][x + 1] = weight;
+        }
+        let mut towards = |line: usize, other: &[f32]| {
+            for ((out, a), b) in self.0[line].iter_mut().zip(row).zip(other) {
+                *out = 0.5 * (a + b);
+            }
         };
-        let norm = 1.0 / (ix[x] * ix[x] + iy[x] * iy[x] + NOISE * NOISE);
-        let error = it[x] + ix[x] * du + iy[x] * dv;
-        add(
-            seen * DATA * norm * psi_slope(error * error * norm),
-            ix[x],
-            iy[x],
-            it[x],
-        );
-        let norm_x = 1.0 / (ixx[x] * ixx[x] + ixy[x] * ixy[x] + NOISE * NOISE);
-        let norm_y = 1.0 / (iyy[x] * iyy[x] + ixy[x] * ixy[x] + NOISE * NOISE);
-        let error_x = ixt[x] + ixx[x] * du + ixy[x] * dv;
-        let error_y = iyt[x] + ixy[x] * du + iyy[x] * dv;
-        let robust =
-            seen * GRADIENT * psi_slope(error_x * error_x * norm_x + error_y * error_y * norm_y);
-        add(robust * norm_x, ixx[x], ixy[x], ixt[x]);
-        add(robust * norm_y, ixy[x], iyy[x], iyt[x]);
-        let around =
-            lines[LEFT * w + x] + lines[RIGHT * w + x] + lines[UP * w + x] + lines[DOWN * w + x];
-        lines[MIXED * w + x] = uv;
-        lines[RHS_U * w + x] = bu;
-        lines[RHS_V * w + x] = bv;
-        // A picture of one pixel has no neighbours and no gradient.
-        lines[INV_U * w + x] = 1.0 / (uu + around).max(1e-9);
-        lines[INV_V * w + x] = 1.0 / (vv + around).max(1e-9);
+        if y > 0 {
+            towards(UP, g.row(y - 1));
+        }
+        if y + 1 < g.height {
+            towards(DOWN, g.row(y + 1));
+        }
+    }
+
+    /// The data terms: the unknown is the whole flow, linearised about `origin`.
+    fn data(&mut self, d: &Derivatives, origin: &FlowField, now: &FlowField, y: usize) {
+        let (w, h) = (now.u.width, now.u.height);
+        let (ou, ov) = (&origin.u.row(y)[..w], &origin.v.row(y)[..w]);
+        let (nu, nv) = (&now.u.row(y)[..w], &now.v.row(y)[..w]);
+        let (ix, iy, it) = (&d.x.row(y)[..w], &d.y.row(y)[..w], &d.t.row(y)[..w]);
+        let (ixx, ixy, iyy) = (&d.xx.row(y)[..w], &d.xy.row(y)[..w], &d.yy.row(y)[..w]);
+        let (ixt, iyt) = (&d.xt.row(y)[..w], &d.yt.row(y)[..w]);
+        let [left, right, up, down, mixed, rhs_u, rhs_v, inv_u, inv_v] = &mut self.0;
+        let (left, right, up, down) = (&left[..w], &right[..w], &up[..w], &down[..w]);
+        let (mixed, rhs_u, rhs_v) = (&mut mixed[..w], &mut rhs_u[..w], &mut rhs_v[..w]);
+        let (inv_u, inv_v) = (&mut inv_u[..w], &mut inv_v[..w]);
+        let (x_end, y_end) = ((w - 1) as f32, (h - 1) as f32);
+        for x in 0..w {
+            let (tx, ty) = (x as i32 as f32 + ou[x], y as f32 + ov[x]);
+            let inside = (tx >= 0.0) & (ty >= 0.0) & (tx <= x_end) & (ty <= y_end);
+            let seen = if inside { 1.0 } else { 0.0 };
+            let (du, dv) = (nu[x] - ou[x], nv[x] - ov[x]);
+            let (gx, gy, gt) = (ix[x], iy[x], it[x]);
+            let (hxx, hxy, hyy, hxt, hyt) = (ixx[x], ixy[x], iyy[x], ixt[x], iyt[x]);
+            let norm = 1.0 / (gx * gx + gy * gy + NOISE * NOISE);
+            let norm_x = 1.0 / (hxx * hxx + hxy * hxy + NOISE * NOISE);
+            let norm_y = 1.0 / (hyy * hyy + hxy * hxy + NOISE * NOISE);
+            let error = gt + gx * du + gy * dv;
+            let error_x = hxt + hxx * du + hxy * dv;
+            let error_y = hyt + hxy * du + hyy * dv;
+            let m = seen * DATA * norm * psi_slope(error * error * norm);
+            let robust = psi_slope(error_x * error_x * norm_x + error_y * error_y * norm_y);
+            let mx = seen * GRADIENT * robust * norm_x;
+            let my = seen * GRADIENT * robust * norm_y;
+            // Each term says gt + gx (U - ou) + gy (V - ov) = 0, that is gx U + gy V = rest.
+            let rest = gx * ou[x] + gy * ov[x] - gt;
+            let rest_x = hxx * ou[x] + hxy * ov[x] - hxt;
+            let rest_y = hxy * ou[x] + hyy * ov[x] - hyt;
+            let uu = m * gx * gx + mx * hxx * hxx + my * hxy * hxy;
+            let vv = m * gy * gy + mx * hxy * hxy + my * hyy * hyy;
+            mixed[x] = m * gx * gy + mx * hxx * hxy + my * hxy * hyy;
+            rhs_u[x] = m * gx * rest + mx * hxx * rest_x + my * hxy * rest_y;
+            rhs_v[x] = m * gy * rest + mx * hxy * rest_x + my * hyy * rest_y;
+            // The floor is for a picture of one pixel, which has no neighbours and no gradient.
+            let around = left[x] + right[x] + up[x] + down[x] + 1e-9;
+            inv_u[x] = 1.0 / (uu + around);
+            inv_v[x] = 1.0 / (vv + around);
+        }
     }
 }
 
@@ -363,19 +360,20 @@ fn relax(update: &mut Half, other: &Half, system: &[f32], colour: usize, stride:
 
 fn relax_row(us: &mut [f32], vs: &mut [f32], nu: [&[f32]; 4], nv: [&[f32]; 4], system: &[f32]) {
     let n = us.len();
-    let line = |index: usize| &system[index * n..(index + 1) * n];
+    // Slices of one known length each, so that the loop needs no checks and runs in vectors.
+    let line = |index: usize| &system[index * n..][..n];
     let (left, right, up, down) = (line(LEFT), line(RIGHT), line(UP), line(DOWN));
     let (mixed, rhs_u, rhs_v) = (line(MIXED), line(RHS_U), line(RHS_V));
     let (inv_u, inv_v) = (line(INV_U), line(INV_V));
     let (us, vs) = (&mut us[..n], &mut vs[..n]);
-    let (nu, nv) = (nu.map(|s| &s[..n]), nv.map(|s| &s[..n]));
+    let [lu, ru, uu, du] = nu.map(|s| &s[..n]);
+    let [lv, rv, uv, dv] = nv.map(|s| &s[..n]);
     for i in 0..n {
-        let (u, v) = (us[i], vs[i]);
-        let around = |n: &[&[f32]; 4]| {
-            left[i] * n[0][i] + right[i] * n[1][i] + up[i] * n[2][i] + down[i] * n[3][i]
-        };
-        let u = u + OMEGA * ((rhs_u[i] + around(&nu) - mixed[i] * v) * inv_u[i] - u);
-        let v = v + OMEGA * ((rhs_v[i] + around(&nv) - mixed[i] * u) * inv_v[i] - v);
+        let (a, b, c, d) = (left[i], right[i], up[i], down[i]);
+        let around_u = a * lu[i] + b * ru[i] + c * uu[i] + d * du[i];
+        let around_v = a * lv[i] + b * rv[i] + c * uv[i] + d * dv[i];
+        let u = us[i] + OMEGA * ((rhs_u[i] + around_u - mixed[i] * vs[i]) * inv_u[i] - us[i]);
+        let v = vs[i] + OMEGA * ((rhs_v[i] + around_v - mixed[i] * u) * inv_v[i] - vs[i]);
         us[i] = u;
         vs[i] = v;
     }

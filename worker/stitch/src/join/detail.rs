@@ -1,4 +1,5 @@
-//! A dissolve that stays sharp: averaging two textures that differ loses contrast, which is put back.
+//! Moving a picture by parts of a pixel and averaging two textures that differ both cost detail.
+//! Here it is put back.
 
 use super::picture::Picture;
 use crate::plane::Plane;
@@ -12,34 +13,32 @@ const NOISE: f32 = 2.0;
 /// Most that detail is raised.
 const MOST: f32 = 1.6;
 
-/// `(1 - share) left + share right`, with detail raised to the energy that it has on the two sides:
-/// locally by sqrt(wanted / found), wanted = (1 - share) var(left) + share var(right).
-pub(super) fn blend(left: &Picture, right: &Picture, share: &Plane) -> Picture {
-    let (w, h) = (left.width, left.height);
-    let mixed = Picture::from_rows(w, h, |y, out| {
+/// `(1 - share) left + share right`.
+pub(super) fn mix(left: &Picture, right: &Picture, share: &Plane) -> Picture {
+    Picture::from_rows(left.width, left.height, |y, out| {
         let (l, r, s) = (left.row(y), right.row(y), share.row(y));
-        for x in 0..w {
+        for x in 0..s.len() {
             for c in 0..3 {
                 out[x][c] = l[x][c] + s[x] * (r[x][c] - l[x][c]);
             }
         }
-    });
-    let (dl, dr, dm) = (energy(left), energy(right), energy(&mixed));
-    let gain = Plane::from_rows(w, h, |y, out| {
-        let (l, r, m, s) = (dl.row(y), dr.row(y), dm.row(y), share.row(y));
-        for x in 0..w {
-            let wanted = l[x] + s[x] * (r[x] - l[x]);
-            let ratio = ((wanted + NOISE) / (m[x] + NOISE)).sqrt();
-            out[x] = ratio.clamp(1.0, MOST) - 1.0;
-        }
-    });
-    let means: [Plane; 3] = std::array::from_fn(|c| channel(&mixed, c).box_mean(DETAIL));
+    })
+}
+
+/// Raises the detail of `picture` locally by sqrt(wanted / found), where `wanted` is the
+/// [`energy`] that it should have; never lowers it.
+pub(super) fn restored(picture: &Picture, wanted: &Plane) -> Picture {
+    let (w, h) = (picture.width, picture.height);
+    let found = energy(picture);
+    let means: [Plane; 3] = std::array::from_fn(|c| channel(picture, c).box_mean(DETAIL));
     Picture::from_rows(w, h, |y, out| {
-        let (m, g) = (mixed.row(y), gain.row(y));
-        let means = means.each_ref().map(|p| p.row(y));
+        let (p, wanted, found) = (picture.row(y), wanted.row(y), found.row(y));
+        let means = means.each_ref().map(|m| m.row(y));
         for x in 0..w {
+            let ratio = ((wanted[x] + NOISE) / (found[x] + NOISE)).sqrt();
+            let gain = ratio.clamp(1.0, MOST) - 1.0;
             for c in 0..3 {
-                out[x][c] = m[x][c] + g[x] * (m[x][c] - means[c][x]);
+                out[x][c] = p[x][c] + gain * (p[x][c] - means[c][x]);
             }
         }
     })
@@ -54,7 +53,7 @@ fn channel(picture: &Picture, c: usize) -> Plane {
 }
 
 /// Local mean of the squared detail of luma.
-fn energy(picture: &Picture) -> Plane {
+pub(super) fn energy(picture: &Picture) -> Plane {
     let luma = picture.luma();
     let mean = luma.box_mean(DETAIL);
     let squares = Plane::from_rows(luma.width, luma.height, |y, out| {

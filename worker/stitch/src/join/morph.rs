@@ -13,7 +13,7 @@ use super::share;
 use crate::flow::{
     Bidirectional, FlowField, FlowParams, Pyramid, both_ways, contrast_axis, flow_between,
 };
-use crate::plane::{Plane, project};
+use crate::plane::{Plane, project, rows_per_task};
 use longtake_common::Frame;
 use rayon::prelude::*;
 
@@ -121,7 +121,7 @@ impl Plan {
         let exposure = points.exposure(&guess).unwrap_or(Exposure::NONE);
         let displacement = matches
             .iter()
-            .map(|m| m.typical_displacement(&left[0]))
+            .map(|m| m.typical_displacement())
             .fold(0.0, f32::max);
         let side = left[0].width().min(left[0].height()) as f32;
         let rate = DRIFT_PER_FRAME * (side / SIDE).max(1.0);
@@ -160,23 +160,30 @@ impl Plan {
         let left = Picture::new(left, &self.exposure.inverse().scaled(1.0 - strength));
         let right = Picture::new(right, &self.exposure.scaled(strength));
         let place = self.place(k);
-        let (from_left, left_sure) = displaced(&left, &m.to_right, place, Some(&m.left_certain));
-        let (from_right, right_sure) =
-            displaced(&right, &m.to_left, 1.0 - place, Some(&m.right_certain));
+        let from_left = Origins::new(&m.to_right, place);
+        let from_right = Origins::new(&m.to_left, 1.0 - place);
         let slow = share(k, self.overlap, self.total - self.overlap);
         let quick = quick_share(slow, self.overlap);
-        let sure = Plane::from_rows(left.width, left.height, |y, out| {
-            for ((o, l), r) in out.iter_mut().zip(left_sure.row(y)).zip(right_sure.row(y)) {
-                *o = l.min(*r);
-            }
-        });
-        let sure = sure.box_mean(2);
-        let share = Plane::from_rows(left.width, left.height, |y, out| {
-            for (o, s) in out.iter_mut().zip(sure.row(y)) {
-                *o = quick + s.clamp(0.0, 1.0) * (slow - quick);
-            }
-        });
-        detail::blend(&from_left, &from_right, &share).to_frame()
+        let certain = from_left.plane(&m.left_certain);
+        let mut certain = certain
+            .zip(&from_right.plane(&m.right_certain), f32::min)
+            .box_mean(2);
+        certain
+            .data
+            .iter_mut()
+            .for_each(|c| *c = quick + c.clamp(0.0, 1.0) * (slow - quick));
+        let share = certain;
+        let mixed = detail::mix(
+            &from_left.picture(&left),
+            &from_right.picture(&right),
+            &share,
+        );
+        let mut wanted = from_left.plane(&detail::energy(&left));
+        let other = from_right.plane(&detail::energy(&right));
+        for ((l, r), s) in wanted.data.iter_mut().zip(&other.data).zip(&share.data) {
+            *l += s * (r - *l);
+        }
+        detail::restored(&mixed, &wanted).to_frame()
     }
 
     fn relaxed_frame(&self, k: usize, right: &Frame, to_left: Option<&FlowField>) -> Frame {
@@ -186,10 +193,12 @@ impl Plan {
             return right.clone();
         }
         let picture = Picture::new(right, &self.exposure.scaled(strength));
-        match to_left {
-            Some(field) => displaced(&picture, field, rest, None).0.to_frame(),
-            None => picture.to_frame(),
-        }
+        let Some(field) = to_left else {
+            return picture.to_frame();
+        };
+        let origins = Origins::new(field, rest);
+        let wanted = origins.plane(&detail::energy(&picture));
+        detail::restored(&origins.picture(&picture), &wanted).to_frame()
     }
 }
 
@@ -201,39 +210,53 @@ fn quick_share(slow: f32, overlap: usize) -> f32 {
     t * t * (3.0 - 2.0 * t)
 }
 
-/// `picture` moved by `amount` of `field`, which starts in it; with it, `mask` moved alike.
-fn displaced(
-    picture: &Picture,
-    field: &FlowField,
-    amount: f32,
-    mask: Option<&Plane>,
-) -> (Picture, Plane) {
-    let (w, h) = (picture.width, picture.height);
-    let source = |x: usize, y: usize| {
-        let (x, y) = (x as f32, y as f32);
-        let (mut u, mut v) = field.sample(x, y);
-        // The motion is known where it starts; find the start that ends here.
-        for _ in 0..3 {
-            (u, v) = field.sample(x - amount * u, y - amount * v);
+/// Where each pixel of a moved picture comes from.
+struct Origins {
+    x: Plane,
+    y: Plane,
+}
+
+impl Origins {
+    /// For a picture moved by `amount` of `field`, which starts in it.
+    fn new(field: &FlowField, amount: f32) -> Self {
+        let (w, h) = (field.u.width, field.u.height);
+        let mut y_origin = Plane::filled(w, h, 0.0);
+        let mut x_origin = Plane::filled(w, h, 0.0);
+        let rows = x_origin
+            .data
+            .par_chunks_mut(w)
+            .zip(y_origin.data.par_chunks_mut(w));
+        rows.with_min_len(rows_per_task(w))
+            .enumerate()
+            .for_each(|(y, (xs, ys))| {
+                for x in 0..w {
+                    let (px, py) = (x as f32, y as f32);
+                    let (mut u, mut v) = (field.u.at(x, y), field.v.at(x, y));
+                    // The motion is known where it starts; find the start that ends here.
+                    for _ in 0..3 {
+                        (u, v) = field.sample(px - amount * u, py - amount * v);
+                    }
+                    xs[x] = px - amount * u;
+                    ys[x] = py - amount * v;
+                }
+            });
+        Self {
+            x: x_origin,
+            y: y_origin,
         }
-        (x - amount * u, y - amount * v)
-    };
-    let moved = Picture::from_rows(w, h, |y, out| {
-        for (x, out) in out.iter_mut().enumerate() {
-            let (sx, sy) = source(x, y);
-            *out = picture.sample(sx, sy);
-        }
-    });
-    let mask = match mask {
-        Some(mask) => Plane::from_rows(w, h, |y, out| {
-            for (x, out) in out.iter_mut().enumerate() {
-                let (sx, sy) = source(x, y);
-                *out = mask.sample(sx, sy);
+    }
+
+    fn picture(&self, picture: &Picture) -> Picture {
+        Picture::from_rows(picture.width, picture.height, |y, out| {
+            for ((out, x), y) in out.iter_mut().zip(self.x.row(y)).zip(self.y.row(y)) {
+                *out = picture.sample(*x, *y);
             }
-        }),
-        None => Plane::filled(0, 0, 0.0),
-    };
-    (moved, mask)
+        })
+    }
+
+    fn plane(&self, plane: &Plane) -> Plane {
+        self.x.zip(&self.y, |x, y| plane.sample(x, y))
+    }
 }
 
 /// How one moment of the left window lies on the same moment of the right one.
@@ -243,6 +266,7 @@ struct Match {
     /// 1 where the left picture's pixel was found in the right one and looks the same.
     left_certain: Plane,
     right_certain: Plane,
+    left_edges: Plane,
 }
 
 impl Match {
@@ -260,31 +284,32 @@ impl Match {
             forward_trust,
             backward_trust,
         } = both_ways(&a, &b, &FlowParams::ACCURATE);
-        let left_certain = certainty(a.finest(), b.finest(), &forward, &forward_trust);
-        let right_certain = certainty(b.finest(), a.finest(), &backward, &backward_trust);
-        restrain(&mut forward, a.finest(), &left_certain);
-        restrain(&mut backward, b.finest(), &right_certain);
+        let (a, b) = (a.finest(), b.finest());
+        let (left_edges, right_edges) = (edges(a), edges(b));
+        let left_certain = certainty(a, b, &left_edges, &forward, &forward_trust);
+        let right_certain = certainty(b, a, &right_edges, &backward, &backward_trust);
+        restrain(&mut forward, &left_edges, &left_certain);
+        restrain(&mut backward, &right_edges, &right_certain);
         Self {
             to_right: forward,
             to_left: backward,
             left_certain,
             right_certain,
+            left_edges,
         }
     }
 
     /// Length that nine tenths of the trusted edge pixels' displacements do not exceed.
-    fn typical_displacement(&self, left: &Frame) -> f32 {
-        let luma = crate::plane::luma(left);
-        let mut lengths: Vec<(f32, f32)> = Vec::new();
-        for y in 0..luma.height {
-            for x in 0..luma.width {
-                let weight = edge(&luma, x, y) * self.left_certain.at(x, y);
-                if weight > 0.0 {
-                    let (u, v) = (self.to_right.u.at(x, y), self.to_right.v.at(x, y));
-                    lengths.push(((u * u + v * v).sqrt(), weight));
-                }
-            }
-        }
+    fn typical_displacement(&self) -> f32 {
+        let (us, vs) = (&self.to_right.u.data, &self.to_right.v.data);
+        let weights = self.left_edges.data.iter().zip(&self.left_certain.data);
+        let mut lengths: Vec<(f32, f32)> = us
+            .iter()
+            .zip(vs)
+            .zip(weights)
+            .map(|((u, v), (e, c))| ((u * u + v * v).sqrt(), e * c))
+            .filter(|&(_, weight)| weight > 0.0)
+            .collect();
         lengths.sort_by(|a, b| a.0.total_cmp(&b.0));
         let wanted = 0.9 * lengths.iter().map(|l| f64::from(l.1)).sum::<f64>();
         let mut sum = 0.0;
@@ -300,48 +325,53 @@ impl Match {
 
 /// How much of an edge there is at a pixel, beyond noise; at most 20 grey levels count.
 fn edge(p: &Plane, x: usize, y: usize) -> f32 {
-    let (dx, dy) =
-        (p.at(x, y) - p.at(x.saturating_sub(1), y), p.at(x, y) - p.at(x, y.saturating_sub(1)));
-    ((dx * dx + dy * dy).sqrt() - 2.0).clamp(0.0, 20.0)
+    let (left, up) = (x.saturating_sub(1), y.saturating_sub(1));
+    let (dx, dy) = (p.at(x, y) - p.at(left, y), p.at(x, y) - p.at(x, up));
+    ((dx * dx + dy * dy).sqrt() - 1.0).clamp(0.0, 20.0)
 }
 
-/// Trust in the flow, and that both ends look alike.
-fn certainty(a: &Plane, b: &Plane, flow: &FlowField, trust: &Plane) -> Plane {
-    let errors = Plane::from_rows(a.width, a.height, |y, out| {
+/// [`edge`] at every pixel of a slightly blurred picture: structure that both windows should
+/// show, not grain.
+fn edges(picture: &Plane) -> Plane {
+    let smooth = picture.box_mean(1);
+    Plane::from_rows(picture.width, picture.height, |y, out| {
         for (x, out) in out.iter_mut().enumerate() {
-            let to = b.sample(x as f32 + flow.u.at(x, y), y as f32 + flow.v.at(x, y));
-            *out = (a.at(x, y) - to).abs();
-        }
-    });
-    let errors = errors.box_mean(1);
-    Plane::from_rows(a.width, a.height, |y, out| {
-        for ((o, e), t) in out.iter_mut().zip(errors.row(y)).zip(trust.row(y)) {
-            *o = t * (1.0 - (e - 10.0) / 20.0).clamp(0.0, 1.0);
+            *out = edge(&smooth, x, y);
         }
     })
 }
 
-/// Takes motion out of neighbourhoods where most edges were not found: better a dissolve in place
-/// than a picture bent by a guess.
-fn restrain(flow: &mut FlowField, picture: &Plane, certain: &Plane) {
-    let (w, h) = (picture.width, picture.height);
-    let edges = Plane::from_rows(w, h, |y, out| {
+/// How sure it is that a pixel of `a` is where `flow` says in `b`: the colours around it agree on
+/// average (grain may differ), and the flow is to be trusted or there is no structure to misplace.
+fn certainty(a: &Plane, b: &Plane, edges: &Plane, flow: &FlowField, trust: &Plane) -> Plane {
+    let difference = Plane::from_rows(a.width, a.height, |y, out| {
         for (x, out) in out.iter_mut().enumerate() {
-            *out = 0.02 + edge(picture, x, y);
+            let to = b.sample(x as f32 + flow.u.at(x, y), y as f32 + flow.v.at(x, y));
+            *out = a.at(x, y) - to;
         }
     });
-    let found = Plane::from_rows(w, h, |y, out| {
-        for ((o, e), c) in out.iter_mut().zip(edges.row(y)).zip(certain.row(y)) {
-            *o = e * c;
-        }
+    let difference = difference.box_mean(2);
+    let alike = |d: f32| (1.0 - (d.abs() - 8.0) / 16.0).clamp(0.0, 1.0);
+    let plain = edges.box_mean(2);
+    let found = plain.zip(trust, |e, t| t.max(1.0 - e.clamp(0.0, 1.0)));
+    difference.zip(&found, |d, found| alike(d) * found)
+}
+
+/// Takes motion out of neighbourhoods where most structure was not found: better a dissolve in
+/// place than a picture bent by a guess.
+fn restrain(flow: &mut FlowField, edges: &Plane, certain: &Plane) {
+    let radius = (edges.width.min(edges.height) / 16).max(4);
+    let weights = edges.zip(certain, |e, _| e + 0.02);
+    let found = edges.zip(certain, |e, c| (e + 0.02) * c).box_mean(radius);
+    let known = weights.box_mean(radius).zip(&found, |w, f| {
+        ((f / w.max(1e-6) - 0.3) / 0.3).clamp(0.0, 1.0)
     });
-    let radius = (w.min(h) / 16).max(4);
-    let (edges, found) = (edges.box_mean(radius), found.box_mean(radius));
     for field in [&mut flow.u, &mut flow.v] {
-        for ((value, e), f) in field.data.iter_mut().zip(&edges.data).zip(&found.data) {
-            let known = f / e.max(1e-6);
-            *value *= ((known - 0.3) / 0.3).clamp(0.0, 1.0);
-        }
+        field
+            .data
+            .iter_mut()
+            .zip(&known.data)
+            .for_each(|(v, k)| *v *= k);
     }
 }
 

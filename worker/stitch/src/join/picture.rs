@@ -83,18 +83,24 @@ impl Picture {
             return self.data[y0 * self.width + x0];
         }
         let (wx, wy) = (weights(fx), weights(fy));
-        let clamped =
-            |at: usize, tap: usize, length: usize| (at + tap).saturating_sub(2).min(length - 1);
-        let columns: [usize; 6] = std::array::from_fn(|i| clamped(x0, i, self.width));
-        let mut sum = [0.0; 4];
+        let inside = x0 >= 2 && x0 + 3 < self.width;
+        let mut sum = [0.0f32; 4];
         let (mut low, mut high) = ([f32::INFINITY; 4], [f32::NEG_INFINITY; 4]);
         for j in 0..6 {
-            let row = self.row(clamped(y0, j, self.height));
-            let taps = columns.map(|x| row[x]);
-            let mut across = [0.0; 4];
-            for (tap, w) in taps.iter().zip(wx) {
+            let row = self.row((y0 + j).saturating_sub(2).min(self.height - 1));
+            let mut edge = [[0.0; 4]; 6];
+            let taps: &[Pixel; 6] = if inside {
+                row[x0 - 2..x0 + 4].first_chunk().expect("six pixels")
+            } else {
+                for (i, tap) in edge.iter_mut().enumerate() {
+                    *tap = row[(x0 + i).saturating_sub(2).min(self.width - 1)];
+                }
+                &edge
+            };
+            let mut across = [0.0f32; 4];
+            for i in 0..6 {
                 for c in 0..4 {
-                    across[c] += w * tap[c];
+                    across[c] += wx[i] * taps[i][c];
                 }
             }
             for c in 0..4 {
@@ -109,7 +115,10 @@ impl Picture {
                 }
             }
         }
-        std::array::from_fn(|c| sum[c].max(low[c]).min(high[c]))
+        for c in 0..4 {
+            sum[c] = sum[c].max(low[c]).min(high[c]);
+        }
+        sum
     }
 }
 
