@@ -159,10 +159,13 @@ impl Handle {
         &self.artifacts
     }
 
-    /// Stops serving and closes the stores.
-    pub async fn shutdown(mut self) -> Result<(), StartError> {
+    /// Stops serving and closes the stores. What was told to anyone is stored already, so an error
+    /// on the way out is only logged.
+    pub async fn shutdown(mut self) {
         self.stop = None;
-        self.wait().await
+        if let Err(error) = self.wait().await {
+            tracing::warn!(%error, "the coordinator did not end well");
+        }
     }
 
     /// Returns when the coordinator has stopped, with the reason when nobody asked for it. May be
