@@ -5,8 +5,8 @@ use crate::kernels::{self, AttentionShape, Epilogue, Isa, IsaError, Modulate};
 use crate::kernels::{PackedConv, PackedMatrix, TemporalPadding};
 use crate::tensor::{Buffer, CpuConv, CpuMatrix, CpuTensor, Recycler};
 use longtake_tensor::{
-    Activation, AttentionBias, Backend, ChannelModulation, Error, Gate, Modulation, Result, Rope,
-    Shape, Tensor, TimePadding, WeightView,
+    Activation, AttentionBias, Backend, ChannelModulation, Error, Gate, Loader, Modulation, Result,
+    Rope, Shape, Tensor, TimePadding, WeightView,
 };
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -234,9 +234,8 @@ impl CpuBackend {
     }
 }
 
-impl Backend for CpuBackend {
+impl Loader for CpuBackend {
     type Tensor = CpuTensor;
-    type Index = Vec<u32>;
     type Matrix = CpuMatrix;
     type Conv = CpuConv;
 
@@ -248,6 +247,51 @@ impl Backend for CpuBackend {
         )?;
         Ok(self.produce(shape, |out| out.copy_from_slice(values)))
     }
+
+    fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<CpuMatrix> {
+        let shape = weight.shape();
+        let &[n, k] = shape.dims() else {
+            return Err(Error::operand("matrix", shape, "[N, K] is needed"));
+        };
+        if let Some(bias) = bias {
+            check_vector("matrix", Shape::from([k, n]), Shape::from([bias.len()]))?;
+        }
+        let values = weight.to_f32();
+        let weight = self.pool.install(|| PackedMatrix::pack(&values, n, k));
+        Ok(CpuMatrix {
+            weight,
+            bias: bias.map(<[f32]>::to_vec),
+        })
+    }
+
+    fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<CpuConv> {
+        let shape = kernel.shape();
+        let &[n, c, kt, kh, kw] = shape.dims() else {
+            return Err(Error::operand(
+                "conv",
+                shape,
+                "[N, C, kt, kh, kw] is needed",
+            ));
+        };
+        if [kt, kh, kw].iter().any(|size| size % 2 == 0) {
+            return Err(Error::operand("conv", shape, "odd kernel sizes are needed"));
+        }
+        if let Some(bias) = bias {
+            check_vector("conv", Shape::from([c, n]), Shape::from([bias.len()]))?;
+        }
+        let values = kernel.to_f32();
+        let kernel = self
+            .pool
+            .install(|| PackedConv::pack(&values, n, c, [kt, kh, kw]));
+        Ok(CpuConv {
+            kernel,
+            bias: bias.map(<[f32]>::to_vec),
+        })
+    }
+}
+
+impl Backend for CpuBackend {
+    type Index = Vec<u32>;
 
     fn download(&self, x: &CpuTensor) -> Result<Vec<f32>> {
         Ok(x.values().to_vec())
@@ -291,47 +335,6 @@ impl Backend for CpuBackend {
                 });
         });
         Ok(rgb)
-    }
-
-    fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<CpuMatrix> {
-        let shape = weight.shape();
-        let &[n, k] = shape.dims() else {
-            return Err(Error::operand("matrix", shape, "[N, K] is needed"));
-        };
-        if let Some(bias) = bias {
-            check_vector("matrix", Shape::from([k, n]), Shape::from([bias.len()]))?;
-        }
-        let values = weight.to_f32();
-        let weight = self.pool.install(|| PackedMatrix::pack(&values, n, k));
-        Ok(CpuMatrix {
-            weight,
-            bias: bias.map(<[f32]>::to_vec),
-        })
-    }
-
-    fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<CpuConv> {
-        let shape = kernel.shape();
-        let &[n, c, kt, kh, kw] = shape.dims() else {
-            return Err(Error::operand(
-                "conv",
-                shape,
-                "[N, C, kt, kh, kw] is needed",
-            ));
-        };
-        if [kt, kh, kw].iter().any(|size| size % 2 == 0) {
-            return Err(Error::operand("conv", shape, "odd kernel sizes are needed"));
-        }
-        if let Some(bias) = bias {
-            check_vector("conv", Shape::from([c, n]), Shape::from([bias.len()]))?;
-        }
-        let values = kernel.to_f32();
-        let kernel = self
-            .pool
-            .install(|| PackedConv::pack(&values, n, c, [kt, kh, kw]));
-        Ok(CpuConv {
-            kernel,
-            bias: bias.map(<[f32]>::to_vec),
-        })
     }
 
     fn linear(&self, x: &CpuTensor, w: &CpuMatrix, act: Activation) -> Result<CpuTensor> {

@@ -6,19 +6,19 @@
 use crate::config::PipelineClass;
 use crate::error::{InPart, Result};
 use crate::weights::Weights;
-use longtake_tensor::{Activation, Backend, Rope, Shape};
+use longtake_tensor::{Activation, Backend, Loader, Rope, Shape};
 use std::f32::consts::PI;
 
 /// Channels of the sinusoid that the timestep MLPs read.
 const SINUSOID: usize = 256;
 
 /// `PixArtAlphaCombinedTimestepSizeEmbeddings` without sizes: sinusoid, linear, SiLU, linear.
-pub(crate) struct TimestepEmbedder<B: Backend> {
+pub(crate) struct TimestepEmbedder<B: Loader> {
     linear_1: B::Matrix,
     linear_2: B::Matrix,
 }
 
-impl<B: Backend> TimestepEmbedder<B> {
+impl<B: Loader> TimestepEmbedder<B> {
     /// Loads the embedder `name` that gives `dim` channels.
     pub fn load(b: &B, weights: &Weights, name: &str, dim: usize) -> Result<Self> {
         let layer = |i: usize| format!("{name}.timestep_embedder.linear_{i}");
@@ -27,7 +27,9 @@ impl<B: Backend> TimestepEmbedder<B> {
             linear_2: weights.matrix(b, &layer(2), dim, dim, true)?,
         })
     }
+}
 
+impl<B: Backend> TimestepEmbedder<B> {
     /// `[T, dim]` for timesteps of 0..1000.
     pub fn forward(&self, b: &B, timesteps: &[f32]) -> longtake_tensor::Result<B::Tensor> {
         let sinusoid = timestep_sinusoid(timesteps);
@@ -95,13 +97,13 @@ fn rope_frequencies(n: usize) -> Vec<f32> {
     let step = if n > 1 { 1.0 / (n - 1) as f32 } else { 0.0 };
     (0..n)
         .map(|i| {
-            // torch's linspace counts from the nearer end.
-            let exponent = if i < n / 2 {
+            // torch's linspace counts from the nearer end, with one rounding from the far one.
+            let from_end = || (1.0 - f64::from(step) * (n - 1 - i) as f64) as f32;
+            let exponent = if i < n / 2 || n == 1 {
                 step * i as f32
             } else {
-                1.0 - step * (n - 1 - i) as f32
+                from_end()
             };
-            let exponent = if n == 1 { 0.0 } else { exponent };
             libm::pow(10000.0, f64::from(exponent)) as f32 * PI / 2.0
         })
         .collect()

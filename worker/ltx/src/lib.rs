@@ -22,5 +22,5 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use hash::model_hash;
-pub use model::Model;
+pub use model::{Model, check_model};
 pub use types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Steps, Video};

@@ -9,14 +9,13 @@ use crate::tokenizer::Tokenizer;
 use crate::transformer::Transformer;
 use crate::types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Video};
 use crate::vae::{Decoder, Encoder};
-use crate::weights::Weights;
-use longtake_tensor::Backend;
+use crate::weights::{Scrutiny, Weights};
+use longtake_tensor::{Backend, Loader, Shape, Tensor, WeightView};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// A loaded model on a backend.
-pub struct Model<B: Backend> {
-    backend: B,
+/// The parts of a model, loaded.
+struct Parts<B: Loader> {
     config: ModelConfig,
     tokenizer: Tokenizer,
     text_encoder: T5Encoder<B>,
@@ -25,20 +24,18 @@ pub struct Model<B: Backend> {
     encoder: Encoder<B>,
 }
 
-impl<B: Backend> Model<B> {
-    /// Loads a Diffusers folder: checks configuration and weights, prepares them for the backend.
-    pub fn load(dir: &Path, backend: B) -> Result<Self> {
+impl<B: Loader> Parts<B> {
+    fn load(dir: &Path, b: &B, scrutiny: Scrutiny) -> Result<Self> {
         let config = ModelConfig::read(dir)?;
         let tokenizer = Tokenizer::load(&tokenizer_file(dir))?;
-        let weights = Weights::open(&dir.join("text_encoder"), TEXT_STEM)?;
-        let text_encoder = T5Encoder::load(&backend, weights, &config.text_encoder)?;
-        let weights = Weights::open(&dir.join("transformer"), DIFFUSION_STEM)?;
-        let transformer = Transformer::load(&backend, &weights, &config.transformer)?;
-        let weights = Weights::open(&dir.join("vae"), DIFFUSION_STEM)?;
-        let decoder = Decoder::load(&backend, &weights, &config.vae)?;
-        let encoder = Encoder::load(&backend, &weights, &config.vae)?;
+        let weights = Weights::open(&dir.join("text_encoder"), TEXT_STEM, scrutiny)?;
+        let text_encoder = T5Encoder::load(b, weights, &config.text_encoder)?;
+        let weights = Weights::open(&dir.join("transformer"), DIFFUSION_STEM, scrutiny)?;
+        let transformer = Transformer::load(b, &weights, &config.transformer)?;
+        let weights = Weights::open(&dir.join("vae"), DIFFUSION_STEM, scrutiny)?;
+        let decoder = Decoder::load(b, &weights, &config.vae)?;
+        let encoder = Encoder::load(b, &weights, &config.vae)?;
         Ok(Self {
-            backend,
             config,
             tokenizer,
             text_encoder,
@@ -47,10 +44,61 @@ impl<B: Backend> Model<B> {
             encoder,
         })
     }
+}
+
+/// Checks a Diffusers folder without loading it: configuration, tokenizer, and that every weight
+/// is there with its shape and type and no file is cut short. Values are not looked at.
+pub fn check_model(dir: &Path) -> Result<()> {
+    Parts::load(dir, &Unloaded, Scrutiny::Headers).map(drop)
+}
+
+/// Takes weights and keeps nothing of them.
+struct Unloaded;
+
+/// What is left of a tensor that was only checked.
+#[derive(Clone)]
+struct Checked(Shape);
+
+impl Tensor for Checked {
+    fn shape(&self) -> Shape {
+        self.0
+    }
+}
+
+impl Loader for Unloaded {
+    type Tensor = Checked;
+    type Matrix = ();
+    type Conv = ();
+
+    fn upload(&self, shape: Shape, _: &[f32]) -> longtake_tensor::Result<Checked> {
+        Ok(Checked(shape))
+    }
+
+    fn matrix(&self, _: &WeightView<'_>, _: Option<&[f32]>) -> longtake_tensor::Result<()> {
+        Ok(())
+    }
+
+    fn conv(&self, _: &WeightView<'_>, _: Option<&[f32]>) -> longtake_tensor::Result<()> {
+        Ok(())
+    }
+}
+
+/// A loaded model on a backend.
+pub struct Model<B: Backend> {
+    backend: B,
+    parts: Parts<B>,
+}
+
+impl<B: Backend> Model<B> {
+    /// Loads a Diffusers folder: checks configuration and weights, prepares them for the backend.
+    pub fn load(dir: &Path, backend: B) -> Result<Self> {
+        let parts = Parts::load(dir, &backend, Scrutiny::Values)?;
+        Ok(Self { backend, parts })
+    }
 
     /// Configuration that it was loaded with.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.parts.config
     }
 
     /// The backend it runs on.
@@ -60,26 +108,26 @@ impl<B: Backend> Model<B> {
 
     /// The text encoder alone.
     pub fn text_encoder(&self) -> &T5Encoder<B> {
-        &self.text_encoder
+        &self.parts.text_encoder
     }
 
     /// The transformer alone.
     pub fn transformer(&self) -> &Transformer<B> {
-        &self.transformer
+        &self.parts.transformer
     }
 
     /// The VAE's decoder alone.
     pub fn decoder(&self) -> &Decoder<B> {
-        &self.decoder
+        &self.parts.decoder
     }
 
     /// Encodes a prompt, padded or cut to `text_tokens`.
     pub fn encode_prompt(&self, text: &str, text_tokens: usize) -> Result<Prompt> {
-        let tokens = self.tokenizer.encode_padded(text, text_tokens)?;
+        let tokens = self.parts.tokenizer.encode_padded(text, text_tokens)?;
         pipeline::encode_tokens(
             &self.backend,
-            &self.text_encoder,
-            self.config.pipeline,
+            &self.parts.text_encoder,
+            self.parts.config.pipeline,
             &tokens,
         )
     }
@@ -91,15 +139,21 @@ impl<B: Backend> Model<B> {
         request: &DenoiseRequest<'_>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Latents> {
-        Denoising::new(&self.backend, &self.transformer, &self.config, request)?.run(progress)
+        Denoising::new(
+            &self.backend,
+            &self.parts.transformer,
+            &self.parts.config,
+            request,
+        )?
+        .run(progress)
     }
 
     /// Decodes a window: 8 (F - 1) + 1 pictures.
     pub fn decode(&self, latents: &Latents, request: &DecodeRequest) -> Result<Video> {
         pipeline::decode(
             &self.backend,
-            &self.decoder,
-            &self.config,
+            &self.parts.decoder,
+            &self.parts.config,
             latents,
             request,
             0,
@@ -114,11 +168,11 @@ impl<B: Backend> Model<B> {
         request: &DecodeRequest,
         tail_frames: usize,
     ) -> Result<Video> {
-        let first = pipeline::tail_start(&self.config, latents, tail_frames)?;
+        let first = pipeline::tail_start(&self.parts.config, latents, tail_frames)?;
         let video = pipeline::decode(
             &self.backend,
-            &self.decoder,
-            &self.config,
+            &self.parts.decoder,
+            &self.parts.config,
             latents,
             request,
             first,
@@ -129,6 +183,11 @@ impl<B: Backend> Model<B> {
     /// Encodes 8k + 1 pictures, sides multiples of 32, to k + 1 normalised latents: the mode of
     /// the encoder's distribution.
     pub fn encode(&self, video: &Video) -> Result<Latents> {
-        pipeline::encode(&self.backend, &self.encoder, &self.config, video)
+        pipeline::encode(
+            &self.backend,
+            &self.parts.encoder,
+            &self.parts.config,
+            video,
+        )
     }
 }

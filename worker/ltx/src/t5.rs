@@ -6,14 +6,14 @@
 use crate::config::T5Config;
 use crate::error::{Error, InPart, Result};
 use crate::weights::Weights;
-use longtake_tensor::{Activation, AttentionBias, Backend, Shape};
+use longtake_tensor::{Activation, AttentionBias, Backend, Loader, Shape};
 
 type Op<T> = longtake_tensor::Result<T>;
 
 /// Added to the scores of padding: far below every score, yet finite.
 const MASKED: f32 = -1e30;
 
-struct Block<B: Backend> {
+struct Block<B: Loader> {
     attention_norm: B::Tensor,
     q: B::Matrix,
     k: B::Matrix,
@@ -25,7 +25,7 @@ struct Block<B: Backend> {
     wo: B::Matrix,
 }
 
-impl<B: Backend> Block<B> {
+impl<B: Loader> Block<B> {
     fn load(b: &B, w: &Weights, name: &str, c: &T5Config) -> Result<Self> {
         let inner = c.num_heads * c.d_kv;
         let attention = format!("{name}.layer.0.SelfAttention");
@@ -52,7 +52,9 @@ impl<B: Backend> Block<B> {
             wo: w.matrix(b, &format!("{ff}.wo"), c.d_model, c.d_ff, false)?,
         })
     }
+}
 
+impl<B: Backend> Block<B> {
     fn forward(
         &self,
         b: &B,
@@ -76,7 +78,7 @@ impl<B: Backend> Block<B> {
 }
 
 /// The loaded encoder.
-pub struct T5Encoder<B: Backend> {
+pub struct T5Encoder<B: Loader> {
     blocks: Vec<Block<B>>,
     final_layer_norm: B::Tensor,
     /// `[buckets, heads]`.
@@ -86,7 +88,7 @@ pub struct T5Encoder<B: Backend> {
     config: T5Config,
 }
 
-impl<B: Backend> T5Encoder<B> {
+impl<B: Loader> T5Encoder<B> {
     /// Loads the weights of folder `text_encoder`.
     pub fn load(b: &B, weights: Weights, config: &T5Config) -> Result<Self> {
         let blocks = (0..config.num_layers)
@@ -116,7 +118,9 @@ impl<B: Backend> T5Encoder<B> {
     pub fn config(&self) -> &T5Config {
         &self.config
     }
+}
 
+impl<B: Backend> T5Encoder<B> {
     /// States `[L, d_model]` of the tokens `ids`; with `mask` (1 a token, 0 padding) nothing
     /// attends to padding.
     pub fn forward(&self, b: &B, ids: &[u32], mask: Option<&[f32]>) -> Result<Vec<f32>> {

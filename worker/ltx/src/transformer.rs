@@ -9,7 +9,9 @@ use crate::embeddings::TimestepEmbedder;
 use crate::error::{InPart, Result};
 use crate::types::Prompt;
 use crate::weights::Weights;
-use longtake_tensor::{Activation, AttentionBias, Backend, Gate, Modulation, Rope, Shape, Tensor};
+use longtake_tensor::{
+    Activation, AttentionBias, Backend, Gate, Loader, Modulation, Rope, Shape, Tensor,
+};
 
 type Op<T> = longtake_tensor::Result<T>;
 
@@ -21,7 +23,7 @@ const OUT_EPS: f32 = 1e-6;
 const MASKED: f32 = -10000.0;
 
 /// `LTXAttention`: q and k are normed over all heads together.
-struct Attention<B: Backend> {
+struct Attention<B: Loader> {
     to_q: B::Matrix,
     to_k: B::Matrix,
     to_v: B::Matrix,
@@ -32,7 +34,7 @@ struct Attention<B: Backend> {
     scale: f32,
 }
 
-impl<B: Backend> Attention<B> {
+impl<B: Loader> Attention<B> {
     fn load(b: &B, w: &Weights, name: &str, c: &TransformerConfig) -> Result<Self> {
         let dim = c.inner_dim();
         let linear = |layer: &str| w.matrix(b, &format!("{name}.{layer}"), dim, dim, true);
@@ -48,7 +50,9 @@ impl<B: Backend> Attention<B> {
             scale: 1.0 / (c.attention_head_dim as f32).sqrt(),
         })
     }
+}
 
+impl<B: Backend> Attention<B> {
     fn query(&self, b: &B, x: &B::Tensor, rope: Option<&Rope<B>>) -> Op<B::Tensor> {
         b.qk_norm_rope(
             b.linear(x, &self.to_q, Activation::None)?,
@@ -83,7 +87,7 @@ impl<B: Backend> Attention<B> {
 }
 
 /// `LTXVideoTransformerBlock`.
-struct Block<B: Backend> {
+struct Block<B: Loader> {
     attn1: Attention<B>,
     attn2: Attention<B>,
     ff_in: B::Matrix,
@@ -93,7 +97,7 @@ struct Block<B: Backend> {
     eps: f32,
 }
 
-impl<B: Backend> Block<B> {
+impl<B: Loader> Block<B> {
     fn load(b: &B, w: &Weights, name: &str, c: &TransformerConfig) -> Result<Self> {
         let dim = c.inner_dim();
         Ok(Self {
@@ -105,7 +109,9 @@ impl<B: Backend> Block<B> {
             eps: c.norm_eps,
         })
     }
+}
 
+impl<B: Backend> Block<B> {
     fn forward(
         &self,
         b: &B,
@@ -175,7 +181,7 @@ pub struct TokenTimesteps<B: Backend> {
 }
 
 /// The loaded transformer.
-pub struct Transformer<B: Backend> {
+pub struct Transformer<B: Loader> {
     proj_in: B::Matrix,
     time_embed: TimestepEmbedder<B>,
     time_linear: B::Matrix,
@@ -188,7 +194,7 @@ pub struct Transformer<B: Backend> {
     config: TransformerConfig,
 }
 
-impl<B: Backend> Transformer<B> {
+impl<B: Loader> Transformer<B> {
     /// Loads the weights of folder `transformer`.
     pub fn load(b: &B, w: &Weights, config: &TransformerConfig) -> Result<Self> {
         let dim = config.inner_dim();
@@ -221,7 +227,9 @@ impl<B: Backend> Transformer<B> {
     pub fn config(&self) -> &TransformerConfig {
         &self.config
     }
+}
 
+impl<B: Backend> Transformer<B> {
     /// Projects a prompt and computes every block's cross-attention keys and values.
     pub fn text_context(&self, b: &B, prompt: &Prompt) -> Result<TextContext<B>> {
         let part = || "caption projection".to_owned();

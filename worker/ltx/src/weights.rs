@@ -1,7 +1,7 @@
 //! Weight files: memory-mapped safetensors, one file or several with an index.
 
 use crate::error::{Error, Result};
-use longtake_tensor::{Backend, DType, Shape, WeightView};
+use longtake_tensor::{DType, Loader, Shape, WeightView};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
@@ -26,6 +26,16 @@ pub struct Weights {
     files: Vec<WeightFile>,
     /// Folder, for messages about tensors that no file has.
     folder: PathBuf,
+    scrutiny: Scrutiny,
+}
+
+/// How closely weights are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scrutiny {
+    /// Names, shapes, types, lengths: nothing large is read.
+    Headers,
+    /// Every value too: it must be finite.
+    Values,
 }
 
 #[derive(Deserialize)]
@@ -97,8 +107,8 @@ impl WeightFile {
 }
 
 impl Weights {
-    /// Opens the weights in `folder`; nothing is read but headers.
-    pub fn open(folder: &Path, stem: &str) -> Result<Self> {
+    /// Opens the weights in `folder`; nothing is read yet but headers.
+    pub fn open(folder: &Path, stem: &str, scrutiny: Scrutiny) -> Result<Self> {
         let files = weight_files(folder, stem)?;
         let files = files
             .into_iter()
@@ -107,6 +117,7 @@ impl Weights {
         Ok(Self {
             files,
             folder: folder.to_owned(),
+            scrutiny,
         })
     }
 
@@ -207,7 +218,9 @@ impl Weights {
         }
         let named = |e: longtake_tensor::Error| weight_error(file, name, e.to_string());
         let view = WeightView::new(found, dtype, bytes, scale.as_deref()).map_err(named)?;
-        check_finite(file, name, &view)?;
+        if self.scrutiny == Scrutiny::Values {
+            check_finite(file, name, &view)?;
+        }
         f(&view).map_err(named)
     }
 
@@ -217,12 +230,12 @@ impl Weights {
     }
 
     /// Tensor `name` on the backend.
-    pub fn tensor<B: Backend>(&self, b: &B, name: &str, shape: &[usize]) -> Result<B::Tensor> {
+    pub fn tensor<B: Loader>(&self, b: &B, name: &str, shape: &[usize]) -> Result<B::Tensor> {
         self.with_view(name, shape, |view| b.upload(view.shape(), &view.to_f32()))
     }
 
     /// Linear layer `layer` with weight `[n, k]` and, if `bias`, a bias `[n]`.
-    pub fn matrix<B: Backend>(
+    pub fn matrix<B: Loader>(
         &self,
         b: &B,
         layer: &str,
@@ -239,7 +252,7 @@ impl Weights {
     }
 
     /// Convolution `layer` with a cubic kernel of side `size`.
-    pub fn conv<B: Backend>(
+    pub fn conv<B: Loader>(
         &self,
         b: &B,
         layer: &str,

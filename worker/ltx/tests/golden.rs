@@ -10,7 +10,7 @@ use longtake_ltx::schedule::Schedule;
 use longtake_ltx::tokenizer::Tokenizer;
 use longtake_ltx::transformer::TokenTimesteps;
 use longtake_ltx::{DecodeRequest, DenoiseRequest, Latents, Model, Prompt, Steps, Video};
-use longtake_tensor::{Backend, Shape};
+use longtake_tensor::{Backend, Loader, Shape};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::ops::ControlFlow;
@@ -19,7 +19,9 @@ use std::path::{Path, PathBuf};
 const TOLERANCE: f64 = 1e-4;
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/golden")
+        .join(name)
 }
 
 fn backend() -> CpuBackend {
@@ -46,26 +48,47 @@ impl Golden {
 
     fn values(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let (shape, bytes) = self.bytes(name);
-        (shape, bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        (
+            shape,
+            bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect(),
+        )
     }
 
     fn video(&self, name: &str) -> Video {
         let (shape, rgb) = self.bytes(name);
-        Video { frames: shape[0], height: shape[1], width: shape[2], rgb }
+        Video {
+            frames: shape[0],
+            height: shape[1],
+            width: shape[2],
+            rgb,
+        }
     }
 }
 
 fn relative_error(ours: &[f32], reference: &[f32]) -> f64 {
     assert_eq!(ours.len(), reference.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let difference = norm(&mut ours.iter().zip(reference).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    let difference = norm(
+        &mut ours
+            .iter()
+            .zip(reference)
+            .map(|(&a, &b)| f64::from(a) - f64::from(b)),
+    );
     difference / norm(&mut reference.iter().map(|&v| f64::from(v)))
 }
 
 fn assert_close(name: &str, ours: &[f32], reference: &[f32]) {
     let error = relative_error(ours, reference);
     println!("{name}: relative error {error:.1e}");
-    assert!(error <= TOLERANCE, "{name}: relative error {error:.1e} is above {TOLERANCE:.0e}");
+    assert!(
+        error <= TOLERANCE,
+        "{name}: relative error {error:.1e} is above {TOLERANCE:.0e}"
+    );
 }
 
 #[derive(Deserialize)]
@@ -93,7 +116,10 @@ fn randn_is_torchs() {
         let mut rng = TorchRng::new(seed);
         let ours: Vec<f32> = counts.iter().flat_map(|&n| rng.randn(n)).collect();
         assert_eq!(ours.len(), reference.len());
-        worst = ours.iter().zip(&reference).fold(worst, |w, (a, b)| w.max((a - b).abs()));
+        worst = ours
+            .iter()
+            .zip(&reference)
+            .fold(worst, |w, (a, b)| w.max((a - b).abs()));
     }
     println!("randn: largest difference {worst:.1e}");
     assert!(worst <= 2e-6, "largest difference {worst:.1e}");
@@ -121,17 +147,35 @@ fn tokens_are_those_of_transformers() {
                 let ids = tokenizer.encode(&case.text.repeat(times)).expect("tokens");
                 assert_eq!(Some(ids.len()), case.length);
                 let once = &case.ids[..case.ids.len() - 1];
-                assert!(ids[..ids.len() - 1].chunks(once.len()).all(|chunk| chunk == once));
+                assert!(
+                    ids[..ids.len() - 1]
+                        .chunks(once.len())
+                        .all(|chunk| chunk == once)
+                );
                 continue;
             }
-            (_, Some(length)) => tokenizer.encode_padded(&case.text, length).expect("tokens").ids,
+            (_, Some(length)) => {
+                tokenizer
+                    .encode_padded(&case.text, length)
+                    .expect("tokens")
+                    .ids
+            }
             _ => tokenizer.encode(&case.text).expect("tokens"),
         };
         if ours != case.ids {
-            wrong.push(format!("{:?}: {ours:?}, transformers {:?}", case.text, case.ids));
+            wrong.push(format!(
+                "{:?}: {ours:?}, transformers {:?}",
+                case.text, case.ids
+            ));
         }
     }
-    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {} differ:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
 }
 
 #[derive(Deserialize)]
@@ -158,7 +202,11 @@ fn schedules_are_those_of_diffusers() {
         let ours = Schedule::new(&config, class, &Steps::Count(case.steps), case.tokens);
         let ours = ours.expect("schedule");
         let name = format!("{} {} steps", case.pipeline, case.steps);
-        assert_close(&format!("{name}, timesteps"), &ours.timesteps, &case.timesteps);
+        assert_close(
+            &format!("{name}, timesteps"),
+            &ours.timesteps,
+            &case.timesteps,
+        );
         assert_close(&format!("{name}, sigmas"), &ours.sigmas, &case.sigmas);
     }
 }
@@ -167,13 +215,17 @@ fn schedules_are_those_of_diffusers() {
 fn text_states_match() {
     let (file, about, model) = (Golden::read("text"), about(), model());
     for (name, text) in [("prompt", about.prompt.as_str()), ("empty", "")] {
-        let prompt = model.encode_prompt(text, about.text_tokens).expect("prompt");
+        let prompt = model
+            .encode_prompt(text, about.text_tokens)
+            .expect("prompt");
         assert_eq!(prompt.cut_from, None);
         let (_, masked) = file.values(&format!("{name}.masked"));
         assert_close(&format!("text, {name}"), &prompt.states, &masked);
     }
     let plain = plain_model();
-    let prompt = plain.encode_prompt(&about.prompt, about.text_tokens).expect("prompt");
+    let prompt = plain
+        .encode_prompt(&about.prompt, about.text_tokens)
+        .expect("prompt");
     let (_, unmasked) = file.values("prompt.unmasked");
     assert_close("text, unmasked", &prompt.states, &unmasked);
 }
@@ -183,9 +235,16 @@ fn far_positions_share_a_bucket() {
     let (file, model) = (Golden::read("text"), model());
     let vocab = model.config().text_encoder.vocab_size as u32;
     let ids: Vec<u32> = (0..300).map(|i| i % vocab).collect();
-    let states = model.text_encoder().forward(model.backend(), &ids, None).expect("states");
+    let states = model
+        .text_encoder()
+        .forward(model.backend(), &ids, None)
+        .expect("states");
     let (shape, reference) = file.values("long.last");
-    assert_close("text, 300 tokens", &states[states.len() - shape[0] * shape[1]..], &reference);
+    assert_close(
+        "text, 300 tokens",
+        &states[states.len() - shape[0] * shape[1]..],
+        &reference,
+    );
 }
 
 #[test]
@@ -201,8 +260,16 @@ fn rotations_match_at_full_width() {
         space_ratio: 32,
     };
     let ours = rope(&b, &positions, 2048).expect("rope");
-    assert_close("rope, cos", &b.download(&ours.cos).expect("cos"), &file.values("cos").1);
-    assert_close("rope, sin", &b.download(&ours.sin).expect("sin"), &file.values("sin").1);
+    assert_close(
+        "rope, cos",
+        &b.download(&ours.cos).expect("cos"),
+        &file.values("cos").1,
+    );
+    assert_close(
+        "rope, sin",
+        &b.download(&ours.sin).expect("sin"),
+        &file.values("sin").1,
+    );
 }
 
 #[test]
@@ -212,8 +279,13 @@ fn transformer_matches_with_timesteps_by_token() {
     let (shape, x) = file.values("x");
     let (states_shape, states) = file.values("states");
     let (_, mask) = file.values("mask");
-    let prompt =
-        Prompt { tokens: states_shape[0], channels: states_shape[1], states, mask, cut_from: None };
+    let prompt = Prompt {
+        tokens: states_shape[0],
+        channels: states_shape[1],
+        states,
+        mask,
+        cut_from: None,
+    };
     let text = transformer.text_context(b, &prompt).expect("text");
     let x = b.upload(Shape::new(&shape), &x).expect("x");
     let window = |class, fps| Positions {
@@ -240,15 +312,29 @@ fn transformer_matches_with_timesteps_by_token() {
         })
         .collect();
     assert_eq!(distinct.len(), 3);
-    let tokens = TokenTimesteps { distinct, index: b.upload_index(&index).expect("index") };
+    let tokens = TokenTimesteps {
+        distinct,
+        index: b.upload_index(&index).expect("index"),
+    };
     let rotation = rope(b, &window(PipelineClass::Condition, about().fps), dim).expect("rope");
-    let v = transformer.forward(b, &x, &text, &tokens, &rotation).expect("velocity");
+    let v = transformer
+        .forward(b, &x, &text, &tokens, &rotation)
+        .expect("velocity");
     let v = b.download(&v).expect("velocity");
-    assert_close("transformer, timesteps by token", &v, &file.values("per_token").1);
+    assert_close(
+        "transformer, timesteps by token",
+        &v,
+        &file.values("per_token").1,
+    );
 
-    let tokens = TokenTimesteps { distinct: vec![987.5], index: vec![0; shape[0]] };
+    let tokens = TokenTimesteps {
+        distinct: vec![987.5],
+        index: vec![0; shape[0]],
+    };
     let rotation = rope(b, &window(PipelineClass::Plain, 25.0), dim).expect("rope");
-    let v = transformer.forward(b, &x, &text, &tokens, &rotation).expect("velocity");
+    let v = transformer
+        .forward(b, &x, &text, &tokens, &rotation)
+        .expect("velocity");
     let v = b.download(&v).expect("velocity");
     assert_close("transformer, one timestep", &v, &file.values("uniform").1);
 }
@@ -258,25 +344,54 @@ fn vae_matches_both_ways() {
     let (file, model) = (Golden::read("vae"), model());
     let encoded = model.encode(&file.video("pictures")).expect("latents");
     let (shape, reference) = file.values("encoded");
-    assert_eq!(shape, [1, encoded.channels, encoded.frames, encoded.height, encoded.width]);
+    assert_eq!(
+        shape,
+        [
+            1,
+            encoded.channels,
+            encoded.frames,
+            encoded.height,
+            encoded.width
+        ]
+    );
     assert_close("VAE encoder", &encoded.values, &reference);
 
     let (shape, values) = file.values("z");
-    let [_, channels, frames, height, width] = shape[..] else { panic!("{shape:?}") };
-    let z = Latents { channels, frames, height, width, values };
+    let [_, channels, frames, height, width] = shape[..] else {
+        panic!("{shape:?}")
+    };
+    let z = Latents {
+        channels,
+        frames,
+        height,
+        width,
+        values,
+    };
     let b = model.backend();
-    let z = b.upload(Shape::from([frames, height, width, channels]), &z.to_tokens()).expect("z");
+    let z = b
+        .upload(
+            Shape::from([frames, height, width, channels]),
+            &z.to_tokens(),
+        )
+        .expect("z");
     let pictures = model.decoder().forward(b, &z, 0.05).expect("pictures");
     let (_, reference) = file.values("decoded");
-    assert_close("VAE decoder", &b.download(&pictures).expect("pictures"), &reference);
+    assert_close(
+        "VAE decoder",
+        &b.download(&pictures).expect("pictures"),
+        &reference,
+    );
 }
 
 /// The golden model under `LTXPipeline` with the scheduler of LTX-Video 0.9.
 fn plain_model() -> Model<CpuBackend> {
     let dir = tempfile::tempdir().expect("temporary folder");
     copy_folder(&golden("model"), dir.path());
-    std::fs::write(dir.path().join("model_index.json"), r#"{"_class_name": "LTXPipeline"}"#)
-        .expect("index");
+    std::fs::write(
+        dir.path().join("model_index.json"),
+        r#"{"_class_name": "LTXPipeline"}"#,
+    )
+    .expect("index");
     let scheduler = dir.path().join("scheduler/scheduler_config.json");
     std::fs::copy(golden("plain/scheduler_config.json"), scheduler).expect("scheduler");
     Model::load(dir.path(), backend()).expect("the plain model loads")
@@ -302,8 +417,12 @@ fn go_on(_: usize, _: usize) -> ControlFlow<()> {
 #[test]
 fn guided_denoising_and_decoding_match() {
     let (file, about, model) = (Golden::read("pipeline"), about(), model());
-    let prompt = model.encode_prompt(&about.prompt, about.text_tokens).expect("prompt");
-    let negative = model.encode_prompt(&about.negative, about.text_tokens).expect("negative");
+    let prompt = model
+        .encode_prompt(&about.prompt, about.text_tokens)
+        .expect("prompt");
+    let negative = model
+        .encode_prompt(&about.negative, about.text_tokens)
+        .expect("negative");
     let steps = Steps::Timesteps(about.timesteps);
     let request = DenoiseRequest {
         latent_frames: 2,
@@ -318,9 +437,17 @@ fn guided_denoising_and_decoding_match() {
         conditioning: None,
     };
     let latents = model.denoise(&request, &mut go_on).expect("latents");
-    assert_close("guided latents", &latents.values, &file.values("guided.latents").1);
+    assert_close(
+        "guided latents",
+        &latents.values,
+        &file.values("guided.latents").1,
+    );
 
-    let decode = DecodeRequest { seed: about.seed, timestep: 0.05, noise_scale: 0.025 };
+    let decode = DecodeRequest {
+        seed: about.seed,
+        timestep: 0.05,
+        noise_scale: 0.025,
+    };
     let video = model.decode(&latents, &decode).expect("video");
     let reference = file.video("guided.pictures");
     assert_eq!((video.frames, video.height, video.width), (9, 64, 64));
@@ -331,7 +458,11 @@ fn guided_denoising_and_decoding_match() {
         .map(|(a, b)| a.abs_diff(*b))
         .filter(|d| *d > 0)
         .collect();
-    println!("guided pictures: {} of {} samples differ", different.len(), video.rgb.len());
+    println!(
+        "guided pictures: {} of {} samples differ",
+        different.len(),
+        video.rgb.len()
+    );
     // Values next to the middle between two levels may fall to either side.
     assert!(different.iter().all(|&d| d == 1) && different.len() * 1000 < video.rgb.len());
     let levels: std::collections::BTreeSet<u8> = video.rgb.iter().copied().collect();
@@ -342,7 +473,9 @@ fn guided_denoising_and_decoding_match() {
 fn held_latents_match_and_stay() {
     let (file, about, model) = (Golden::read("pipeline"), about(), model());
     let held = model.encode(&file.video("held.pictures")).expect("held");
-    let prompt = model.encode_prompt(&about.prompt, about.text_tokens).expect("prompt");
+    let prompt = model
+        .encode_prompt(&about.prompt, about.text_tokens)
+        .expect("prompt");
     let request = DenoiseRequest {
         latent_frames: 3,
         latent_height: 2,
@@ -356,14 +489,20 @@ fn held_latents_match_and_stay() {
         conditioning: Some(&held),
     };
     let latents = model.denoise(&request, &mut go_on).expect("latents");
-    assert_close("held latents", &latents.values, &file.values("held.latents").1);
+    assert_close(
+        "held latents",
+        &latents.values,
+        &file.values("held.latents").1,
+    );
     assert_eq!(latents.slice(0, held.frames), held);
 }
 
 #[test]
 fn plain_pipeline_matches() {
     let (file, about, model) = (Golden::read("pipeline"), about(), plain_model());
-    let prompt = model.encode_prompt(&about.prompt, about.text_tokens).expect("prompt");
+    let prompt = model
+        .encode_prompt(&about.prompt, about.text_tokens)
+        .expect("prompt");
     let request = DenoiseRequest {
         latent_frames: 3,
         latent_height: 2,
@@ -377,5 +516,9 @@ fn plain_pipeline_matches() {
         conditioning: None,
     };
     let latents = model.denoise(&request, &mut go_on).expect("latents");
-    assert_close("plain latents", &latents.values, &file.values("plain.latents").1);
+    assert_close(
+        "plain latents",
+        &latents.values,
+        &file.values("plain.latents").1,
+    );
 }

@@ -95,24 +95,33 @@ pub struct ChannelModulation<'a, B: Backend + ?Sized> {
     pub scale: usize,
 }
 
-/// A device that runs the model.
-///
-/// Operations check their operands and return an error that names the operation and the shapes.
-/// They are deterministic: equal operands give equal bits, whatever the number of threads.
-pub trait Backend: Clone + Send + Sync + Sized {
+/// Where weights go when a model is loaded.
+pub trait Loader {
     /// An activation.
     type Tensor: Tensor;
-    /// Small integers, one a token.
-    type Index: Send + Sync;
     /// A prepared linear layer.
     type Matrix: Send + Sync;
     /// A prepared 3-D convolution.
     type Conv: Send + Sync;
 
-    // ---- moving data
-
     /// Copies `values` to the device.
     fn upload(&self, shape: Shape, values: &[f32]) -> Result<Self::Tensor>;
+    /// Prepares a linear layer with weight `[N, K]` and bias `[N]`.
+    fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Matrix>;
+    /// Prepares a convolution with kernel `[N, C, kt, kh, kw]`, odd sizes, stride 1, and bias `[N]`.
+    fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Conv>;
+}
+
+/// A device that runs the model.
+///
+/// Operations check their operands and return an error that names the operation and the shapes.
+/// They are deterministic: equal operands give equal bits, whatever the number of threads.
+pub trait Backend: Loader + Clone + Send + Sync + Sized {
+    /// Small integers, one a token.
+    type Index: Send + Sync;
+
+    // ---- moving data
+
     /// Copies a tensor back.
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
     /// Copies token indices to the device.
@@ -127,13 +136,6 @@ pub trait Backend: Clone + Send + Sync + Sized {
     ) -> Result<Self::Tensor>;
     /// Values around -1..1 `[F, H, W, 3]` as 8-bit samples: `round(clamp(x / 2 + 0.5) * 255)`, ties to even.
     fn to_rgb8(&self, x: &Self::Tensor) -> Result<Vec<u8>>;
-
-    // ---- preparing weights
-
-    /// Linear layer with weight `[N, K]` and bias `[N]`.
-    fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Matrix>;
-    /// Convolution with kernel `[N, C, kt, kh, kw]`, odd sizes, stride 1, and bias `[N]`.
-    fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Conv>;
 
     // ---- tokens
 

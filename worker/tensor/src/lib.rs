@@ -10,7 +10,7 @@ pub mod error;
 pub mod shape;
 
 pub use backend::{
-    Activation, AttentionBias, Backend, ChannelModulation, Gate, Modulation, Rope, Tensor,
+    Activation, AttentionBias, Backend, ChannelModulation, Gate, Loader, Modulation, Rope, Tensor,
     TimePadding,
 };
 pub use dtype::{DType, WeightView};

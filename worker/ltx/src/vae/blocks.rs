@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::weights::Weights;
-use longtake_tensor::{Backend, ChannelModulation, Shape, Tensor, TimePadding};
+use longtake_tensor::{Backend, ChannelModulation, Loader, Shape, Tensor, TimePadding};
 
 pub(super) type Op<T> = longtake_tensor::Result<T>;
 
@@ -19,7 +19,7 @@ pub(super) fn padding(causal: bool) -> TimePadding {
 }
 
 /// `LTXVideoResnetBlock3d` of equal widths: norm, SiLU, convolution, twice; plus its input.
-pub(super) struct ResnetBlock<B: Backend> {
+pub(super) struct ResnetBlock<B: Loader> {
     conv1: B::Conv,
     conv2: B::Conv,
     /// `[4, C]`: shift, scale of the first norm, then of the second; with timestep conditioning.
@@ -27,7 +27,7 @@ pub(super) struct ResnetBlock<B: Backend> {
     padding: TimePadding,
 }
 
-impl<B: Backend> ResnetBlock<B> {
+impl<B: Loader> ResnetBlock<B> {
     pub fn load(
         b: &B,
         w: &Weights,
@@ -46,7 +46,9 @@ impl<B: Backend> ResnetBlock<B> {
             padding: padding(causal),
         })
     }
+}
 
+impl<B: Backend> ResnetBlock<B> {
     /// `temb` is `[1, 4 C]` when the block is conditioned.
     pub fn forward(&self, b: &B, x: B::Tensor, temb: Option<&B::Tensor>) -> Op<B::Tensor> {
         let table = match (&self.scale_shift_table, temb) {
@@ -71,7 +73,7 @@ impl<B: Backend> ResnetBlock<B> {
 }
 
 /// Loads `count` residual blocks `name.resnets.i`.
-pub(super) fn load_resnets<B: Backend>(
+pub(super) fn load_resnets<B: Loader>(
     b: &B,
     w: &Weights,
     name: &str,
@@ -89,6 +91,6 @@ pub(super) fn load_resnets<B: Backend>(
 }
 
 /// A vector of `values` on the backend.
-pub(super) fn vector<B: Backend>(b: &B, values: &[f32]) -> Op<B::Tensor> {
+pub(super) fn vector<B: Loader>(b: &B, values: &[f32]) -> Op<B::Tensor> {
     b.upload(Shape::from([values.len()]), values)
 }

@@ -5,13 +5,13 @@ use crate::config::VaeConfig;
 use crate::embeddings::TimestepEmbedder;
 use crate::error::{InPart, Result};
 use crate::weights::Weights;
-use longtake_tensor::{Backend, ChannelModulation, Tensor, TimePadding};
+use longtake_tensor::{Backend, ChannelModulation, Loader, Tensor, TimePadding};
 
 /// `[st, sh, sw]` of every upsampler.
 const STRIDE: [usize; 3] = [2, 2, 2];
 
 /// `LTXVideoUpsampler3d`: a convolution spread over space and time, plus the spread input.
-struct Upsampler<B: Backend> {
+struct Upsampler<B: Loader> {
     conv: B::Conv,
     residual: bool,
     padding: TimePadding,
@@ -25,13 +25,13 @@ impl<B: Backend> Upsampler<B> {
 }
 
 /// `LTXVideoMidBlock3d`, or with an upsampler `LTXVideoUpBlock3d`.
-struct Stage<B: Backend> {
+struct Stage<B: Loader> {
     time_embedder: Option<TimestepEmbedder<B>>,
     upsampler: Option<Upsampler<B>>,
     resnets: Vec<ResnetBlock<B>>,
 }
 
-impl<B: Backend> Stage<B> {
+impl<B: Loader> Stage<B> {
     fn load(
         b: &B,
         w: &Weights,
@@ -57,7 +57,9 @@ impl<B: Backend> Stage<B> {
             )?,
         })
     }
+}
 
+impl<B: Backend> Stage<B> {
     fn forward(&self, b: &B, mut x: B::Tensor, timestep: f32) -> Op<B::Tensor> {
         if let Some(upsampler) = &self.upsampler {
             x = upsampler.forward(b, &x)?;
@@ -74,7 +76,7 @@ impl<B: Backend> Stage<B> {
 }
 
 /// The last modulation, with timestep conditioning.
-struct FinalEmbedding<B: Backend> {
+struct FinalEmbedding<B: Loader> {
     time_embedder: TimestepEmbedder<B>,
     /// `[2, C]`: shift, scale.
     scale_shift_table: B::Tensor,
@@ -83,7 +85,7 @@ struct FinalEmbedding<B: Backend> {
 }
 
 /// Normalised latents to pictures.
-pub struct Decoder<B: Backend> {
+pub struct Decoder<B: Loader> {
     conv_in: B::Conv,
     stages: Vec<Stage<B>>,
     last: Option<FinalEmbedding<B>>,
@@ -94,7 +96,7 @@ pub struct Decoder<B: Backend> {
     padding: TimePadding,
 }
 
-impl<B: Backend> Decoder<B> {
+impl<B: Loader> Decoder<B> {
     /// Loads the decoder's part of folder `vae`.
     pub fn load(b: &B, w: &Weights, config: &VaeConfig) -> Result<Self> {
         let (causal, latent) = (config.decoder_causal, config.latent_channels);
@@ -166,7 +168,9 @@ impl<B: Backend> Decoder<B> {
     pub fn is_timestep_conditioned(&self) -> bool {
         self.last.is_some()
     }
+}
 
+impl<B: Backend> Decoder<B> {
     /// The VAE's own latents for normalised ones.
     pub fn denormalise(&self, b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
         let [scale, shift] = &self.denormalise;

@@ -4,10 +4,10 @@ use super::blocks::{NORM_EPS, Op, ResnetBlock, load_resnets, padding, vector};
 use crate::config::{VaeConfig, downsample_stride};
 use crate::error::{InPart, Result};
 use crate::weights::Weights;
-use longtake_tensor::{Backend, TimePadding};
+use longtake_tensor::{Backend, Loader, TimePadding};
 
 /// `LTXVideoDownsampler3d`: a convolution folded into channels, plus the folded input averaged.
-struct Downsampler<B: Backend> {
+struct Downsampler<B: Loader> {
     conv: B::Conv,
     stride: [usize; 3],
     padding: TimePadding,
@@ -24,12 +24,12 @@ impl<B: Backend> Downsampler<B> {
     }
 }
 
-struct DownBlock<B: Backend> {
+struct DownBlock<B: Loader> {
     resnets: Vec<ResnetBlock<B>>,
     downsampler: Downsampler<B>,
 }
 
-impl<B: Backend> DownBlock<B> {
+impl<B: Loader> DownBlock<B> {
     fn load(b: &B, w: &Weights, i: usize, config: &VaeConfig) -> Result<Self> {
         let name = format!("encoder.down_blocks.{i}");
         let (from, to) = (
@@ -57,7 +57,7 @@ impl<B: Backend> DownBlock<B> {
 }
 
 /// Pictures to normalised latents.
-pub struct Encoder<B: Backend> {
+pub struct Encoder<B: Loader> {
     conv_in: B::Conv,
     down_blocks: Vec<DownBlock<B>>,
     mid_block: Vec<ResnetBlock<B>>,
@@ -69,7 +69,7 @@ pub struct Encoder<B: Backend> {
     padding: TimePadding,
 }
 
-impl<B: Backend> Encoder<B> {
+impl<B: Loader> Encoder<B> {
     /// Loads the encoder's part of folder `vae`.
     pub fn load(b: &B, w: &Weights, config: &VaeConfig) -> Result<Self> {
         let (channels, causal) = (&config.block_out_channels, config.encoder_causal);
@@ -101,7 +101,9 @@ impl<B: Backend> Encoder<B> {
             padding: padding(causal),
         })
     }
+}
 
+impl<B: Backend> Encoder<B> {
     /// Mode of the distribution, normalised, `[F', H', W', C]`, for pictures `[F, H, W, 3]` in -1..1.
     pub fn forward(&self, b: &B, pictures: &B::Tensor) -> Result<B::Tensor> {
         let part = || "VAE encoder".to_owned();
