@@ -3,7 +3,7 @@
 use crate::dag::{self, TaskKind};
 use crate::plan::{Plan, plan};
 use crate::view::JobState;
-use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, WorkerId};
+use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::JobSpec;
 use longtake_common::task::{Lane, TaskOutput};
 use serde::{Deserialize, Serialize};
@@ -248,6 +248,14 @@ impl Core {
     /// Workers that are attached.
     pub fn worker_count(&self) -> usize {
         self.workers.len()
+    }
+
+    /// Who has what in hand, as far as is known.
+    pub fn holdings(&self) -> impl Iterator<Item = (&WorkerId, Lane, &JobId, TaskId)> {
+        self.workers.iter().flat_map(|(worker, state)| {
+            let lanes = state.lanes.iter();
+            lanes.map(move |(lane, (job, kind))| (worker, *lane, job, kind.id()))
+        })
     }
 
     pub(crate) fn place(&self, job: &Job, kind: TaskKind) -> Place {

@@ -1,0 +1,490 @@
+//! Random histories: workers that vanish, come back, report twice, late or wrongly, and a
+//! coordinator that is killed between any two steps. A failing seed replays exactly.
+
+mod support;
+
+use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
+use longtake_common::spec::{Continuity, JobSpec};
+use longtake_common::task::{Assignment, TaskOutput, Work};
+use longtake_core::{Core, Effect, Effects, Event, JobState, Limits, Running, plan};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use support::{result, spec};
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+type Key = (JobId, TaskId, FencingToken);
+
+/// A connection; what is under way on it is lost when it breaks.
+struct Link {
+    worker: WorkerId,
+    to_core: VecDeque<Event>,
+    to_worker: VecDeque<Effect>,
+}
+
+/// A worker process.
+struct Process {
+    name: String,
+    link: Option<Link>,
+    /// What it has in hand; with a result once that is there.
+    held: BTreeMap<Key, (Work, Option<TaskOutput>)>,
+}
+
+struct Simulation {
+    random: Random,
+    core: Core,
+    records: BTreeMap<String, Vec<u8>>,
+    now_ms: u64,
+    epoch: u64,
+    limits: Limits,
+    processes: Vec<Process>,
+    /// Ends of connections that the coordinator has yet to notice.
+    broken: Vec<WorkerId>,
+    next_link: u64,
+    nonce: u64,
+    last_token: FencingToken,
+    /// Jobs that were seen at their end, and how they ended.
+    ended: BTreeMap<JobId, JobState>,
+    cancelled: BTreeSet<JobId>,
+    restarts: usize,
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let mut random = Random(seed);
+        // High enough that bad luck alone never ends a job: liveness is checked below.
+        let limits = Limits {
+            failures_max: 10_000,
+            losses_max: 10_000,
+            adopt_ms: if random.chance(50) { 3000 } else { 0 },
+            ..Limits::default()
+        };
+        let mut fx = Effects::new();
+        let core = Core::restore(0, Epoch(1), limits, [], &mut fx).expect("nothing to restore");
+        let process = |i| Process {
+            name: format!("w{i}"),
+            link: None,
+            held: BTreeMap::new(),
+        };
+        let count = 1 + random.below(4);
+        Self {
+            random,
+            core,
+            records: BTreeMap::new(),
+            now_ms: 0,
+            epoch: 1,
+            limits,
+            processes: (0..count).map(process).collect(),
+            broken: Vec::new(),
+            next_link: 0,
+            nonce: 0,
+            last_token: FencingToken(0),
+            ended: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
+            restarts: 0,
+        }
+    }
+
+    /// The coordinator handles an event, or is killed while doing so.
+    fn handle(&mut self, event: Event, killed_percent: usize) {
+        let mut fx = Effects::new();
+        self.core.handle(self.now_ms, event, &mut fx);
+        if self.random.chance(killed_percent) {
+            return self.restart(); // before the commit: as if the event had never come
+        }
+        self.commit(&mut fx);
+        if self.random.chance(killed_percent) {
+            return self.restart(); // after it: nobody hears of what was stored
+        }
+        self.run_effects(fx.take());
+        self.check();
+    }
+
+    fn commit(&mut self, fx: &mut Effects) {
+        for (key, value) in fx.take_writes() {
+            let value = value.expect("nothing is removed");
+            if key.starts_with("memo/") {
+                // Workers make different bytes each time, so this would be another result.
+                let before = self.records.get(&key);
+                assert!(before.is_none_or(|before| *before == value), "{key} changed");
+            }
+            self.records.insert(key, value);
+        }
+    }
+
+    fn restart(&mut self) {
+        self.restarts += 1;
+        self.epoch += 1;
+        for process in &mut self.processes {
+            process.link = None;
+        }
+        self.broken.clear();
+        let mut fx = Effects::new();
+        let records = self.records.clone();
+        let core = Core::restore(self.now_ms, Epoch(self.epoch), self.limits, records, &mut fx);
+        self.core = core.expect("its own records");
+        self.commit(&mut fx);
+        self.run_effects(fx.take());
+        self.check();
+    }
+
+    fn run_effects(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            let worker = match &effect {
+                Effect::Assign { worker, assignment } => {
+                    self.check_assignment(assignment);
+                    worker
+                }
+                Effect::Revoke { worker, .. } | Effect::Ack { worker, .. } => worker,
+                Effect::Disconnect { worker } => {
+                    for process in &mut self.processes {
+                        process.link.take_if(|link| link.worker == *worker);
+                    }
+                    continue;
+                }
+                _ => continue,
+            };
+            let links = self.processes.iter_mut().filter_map(|process| process.link.as_mut());
+            for link in links.filter(|link| link.worker == *worker) {
+                link.to_worker.push_back(effect.clone());
+            }
+        }
+    }
+
+    // ---- invariants ----
+
+    fn check_assignment(&mut self, assignment: &Assignment) {
+        assert!(assignment.token > self.last_token, "tokens grow, over restarts too");
+        self.last_token = assignment.token;
+        let record = &self.records[&format!("task/{}/{}", assignment.job, assignment.task)];
+        let record: serde_json::Value = serde_json::from_slice(record).expect("JSON");
+        assert_eq!(record["token"], assignment.token.0, "stored before it is given out");
+        assert!(!self.ended.contains_key(&assignment.job), "the job is over");
+        let key = format!("memo/{}", assignment.work.key());
+        assert!(!self.records.contains_key(&key), "{} is done already", assignment.task);
+    }
+
+    fn check(&mut self) {
+        let (mut tasks, mut lanes) = (BTreeSet::new(), BTreeSet::new());
+        for (worker, lane, job, task) in self.core.holdings() {
+            assert!(tasks.insert((job.clone(), task.clone())), "{job} {task} is held twice");
+            assert!(lanes.insert((worker.clone(), lane)), "{worker} does two things at once");
+        }
+        for job in self.core.jobs().cloned().collect::<Vec<_>>() {
+            let view = self.core.view(self.now_ms, &job).expect("listed");
+            assert!((0.0..=1.0).contains(&view.progress));
+            if view.state.is_final() {
+                let before = *self.ended.entry(job.clone()).or_insert(view.state);
+                assert_eq!(before, view.state, "{job} ended twice");
+                assert!(tasks.iter().all(|(held, _)| *held != job), "{job} is over");
+            } else {
+                assert!(!self.ended.contains_key(&job), "{job} began again");
+            }
+        }
+    }
+
+    // ---- what happens ----
+
+    fn submit(&mut self, number: usize) {
+        let spec = job(number);
+        let id = JobId(format!("j{}", self.nonce));
+        self.nonce += 1;
+        let spec = Box::new(spec);
+        self.handle(Event::Submit { job: id, spec }, 2);
+    }
+
+    fn connect(&mut self, at: usize) {
+        let process = &mut self.processes[at];
+        if let Some(link) = process.link.take() {
+            self.broken.push(link.worker);
+        }
+        let worker = WorkerId(format!("{}#{}", process.name, self.next_link));
+        self.next_link += 1;
+        let in_hand = held(process);
+        let attach = Event::Attach {
+            worker: worker.clone(),
+            name: process.name.clone(),
+            running: in_hand,
+        };
+        let mut to_core = VecDeque::from([attach]);
+        for (key, (_, output)) in &process.held {
+            to_core.extend(output.clone().map(|output| done(&worker, key, output)));
+        }
+        let to_worker = VecDeque::new();
+        process.link = Some(Link { worker, to_core, to_worker });
+    }
+
+    fn break_link(&mut self, at: usize) {
+        if let Some(link) = self.processes[at].link.take() {
+            // Half of the time nobody notices, and only the lease ends it.
+            if self.random.chance(50) {
+                self.broken.push(link.worker);
+            }
+        }
+    }
+
+    /// Something in hand with or without a result.
+    fn pick(&mut self, at: usize, with_result: bool) -> Option<Key> {
+        let held = self.processes[at].held.iter();
+        let fitting = held.filter(|(_, (_, output))| output.is_some() == with_result);
+        let keys: Vec<_> = fitting.map(|(key, _)| key.clone()).collect();
+        (!keys.is_empty()).then(|| keys[self.random.below(keys.len())].clone())
+    }
+
+    fn finish(&mut self, at: usize) {
+        let Some(key) = self.pick(at, false) else { return };
+        self.nonce += 1;
+        let (work, output) = self.processes[at].held.get_mut(&key).expect("picked");
+        let mut made = result(work);
+        for hash in made.artifacts.values_mut() {
+            *hash = Hash::of(format!("{hash} {}", self.nonce).as_bytes());
+        }
+        *output = Some(made);
+        self.report(at, &key);
+    }
+
+    fn report(&mut self, at: usize, key: &Key) {
+        let process = &mut self.processes[at];
+        let output = process.held[key].1.clone().expect("finished");
+        if let Some(link) = &mut process.link {
+            link.to_core.push_back(done(&link.worker, key, output));
+        }
+    }
+
+    fn fail(&mut self, at: usize) {
+        let Some(key) = self.pick(at, false) else { return };
+        let process = &mut self.processes[at];
+        process.held.remove(&key);
+        if let Some(link) = &mut process.link {
+            let (job, task, token) = key;
+            let (worker, error) = (link.worker.clone(), "unlucky".to_owned());
+            let event = Event::Failed { worker, job, task, token, error, retryable: true };
+            link.to_core.push_back(event);
+        }
+    }
+
+    fn heartbeat(&mut self, at: usize) {
+        let running = held(&self.processes[at]);
+        if let Some(link) = &mut self.processes[at].link {
+            let worker = link.worker.clone();
+            link.to_core.push_back(Event::Heartbeat { worker, running, peak_rss_bytes: 1 });
+        }
+    }
+
+    fn deliver_to_core(&mut self, at: usize, killed_percent: usize) -> bool {
+        let link = self.processes[at].link.as_mut();
+        let Some(event) = link.and_then(|link| link.to_core.pop_front()) else { return false };
+        self.handle(event, killed_percent);
+        true
+    }
+
+    fn deliver_to_worker(&mut self, at: usize) -> bool {
+        let process = &mut self.processes[at];
+        let Some(effect) = process.link.as_mut().and_then(|link| link.to_worker.pop_front()) else {
+            return false;
+        };
+        match effect {
+            Effect::Assign { assignment, .. } => {
+                let Assignment { job, task, token, work, .. } = *assignment;
+                process.held.insert((job, task, token), (work, None));
+            }
+            Effect::Revoke { job, task, token, .. } => {
+                process.held.remove(&(job, task, token));
+            }
+            Effect::Ack { job, task, token, .. } => {
+                if let Some((work, Some(_))) = process.held.remove(&(job, task, token)) {
+                    let key = format!("memo/{}", work.key());
+                    assert!(self.records.contains_key(&key), "acknowledged before it was stored");
+                }
+            }
+            other => panic!("{other:?} is not for workers"),
+        }
+        true
+    }
+
+    fn step(&mut self) {
+        let at = self.random.below(self.processes.len());
+        match self.random.below(100) {
+            0..30 => {
+                self.deliver_to_core(at, 1);
+            }
+            30..55 => {
+                self.deliver_to_worker(at);
+            }
+            55..70 => self.finish(at),
+            70..72 => self.fail(at),
+            72..82 => self.heartbeat(at),
+            82..85 => self.break_link(at),
+            85..88 => {
+                if self.processes[at].link.is_none() || self.random.chance(10) {
+                    self.connect(at);
+                }
+            }
+            88 => {
+                self.break_link(at);
+                self.processes[at].held.clear(); // the process is killed and started again
+            }
+            89..91 => {
+                if let Some(key) = self.pick(at, true) {
+                    self.report(at, &key); // once more
+                }
+            }
+            91..94 => {
+                if let Some(worker) = self.broken.pop() {
+                    self.handle(Event::Detach { worker }, 1);
+                }
+            }
+            94..98 => {
+                self.now_ms += if self.random.chance(3) { 20_000 } else { 250 };
+                self.handle(Event::Tick, 1);
+            }
+            98 => {
+                let number = self.random.below(3);
+                self.submit(number);
+            }
+            _ => self.cancel(),
+        }
+    }
+
+    fn cancel(&mut self) {
+        let jobs: Vec<_> = self.core.jobs().cloned().collect();
+        if !jobs.is_empty() && self.random.chance(5) {
+            let job = jobs[self.random.below(jobs.len())].clone();
+            if !self.ended.contains_key(&job) {
+                self.cancelled.insert(job.clone());
+            }
+            self.handle(Event::Cancel { job }, 0);
+        }
+    }
+
+    /// Nothing bad happens any more: everything has to end.
+    fn settle(&mut self) {
+        for number in 0..3 {
+            let event = Event::Submit {
+                job: JobId(format!("last{number}")),
+                spec: Box::new(job(number)),
+            };
+            self.handle(event, 0);
+        }
+        for at in 0..self.processes.len() {
+            self.connect(at);
+        }
+        for _ in 0..2000 {
+            for at in 0..self.processes.len() {
+                if self.processes[at].link.is_none() {
+                    self.connect(at);
+                }
+                self.heartbeat(at);
+                while self.deliver_to_core(at, 0) {}
+                while self.deliver_to_worker(at) {}
+                self.finish(at);
+            }
+            self.now_ms += 250;
+            self.handle(Event::Tick, 0);
+            if self.core.jobs().all(|job| self.ended.contains_key(job)) {
+                return;
+            }
+        }
+        panic!("jobs are left: {:?}", self.core.holdings().collect::<Vec<_>>());
+    }
+
+    fn check_films(&self) {
+        let jobs: Vec<_> = self.core.jobs().collect();
+        assert!(jobs.len() >= 3);
+        for job in jobs {
+            let view = self.core.view(self.now_ms, job).expect("listed");
+            if self.cancelled.contains(job) {
+                assert_eq!(view.state, JobState::Cancelled);
+                continue;
+            }
+            assert_eq!(view.state, JobState::Done, "{}", view.error);
+            assert!(view.video.is_some());
+            // A chunk for each span of the plan, none twice.
+            let spans = plan(&view.spec).spans();
+            assert_eq!(view.chunks.len(), spans.len());
+            assert_eq!(view.chunks.iter().collect::<BTreeSet<_>>().len(), spans.len());
+            // The stored tasks name the same chunks in the order of the spans.
+            for (span, chunk) in spans.iter().zip(&view.chunks) {
+                let (task, name) = match span.source {
+                    longtake_core::plan::Source::Interior(i) => (format!("decode/{i}"), "interior"),
+                    longtake_core::plan::Source::Seam(i) => (format!("seam/{i}"), "chunk"),
+                };
+                assert_eq!(self.artifact(job, &task, name), chunk.to_string());
+            }
+        }
+    }
+
+    fn artifact(&self, job: &JobId, task: &str, name: &str) -> String {
+        let read = |key: String| -> serde_json::Value {
+            serde_json::from_slice(&self.records[&key]).expect("JSON")
+        };
+        let record = read(format!("task/{job}/{task}"));
+        let key = record["finish"]["key"].as_str().expect("done").to_owned();
+        read(format!("memo/{key}"))["artifacts"][name].as_str().expect("there").to_owned()
+    }
+}
+
+/// Three jobs that share some of their work.
+fn job(number: usize) -> JobSpec {
+    match number {
+        0 => spec(288),
+        1 => spec(400),
+        _ => JobSpec { continuity: Continuity::None, ..spec(250) },
+    }
+}
+
+fn held(process: &Process) -> Vec<Running> {
+    let entry = |(key, (_, output)): (&Key, &(Work, Option<TaskOutput>))| Running {
+        job: key.0.clone(),
+        task: key.1.clone(),
+        token: key.2,
+        progress: if output.is_some() { 1.0 } else { 0.5 },
+    };
+    process.held.iter().map(entry).collect()
+}
+
+fn done(worker: &WorkerId, key: &Key, output: TaskOutput) -> Event {
+    let (job, task, token) = key.clone();
+    Event::Done { worker: worker.clone(), job, task, token, output: Box::new(output) }
+}
+
+#[test]
+fn every_history_ends_well() {
+    let (mut restarts, mut assigned) = (0, 0);
+    for seed in 0..300 {
+        let outcome = std::panic::catch_unwind(|| {
+            let mut simulation = Simulation::new(seed);
+            simulation.submit(0);
+            for _ in 0..3000 {
+                simulation.step();
+            }
+            simulation.settle();
+            simulation.check_films();
+            (simulation.restarts, simulation.last_token.0)
+        });
+        let Ok((more_restarts, more_assigned)) = outcome else { panic!("seed {seed}") };
+        restarts += more_restarts;
+        assigned += more_assigned;
+    }
+    // Otherwise this would not have tested anything.
+    assert!(restarts > 1000, "{restarts} restarts");
+    assert!(assigned > 10_000, "{assigned} assignments");
+}
