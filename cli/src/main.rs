@@ -1,1 +1,106 @@
-fn main() {}
+//! `longtake`: renders long takes, on this machine or on a farm of them.
+//!
+//! Every subcommand is a thin module under [`commands`] or [`render`]; what they share is one file
+//! each: the flags of a job ([`job_args`]), the farm's client ([`client`]), progress on a terminal
+//! ([`progress`]) and files that appear only when complete ([`output`]).
+
+mod client;
+mod commands;
+mod exit;
+mod job_args;
+mod output;
+mod progress;
+mod render;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Renders long videos as one shot: overlapping windows of LTX-Video, continued and joined so that
+/// nobody can point at a seam.
+#[derive(Parser)]
+#[command(
+    name = "longtake",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Render a prompt to a video, on this machine or (with --coordinator) on a farm
+    Render(render::RenderArgs),
+    /// Show the windows that a render would consist of; needs no weights
+    Plan(commands::plan::PlanArgs),
+    /// Check what this machine has: processor, memory, model, write access
+    Doctor(commands::doctor::DoctorArgs),
+    /// Run a coordinator: takes jobs, gives work to workers
+    Coordinator(commands::coordinator::CoordinatorArgs),
+    /// Run a worker for a coordinator
+    Worker(commands::worker::WorkerArgs),
+    /// Submit a job to a coordinator
+    Submit(commands::submit::SubmitArgs),
+    /// Show how far a job is
+    Status(commands::jobs::StatusArgs),
+    /// Follow a job until it ends
+    Watch(commands::jobs::WatchArgs),
+    /// List the jobs that a coordinator knows
+    List(commands::jobs::ListArgs),
+    /// Cancel a job
+    Cancel(commands::jobs::CancelArgs),
+    /// Compare two videos frame by frame
+    Compare(commands::compare::CompareArgs),
+}
+
+impl Command {
+    /// What is logged unless the user says otherwise: services tell their story, commands show
+    /// progress instead.
+    fn log_default(&self) -> &'static str {
+        match self {
+            Self::Coordinator(_) | Self::Worker(_) => "info",
+            _ => "warn",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(message) = longtake_common::telemetry::init(arguments.command.log_default()) {
+        eprintln!("error: {message}");
+        return ExitCode::FAILURE;
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the asynchronous runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(run(arguments.command));
+    // Blocking work that nobody waits for any more must not hold up the exit.
+    runtime.shutdown_background();
+    exit::code(outcome)
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Render(args) => render::run(args).await,
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Coordinator(args) => commands::coordinator::run(args).await,
+        Command::Worker(args) => commands::worker::run(args).await,
+        Command::Submit(args) => commands::submit::run(args).await,
+        Command::Status(args) => commands::jobs::status(args).await,
+        Command::Watch(args) => commands::jobs::watch(args).await,
+        Command::List(args) => commands::jobs::list(args).await,
+        Command::Cancel(args) => commands::jobs::cancel(args).await,
+        Command::Compare(args) => commands::compare::run(&args),
+    }
+}

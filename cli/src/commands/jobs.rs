@@ -1,0 +1,162 @@
+//! `status`, `watch`, `list` and `cancel`: what a farm's jobs are doing.
+
+use crate::client::{FarmArgs, segments_done, state_name};
+use crate::progress::{Progress, duration};
+use anyhow::{Result, bail};
+use longtake_proto::v1;
+use serde::Serialize;
+use std::time::Duration;
+
+/// A coordinator that is away this long is given up by those who only watch.
+pub const WATCH_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A job and the farm that has it.
+#[derive(clap::Args)]
+pub struct JobRef {
+    /// The job, like j-0123456789
+    job: String,
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `status`.
+#[derive(clap::Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    of: JobRef,
+}
+
+/// Flags of `watch`.
+#[derive(clap::Args)]
+pub struct WatchArgs {
+    #[command(flatten)]
+    of: JobRef,
+}
+
+/// Flags of `cancel`.
+#[derive(clap::Args)]
+pub struct CancelArgs {
+    #[command(flatten)]
+    of: JobRef,
+}
+
+/// Flags of `list`.
+#[derive(clap::Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// A job's state as the JSON has it.
+#[derive(Serialize)]
+struct StatusJson<'a> {
+    job: &'a str,
+    state: &'static str,
+    segments_done: usize,
+    segments_total: usize,
+    eta_s: Option<f64>,
+    error: Option<&'a str>,
+}
+
+impl<'a> From<&'a v1::Job> for StatusJson<'a> {
+    fn from(job: &'a v1::Job) -> Self {
+        Self {
+            job: &job.job,
+            state: state_name(job.state()),
+            segments_done: segments_done(job),
+            segments_total: job.segments.len(),
+            eta_s: job.eta_s,
+            error: (!job.error.is_empty()).then_some(job.error.as_str()),
+        }
+    }
+}
+
+/// Shows a job once.
+pub async fn status(args: StatusArgs) -> Result<()> {
+    let job = args.of.farm.connect().await?.get(&args.of.job).await?;
+    print(&job, args.of.json)
+}
+
+/// Follows a job until it ends. Fails when the job did.
+pub async fn watch(args: WatchArgs) -> Result<()> {
+    let mut client = args.of.farm.connect().await?;
+    let job = follow(&mut client, &args.of.job).await?;
+    print(&job, args.of.json)?;
+    match job.state() {
+        v1::JobState::Failed => bail!("job {} failed: {}", job.job, job.error),
+        _ => Ok(()),
+    }
+}
+
+/// Follows a job with progress on stderr until it ends, however it ends.
+pub async fn follow(client: &mut crate::client::Client, job: &str) -> Result<v1::Job> {
+    let mut progress = Progress::new();
+    let last = client
+        .watch(job, WATCH_PATIENCE, |job| progress.show(job))
+        .await;
+    progress.finish();
+    last
+}
+
+/// Cancels a job; what it has rendered stays in the artifact store.
+pub async fn cancel(args: CancelArgs) -> Result<()> {
+    let job = args.of.farm.connect().await?.cancel(&args.of.job).await?;
+    print(&job, args.of.json)
+}
+
+/// Lists all jobs.
+pub async fn list(args: ListArgs) -> Result<()> {
+    let jobs = args.farm.connect().await?.list().await?;
+    if args.json {
+        let jobs: Vec<StatusJson<'_>> = jobs.iter().map(StatusJson::from).collect();
+        println!("{}", serde_json::json!({ "jobs": jobs }));
+        return Ok(());
+    }
+    for job in &jobs {
+        let prompt = job.spec.as_ref().map_or("", |spec| spec.prompt.as_str());
+        println!("{}  {}", line(job), shortened(prompt));
+    }
+    Ok(())
+}
+
+fn print(job: &v1::Job, json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(&StatusJson::from(job))?);
+    } else {
+        println!("{}", line(job));
+    }
+    Ok(())
+}
+
+fn line(job: &v1::Job) -> String {
+    let mut text = format!(
+        "{}  {:9}  {} of {} windows",
+        job.job,
+        state_name(job.state()),
+        segments_done(job),
+        job.segments.len()
+    );
+    if let Some(eta_s) = job.eta_s {
+        text = format!("{text}, {} left", duration(eta_s));
+    }
+    if !job.error.is_empty() {
+        text = format!("{text}: {}", job.error);
+    }
+    text
+}
+
+/// The beginning of a prompt, for a list.
+fn shortened(prompt: &str) -> String {
+    const CHARACTERS_MAX: usize = 48;
+    let one_line = prompt.split_whitespace().collect::<Vec<_>>().join(" ");
+    if one_line.chars().count() <= CHARACTERS_MAX {
+        return one_line;
+    }
+    one_line.chars().take(CHARACTERS_MAX).chain(['…']).collect()
+}

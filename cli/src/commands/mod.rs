@@ -1,0 +1,24 @@
+//! One module for each subcommand but `render`.
+
+use anyhow::{Context, Result};
+
+pub mod compare;
+pub mod coordinator;
+pub mod doctor;
+pub mod jobs;
+pub mod plan;
+pub mod submit;
+pub mod worker;
+
+/// Resolves at the first SIGINT or SIGTERM.
+pub fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,65 @@
+//! `submit`: gives a job to a farm.
+
+use crate::client::FarmArgs;
+use crate::commands::jobs::follow;
+use crate::job_args::{JobArgs, Weights};
+use crate::output::Target;
+use crate::render::deliver;
+use anyhow::{Result, bail};
+use longtake_common::spec::Codec;
+use longtake_proto::v1;
+use longtake_server::convert::spec_to_proto;
+use std::path::PathBuf;
+
+/// Flags of `submit`.
+#[derive(clap::Args)]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    job: JobArgs,
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// Wait until the job ends; fail when it does
+    #[arg(long)]
+    wait: bool,
+    /// Fetch the film when it is done: FILE.mp4, or DIR/%06d.png for a PNG sequence
+    #[arg(short, long, value_name = "OUT", requires = "wait")]
+    output: Option<PathBuf>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Submits, and follows the job when asked to.
+pub async fn run(args: SubmitArgs) -> Result<()> {
+    let target = args.output.as_deref().map(Target::parse).transpose()?;
+    if let Some(target) = &target {
+        target.check()?;
+    }
+    let codec = target.as_ref().map_or(Codec::H264, Target::codec);
+    let wanted = args.job.wanted(codec, Weights::Required)?;
+    for notice in &wanted.notices {
+        eprintln!("note: {notice}");
+    }
+    let mut client = args.farm.connect().await?;
+    let reply = client.submit(spec_to_proto(&wanted.spec)).await?;
+    if reply.continued {
+        eprintln!("an equal job is under way already: {}", reply.job);
+    }
+    if args.wait {
+        let job = follow(&mut client, &reply.job).await?;
+        match job.state() {
+            v1::JobState::Done => {}
+            v1::JobState::Cancelled => bail!("job {} was cancelled", job.job),
+            _ => bail!("job {} failed: {}", job.job, job.error),
+        }
+        if let Some(target) = &target {
+            deliver::fetch(&mut client, &job, target).await?;
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::json!({ "job": reply.job }));
+    } else {
+        println!("{}", reply.job);
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! `worker`: one worker process, for a farm or for a `render` beside it.
+
+use anyhow::{Context, Result};
+use longtake_agent::AgentConfig;
+use std::io::Read;
+
+/// Flags of `worker`.
+#[derive(clap::Args)]
+pub struct WorkerArgs {
+    /// Address of the coordinator, like http://host:7341
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "LONGTAKE_COORDINATOR",
+        hide_env_values = true
+    )]
+    coordinator: String,
+    /// What to render on: cpu
+    #[arg(long, default_value = "cpu", value_parser = crate::job_args::device)]
+    device: String,
+    /// Threads to render with [default: the number of cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Instruction-set level: avx512, avx2 or scalar [default: the best that this machine has]
+    #[arg(long)]
+    isa: Option<String>,
+    /// Name shown in reports [default: host name and process id]
+    #[arg(long)]
+    name: Option<String>,
+    /// Leave as soon as standard input ends, that is when the process that started us is gone
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+/// Works until told to stop.
+pub async fn run(args: WorkerArgs) -> Result<()> {
+    if args.exit_with_parent {
+        watch_parent()?;
+    }
+    let config = AgentConfig {
+        coordinator: args.coordinator,
+        name: args.name.unwrap_or_else(default_name),
+        device: args.device,
+        threads: args
+            .threads
+            .map_or_else(longtake_agent::host::cores, usize::from),
+        isa: args.isa,
+    };
+    let stop = super::stop_signal()?;
+    Ok(longtake_agent::run(config, stop).await?)
+}
+
+/// Ends this process when the one that holds the other end of our standard input does. A thread of
+/// its own: it must work whatever the rest of the process is doing.
+fn watch_parent() -> Result<()> {
+    let wait = || {
+        let mut stdin = std::io::stdin().lock();
+        let mut byte = [0u8; 64];
+        while !matches!(stdin.read(&mut byte), Ok(0) | Err(_)) {}
+        std::process::exit(0);
+    };
+    std::thread::Builder::new()
+        .name("parent-watch".to_owned())
+        .spawn(wait)
+        .context("start the thread that watches the parent process")?;
+    Ok(())
+}
+
+fn default_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!(
+        "{}-{}",
+        if host.is_empty() { "worker" } else { host },
+        std::process::id()
+    )
+}

@@ -1,0 +1,444 @@
+//! The flags that say what film is wanted, shared by `render`, `submit` and `plan`, and the way
+//! from them to a [`JobSpec`].
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
+use longtake_common::model::{find_config, find_model, hash_model};
+use longtake_common::pipeline::Pipeline;
+use longtake_common::request::{
+    Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecRequest, parse_size,
+};
+use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
+use longtake_common::{Hash, media};
+use std::path::{Path, PathBuf};
+
+/// Pipeline file when neither --config nor --model is given.
+const CONFIG_DEFAULT: &str = "ltxv-tiny";
+/// Length of a film when none is given, in seconds.
+const SECONDS_DEFAULT: f64 = 5.0;
+/// Frames a second for a model other than ltxv-tiny, unless a pipeline file says otherwise.
+const FPS_DEFAULT: f64 = 30.0;
+
+// What diffusers' LTX pipelines use when the caller names nothing; a Diffusers folder does not
+// store these.
+const DIFFUSERS_STEPS: u32 = 50;
+const DIFFUSERS_GUIDANCE_SCALE: f32 = 3.0;
+const DIFFUSERS_WIDTH: u32 = 704;
+const DIFFUSERS_HEIGHT: u32 = 512;
+const DIFFUSERS_TEXT_TOKENS: u32 = 128;
+/// The condition pipeline of diffusers pads prompts further than the others.
+const DIFFUSERS_CONDITION_TEXT_TOKENS: u32 = 256;
+
+/// What film is wanted.
+#[derive(clap::Args, Clone, Debug)]
+pub struct JobArgs {
+    /// What to show; may be empty
+    pub prompt: String,
+    /// Length in seconds [default: 5]; frames = round(seconds * fps)
+    #[arg(
+        long,
+        value_name = "S",
+        conflicts_with = "frames",
+        allow_negative_numbers = true
+    )]
+    seconds: Option<f64>,
+    /// Length in frames
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    frames: Option<i64>,
+    /// Size in pixels, as 256x160 [default: the pipeline file's; 704x512 with --model]. Rendered
+    /// rounded up to multiples of 32 and cropped
+    #[arg(long, value_name = "WxH", value_parser = size, allow_hyphen_values = true)]
+    size: Option<(i64, i64)>,
+    /// Frames a second [default: 24 for ltxv-tiny, else 30]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    fps: Option<f64>,
+    /// Seed of the noise; window i draws from seed + i
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Pipeline file: a name under configs/ or a YAML file [default: ltxv-tiny]
+    #[arg(long, value_name = "NAME|YAML")]
+    config: Option<String>,
+    /// Model: a name under configs/models or a Diffusers folder, sampled with its own scheduler
+    /// (50 steps at guidance scale 3 unless given otherwise)
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// What to steer away from; counts when the guidance scale is above 1
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    negative: String,
+    /// How windows continue each other: chain holds each to the tail of the one before, none
+    /// renders them independently
+    #[arg(long, value_enum, default_value_t = ContinuityArg::Chain)]
+    continuity: ContinuityArg,
+    /// Frames of a window, 8k+1
+    #[arg(long, value_name = "N", default_value_t = SEGMENT_FRAMES_DEFAULT.into(), allow_negative_numbers = true)]
+    segment_frames: i64,
+    /// Frames that neighbouring windows share, 8k+1
+    #[arg(long, value_name = "N", default_value_t = OVERLAP_FRAMES_DEFAULT.into(), allow_negative_numbers = true)]
+    overlap_frames: i64,
+    /// Denoising steps, by the model's own schedule [default: the pipeline file's timesteps]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    steps: Option<i64>,
+    /// Classifier-free guidance; 1 is off [default: the pipeline file's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    guidance_scale: Option<f32>,
+    /// Length to which prompts are padded or cut, in tokens [default: the pipeline file's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    text_tokens: Option<i64>,
+}
+
+/// Continuity on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ContinuityArg {
+    /// Each window is held to the tail of the one before
+    Chain,
+    /// Windows know nothing of each other
+    None,
+}
+
+impl From<ContinuityArg> for Continuity {
+    fn from(arg: ContinuityArg) -> Self {
+        match arg {
+            ContinuityArg::Chain => Self::Chain,
+            ContinuityArg::None => Self::None,
+        }
+    }
+}
+
+/// Reads `--size`; the range is checked with everything else.
+fn size(text: &str) -> Result<(i64, i64), String> {
+    parse_size(text).map_err(|error| error.to_string())
+}
+
+/// Reads `--device`.
+pub fn device(text: &str) -> Result<String, String> {
+    match text {
+        "cpu" => Ok(text.to_owned()),
+        cuda if cuda.starts_with("cuda") => {
+            Err("this build has no CUDA backend; use --device cpu".to_owned())
+        }
+        _ => Err("no such device; use cpu".to_owned()),
+    }
+}
+
+/// Whether a model's weights are needed now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weights {
+    /// The job will be rendered: the model is found and hashed.
+    Required,
+    /// Only the timeline matters.
+    Ignored,
+}
+
+/// A job and what its user should know about it.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The job.
+    pub spec: JobSpec,
+    /// Sentences for the user.
+    pub notices: Vec<String>,
+    /// Where the model was found; `None` when it was not looked for.
+    pub model_path: Option<PathBuf>,
+}
+
+/// How the model is to be used: from a pipeline file, or a Diffusers folder's defaults.
+struct Recipe {
+    sampling: Sampling,
+    width: u32,
+    height: u32,
+    fps: f64,
+    /// Name or path of the model.
+    model: String,
+}
+
+impl JobArgs {
+    /// The job that these flags describe, checked.
+    pub fn wanted(&self, codec: Codec, weights: Weights) -> Result<Wanted> {
+        let recipe = self.recipe()?;
+        let (model, model_path) = match weights {
+            Weights::Required => {
+                let path = find_model(&recipe.model)?;
+                let hash = hash_model(&path)?;
+                (
+                    ModelRef {
+                        location: location(&recipe.model, &path)?,
+                        hash,
+                    },
+                    Some(path),
+                )
+            }
+            Weights::Ignored => (
+                ModelRef {
+                    location: recipe.model.clone(),
+                    hash: Hash::of(b""),
+                },
+                None,
+            ),
+        };
+        let spec = self.request(recipe, model, codec)?.validate()?;
+        media::check_size(codec, spec.width, spec.height)?;
+        let notices = rounding_notice(&spec).into_iter().collect();
+        Ok(Wanted {
+            spec,
+            notices,
+            model_path,
+        })
+    }
+
+    fn request(&self, recipe: Recipe, model: ModelRef, codec: Codec) -> Result<SpecRequest> {
+        let (width, height) = self
+            .size
+            .unwrap_or((recipe.width.into(), recipe.height.into()));
+        let length = match (self.frames, self.seconds) {
+            (Some(frames), _) => Length::Frames(frames),
+            (None, seconds) => Length::Seconds(seconds.unwrap_or(SECONDS_DEFAULT)),
+        };
+        Ok(SpecRequest {
+            prompt: self.prompt.clone(),
+            negative: self.negative.clone(),
+            length,
+            width,
+            height,
+            fps: self.fps.unwrap_or(recipe.fps),
+            seed: self.seed,
+            model,
+            continuity: self.continuity.into(),
+            segment_frames: self.segment_frames,
+            overlap_frames: self.overlap_frames,
+            sampling: self.sampling(recipe.sampling)?,
+            codec,
+        })
+    }
+
+    /// The recipe's sampling with the user's own figures in it.
+    fn sampling(&self, mut sampling: Sampling) -> Result<Sampling> {
+        if let Some(steps) = self.steps {
+            sampling.schedule = Schedule::Steps(count("steps", steps)?);
+        }
+        if let Some(scale) = self.guidance_scale {
+            sampling.guidance_scale = scale;
+        }
+        if let Some(tokens) = self.text_tokens {
+            sampling.text_tokens = count("text tokens", tokens)?;
+        }
+        Ok(sampling)
+    }
+
+    fn recipe(&self) -> Result<Recipe> {
+        let from_file = |name: &str| -> Result<Recipe> {
+            let pipeline = Pipeline::read(&find_config(name)?)?;
+            Ok(Recipe {
+                sampling: pipeline.sampling(),
+                width: pipeline.width,
+                height: pipeline.height,
+                fps: pipeline.frame_rate,
+                model: pipeline.model().to_owned(),
+            })
+        };
+        match (&self.config, &self.model) {
+            (Some(config), None) => from_file(config),
+            (Some(config), Some(model)) => Ok(Recipe {
+                model: model.clone(),
+                ..from_file(config)?
+            }),
+            (None, None) => from_file(CONFIG_DEFAULT),
+            (None, Some(model)) => {
+                // The shipped model under any of its names is sampled as it was distilled.
+                if let Ok(shipped) = from_file(CONFIG_DEFAULT)
+                    && is_same_model(&shipped.model, model)
+                {
+                    return Ok(shipped);
+                }
+                diffusers_recipe(model)
+            }
+        }
+    }
+}
+
+/// How diffusers would sample the folder `model`.
+fn diffusers_recipe(model: &str) -> Result<Recipe> {
+    let path = find_model(model)?;
+    let index = path.join("model_index.json");
+    let text = std::fs::read_to_string(&index).with_context(|| {
+        format!(
+            "{} is no Diffusers folder: cannot read {}",
+            path.display(),
+            index.display()
+        )
+    })?;
+    let index_json: serde_json::Value = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not JSON; fetch the file again", index.display()))?;
+    let class = index_json["_class_name"].as_str().unwrap_or("");
+    if !class.starts_with("LTX") {
+        bail!(
+            "{} names the pipeline '{class}'; an LTX-Video folder is needed",
+            index.display()
+        );
+    }
+    let text_tokens = match class {
+        "LTXConditionPipeline" => DIFFUSERS_CONDITION_TEXT_TOKENS,
+        _ => DIFFUSERS_TEXT_TOKENS,
+    };
+    Ok(Recipe {
+        sampling: Sampling {
+            schedule: Schedule::Steps(DIFFUSERS_STEPS),
+            guidance_scale: DIFFUSERS_GUIDANCE_SCALE,
+            text_tokens,
+            decode_timestep: 0.0,
+            decode_noise_scale: 0.0,
+        },
+        width: DIFFUSERS_WIDTH,
+        height: DIFFUSERS_HEIGHT,
+        fps: FPS_DEFAULT,
+        model: model.to_owned(),
+    })
+}
+
+fn is_same_model(a: &str, b: &str) -> bool {
+    matches!((find_model(a), find_model(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+fn count(what: &str, value: i64) -> Result<u32> {
+    u32::try_from(value).map_err(|_| anyhow!("{value} {what} are out of range: use at least 1"))
+}
+
+/// What workers look the model up by: a bare name where they have it themselves, else this path.
+fn location(name: &str, found: &Path) -> Result<String> {
+    if !name.contains(['/', '\\']) && !found.is_file() {
+        return Ok(name.to_owned());
+    }
+    found
+        .to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| anyhow!("the path {} is not UTF-8; move the model", found.display()))
+}
+
+fn rounding_notice(spec: &JobSpec) -> Option<String> {
+    let (padded_width, padded_height) = (spec.padded_width(), spec.padded_height());
+    let fits = (padded_width, padded_height) == (spec.width, spec.height);
+    (!fits).then(|| {
+        format!(
+            "{}x{} is not a multiple of 32: rendered at {padded_width}x{padded_height} and cropped",
+            spec.width, spec.height
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        job: JobArgs,
+    }
+
+    fn wanted(flags: &[&str]) -> Result<Wanted> {
+        let line = ["test", "a red circle"].iter().chain(flags);
+        Flags::try_parse_from(line)?
+            .job
+            .wanted(Codec::H264, Weights::Ignored)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_shipped_pipeline_file() {
+        let spec = wanted(&[]).expect("valid").spec;
+        assert_eq!(
+            (spec.width, spec.height, spec.fps, spec.frames),
+            (256, 160, 24.0, 120)
+        );
+        assert_eq!((spec.segment_frames, spec.overlap_frames), (121, 17));
+        assert!(matches!(spec.sampling.schedule, Schedule::Timesteps(t) if t.len() == 8));
+    }
+
+    #[test]
+    fn flags_go_where_they_belong() {
+        let spec = wanted(&[
+            "--frames",
+            "60",
+            "--size",
+            "64x64",
+            "--fps",
+            "12.5",
+            "--seed",
+            "7",
+            "--steps",
+            "3",
+            "--guidance-scale",
+            "2.5",
+            "--text-tokens",
+            "48",
+            "--continuity",
+            "none",
+            "--segment-frames",
+            "33",
+            "--overlap-frames",
+            "9",
+            "--negative",
+            "blur",
+        ])
+        .expect("valid")
+        .spec;
+        assert_eq!(
+            (spec.frames, spec.width, spec.height, spec.fps),
+            (60, 64, 64, 12.5)
+        );
+        assert_eq!((spec.seed, spec.continuity), (7, Continuity::None));
+        assert_eq!(spec.sampling.schedule, Schedule::Steps(3));
+        assert_eq!(
+            (spec.sampling.guidance_scale, spec.sampling.text_tokens),
+            (2.5, 48)
+        );
+        assert_eq!((spec.segment_frames, spec.overlap_frames), (33, 9));
+        assert_eq!(spec.negative, "blur");
+    }
+
+    #[test]
+    fn a_size_that_is_rounded_up_is_said() {
+        let notices = wanted(&["--size", "250x150"]).expect("valid").notices;
+        assert_eq!(notices.len(), 1);
+        assert!(notices[0].contains("256x160"), "{notices:?}");
+        assert!(
+            wanted(&["--size", "256x160"])
+                .expect("valid")
+                .notices
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn bad_figures_are_refused_before_anything_starts() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["--size", "0x160"], "width 0"),
+            (&["--size", "-64x64"], "width -64"),
+            (&["--frames", "0"], "0 frames"),
+            (&["--frames=-5"], "-5 frames"),
+            (&["--seconds", "0"], "0 seconds"),
+            (&["--segment-frames", "120"], "113 or 121"),
+            (&["--overlap-frames", "16"], "9 or 17"),
+            (&["--steps", "0"], "0 steps"),
+            (&["--steps", "-1"], "-1 steps"),
+            (&["--text-tokens", "-1"], "-1 text tokens"),
+            (&["--fps", "0"], "0 frames a second"),
+            (&["--config", "no-such"], "no-such"),
+            (&["--model", "/no/such/folder"], "/no/such/folder"),
+        ];
+        for (flags, part) in cases {
+            let error = wanted(flags).expect_err(part).to_string();
+            assert!(error.contains(part), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_is_unknown() {
+        for flags in [
+            ["--image", "a.png"],
+            ["--lora", "x"],
+            ["--ranks", "2"],
+            ["--continuity", "lockstep"],
+        ] {
+            assert!(wanted(&flags).is_err(), "{flags:?}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! From the artifact store to the places that the user named.
+
+use crate::client::Client;
+use crate::output::{Target, folder_of};
+use anyhow::{Context, Result, anyhow, bail};
+use longtake_common::media::{MediaError, PackReader, write_png_sequence_from};
+use longtake_common::spec::Codec;
+use longtake_proto::v1;
+use std::path::{Path, PathBuf};
+
+/// Fetches the film of a job that is done; it appears under its name when it is complete.
+pub async fn fetch(client: &mut Client, job: &v1::Job, target: &Target) -> Result<()> {
+    target.clear_partial()?;
+    let fetched = match target.codec() {
+        Codec::H264 => fetch_film(client, job, &target.partial()).await,
+        Codec::Png => fetch_sequence(client, job, target).await,
+    };
+    if let Err(error) = fetched {
+        // The first error says more than one of cleaning up could.
+        let _ = target.clear_partial();
+        return Err(error);
+    }
+    target.publish()
+}
+
+async fn fetch_film(client: &mut Client, job: &v1::Job, partial: &Path) -> Result<()> {
+    let video = job
+        .video
+        .as_deref()
+        .ok_or_else(|| anyhow!("job {} names no film", job.job))?;
+    client.fetch_to(video, partial).await
+}
+
+/// Unpacks the chunks, which are frame packs, into numbered pictures; one pack is on disk at a time.
+async fn fetch_sequence(client: &mut Client, job: &v1::Job, target: &Target) -> Result<()> {
+    let folder = target.partial();
+    let pattern = folder.join(target.given().file_name().unwrap_or_default());
+    let holding = tempfile::tempdir_in(folder_of(&folder)).context("make a folder for chunks")?;
+    let pack = holding.path().join("chunk");
+    let runtime = tokio::runtime::Handle::current();
+    let frames = job.chunks.iter().flat_map(|chunk| {
+        // The media code is synchronous and asks for frames one by one.
+        let opened = tokio::task::block_in_place(|| {
+            runtime.block_on(client.fetch_to(chunk, &pack))?;
+            let file = std::fs::File::open(&pack)?;
+            Ok(PackReader::new(
+                std::io::BufReader::new(file),
+                format!("chunk {chunk}"),
+            )?)
+        });
+        let (frames, failed): (_, Option<anyhow::Error>) = match opened {
+            Ok(frames) => (Some(frames), None),
+            Err(error) => (None, Some(error)),
+        };
+        let frames = frames
+            .into_iter()
+            .flatten()
+            .map(|frame| frame.map_err(Failed::from));
+        frames.chain(failed.map(|error| Err(Failed(error))))
+    });
+    let written =
+        write_png_sequence_from(&pattern, FIRST_NUMBER, frames).map_err(|Failed(error)| error)?;
+    let expected = job.spec.as_ref().map_or(0, |spec| spec.frames);
+    if written != u64::from(expected) {
+        bail!("the film has {written} pictures instead of {expected}; render it again");
+    }
+    Ok(())
+}
+
+/// The first picture of a sequence, as ffmpeg numbers them.
+const FIRST_NUMBER: u64 = 1;
+
+/// Any error, as the media code wants one that its own turn into.
+struct Failed(anyhow::Error);
+
+impl From<MediaError> for Failed {
+    fn from(error: MediaError) -> Self {
+        Self(error.into())
+    }
+}
+
+/// Where `--save-latents` goes: one file, or one for each window.
+#[derive(Clone, Debug)]
+pub struct LatentsTarget {
+    path: PathBuf,
+    windows: usize,
+}
+
+impl LatentsTarget {
+    /// Checks that the files could be written.
+    pub fn new(path: &Path, windows: usize) -> Result<Self> {
+        if path.is_dir() {
+            bail!(
+                "{} is a folder; give --save-latents the name of a file",
+                path.display()
+            );
+        }
+        crate::output::check_writable(folder_of(path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            windows,
+        })
+    }
+
+    /// `FILE`, or with several windows `FILE.0000.safetensors`, `FILE.0001.safetensors`...
+    fn file(&self, window: u32) -> PathBuf {
+        if self.windows == 1 {
+            return self.path.clone();
+        }
+        let stem = match self.path.extension() {
+            Some(ending) if ending == "safetensors" => self.path.with_extension(""),
+            _ => self.path.clone(),
+        };
+        let mut name = stem.into_os_string();
+        name.push(format!(".{window:04}.safetensors"));
+        PathBuf::from(name)
+    }
+
+    /// Fetches the latents of every window.
+    pub async fn fetch(&self, client: &mut Client, job: &v1::Job) -> Result<()> {
+        for segment in &job.segments {
+            let latents = segment
+                .latents
+                .as_deref()
+                .ok_or_else(|| anyhow!("window {} names no latents", segment.index))?;
+            let file = self.file(segment.index);
+            let mut partial = file.clone().into_os_string();
+            partial.push(".partial");
+            let partial = PathBuf::from(partial);
+            client.fetch_to(latents, &partial).await?;
+            std::fs::rename(&partial, &file)
+                .with_context(|| format!("rename {} to {}", partial.display(), file.display()))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latents_of_several_windows_are_numbered() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let names = |name: &str, windows: usize| {
+            let target = LatentsTarget::new(&folder.path().join(name), windows).expect("writable");
+            let file = target.file(1);
+            file.file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned()
+        };
+        assert_eq!(names("l.safetensors", 1), "l.safetensors");
+        assert_eq!(names("l.safetensors", 3), "l.0001.safetensors");
+        assert_eq!(names("l", 3), "l.0001.safetensors");
+        assert!(LatentsTarget::new(folder.path(), 1).is_err());
+    }
+}

@@ -1,0 +1,177 @@
+//! `render`: from a prompt to a film, with a coordinator and workers of its own or on a farm.
+
+pub mod deliver;
+mod embedded;
+mod report;
+mod workers;
+
+use crate::client::{Client, FarmArgs};
+use crate::exit::Interrupted;
+use crate::job_args::{JobArgs, Wanted, Weights};
+use crate::output::Target;
+use crate::progress::{Progress, duration};
+use anyhow::{Context, Result, bail};
+use deliver::LatentsTarget;
+use longtake_proto::v1;
+use longtake_server::convert::spec_to_proto;
+use report::Report;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Flags of `render`.
+#[derive(clap::Args)]
+pub struct RenderArgs {
+    #[command(flatten)]
+    job: JobArgs,
+    #[command(flatten)]
+    farm: FarmArgs,
+    /// Worker processes to start [default: one for each core, at most 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: Option<u16>,
+    /// Threads of each worker [default: cores / workers]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// What to render on: cpu
+    #[arg(long, default_value = "cpu", value_parser = crate::job_args::device)]
+    device: String,
+    /// Instruction-set level: avx512, avx2 or scalar [default: the best that this machine has]
+    #[arg(long)]
+    isa: Option<String>,
+    /// Folder for work in progress; kept afterwards, so that other films can reuse what it holds
+    /// [default: OUT.longtake, removed when the film is there]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Also store the latents of each window, as the last denoising step leaves them
+    #[arg(long, value_name = "FILE")]
+    save_latents: Option<PathBuf>,
+    /// The film: FILE.mp4, or DIR/%06d.png for a PNG sequence that begins with 000001.png
+    #[arg(short, long, value_name = "OUT", default_value = "out.mp4")]
+    output: PathBuf,
+    /// Print the report as one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything that was checked before the work starts.
+struct Order {
+    wanted: Wanted,
+    target: Target,
+    latents: Option<LatentsTarget>,
+    started: Instant,
+}
+
+/// Renders, delivers, reports.
+pub async fn run(args: RenderArgs) -> Result<()> {
+    let started = Instant::now();
+    let target = Target::parse(&args.output)?;
+    target.check()?;
+    let wanted = args.job.wanted(target.codec(), Weights::Required)?;
+    let plan = longtake_core::plan(&wanted.spec);
+    let latents = args
+        .save_latents
+        .as_deref()
+        .map(|path| LatentsTarget::new(path, plan.windows.len()))
+        .transpose()?;
+    let order = Order {
+        wanted,
+        target,
+        latents,
+        started,
+    };
+    let report = match &args.farm.coordinator {
+        Some(url) => {
+            args.refuse_local_flags()?;
+            on_farm(url, &order).await?
+        }
+        None => embedded::render(&args, &order).await?,
+    };
+    let text = serde_json::to_string(&report)?;
+    crate::output::write_whole(&order.target.report(), format!("{text}\n").as_bytes())?;
+    if args.json {
+        println!("{text}");
+    } else {
+        eprintln!(
+            "{}: {} frames in {}",
+            order.target.given().display(),
+            report.frames,
+            duration(report.seconds_total)
+        );
+    }
+    Ok(())
+}
+
+impl RenderArgs {
+    /// Flags about our own workers mean nothing on a farm: better refused than ignored.
+    fn refuse_local_flags(&self) -> Result<()> {
+        let given = [
+            ("--workers", self.workers.is_some()),
+            ("--threads", self.threads.is_some()),
+            ("--isa", self.isa.is_some()),
+            ("--state", self.state.is_some()),
+        ];
+        if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
+            bail!(
+                "{flag} sets up workers on this machine, but a farm is named; leave out {flag}, or \
+                 --coordinator and LONGTAKE_COORDINATOR"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Renders on the farm at `url`.
+async fn on_farm(url: &str, order: &Order) -> Result<Report> {
+    let mut client = Client::connect(url).await?;
+    let patience = crate::commands::jobs::WATCH_PATIENCE;
+    let stop = crate::commands::stop_signal()?;
+    let job = tokio::select! {
+        job = carry_out(&mut client, order, patience) => job?,
+        () = stop => {
+            return Err(Interrupted(
+                "interrupted; the farm goes on with the job, and the same command waits for it again"
+                    .to_owned(),
+            )
+            .into());
+        }
+    };
+    deliver(&mut client, &job, order).await
+}
+
+/// Submits the job and follows it to its end.
+async fn carry_out(client: &mut Client, order: &Order, patience: Duration) -> Result<v1::Job> {
+    let mut progress = Progress::new();
+    for notice in &order.wanted.notices {
+        progress.note(notice);
+    }
+    let reply = client.submit(spec_to_proto(&order.wanted.spec)).await?;
+    if reply.continued {
+        progress.note("going on where an earlier run was stopped");
+    }
+    let job = client
+        .watch(&reply.job, patience, |job| progress.show(job))
+        .await;
+    progress.finish();
+    let job = job?;
+    match job.state() {
+        v1::JobState::Done => Ok(job),
+        v1::JobState::Cancelled => bail!("job {} was cancelled", job.job),
+        _ => bail!("{}", job.error),
+    }
+}
+
+/// Brings film and latents to their places and writes up how it went.
+async fn deliver(client: &mut Client, job: &v1::Job, order: &Order) -> Result<Report> {
+    if let Some(latents) = &order.latents {
+        latents
+            .fetch(client, job)
+            .await
+            .context("save the latents")?;
+    }
+    deliver::fetch(client, job, &order.target).await?;
+    Ok(Report::new(
+        job,
+        order.target.given(),
+        &order.wanted.spec,
+        order.started.elapsed(),
+    ))
+}

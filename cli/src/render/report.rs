@@ -1,0 +1,108 @@
+//! What `render --json` prints and `OUT.mp4.json` holds: how the film came about.
+
+use longtake_common::spec::JobSpec;
+use longtake_proto::v1;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The report of a render.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The film, as the user named it.
+    pub output: PathBuf,
+    /// Pixels across.
+    pub width: u32,
+    /// Pixels down.
+    pub height: u32,
+    /// Frames a second.
+    pub fps: f64,
+    /// Frames of the film.
+    pub frames: u32,
+    /// Its windows.
+    pub segments: Vec<SegmentReport>,
+    /// The joins between them.
+    pub seams: Vec<SeamReport>,
+    /// Wall time of this command.
+    pub seconds_total: f64,
+    /// Sum over processes of each one's peak, in bytes.
+    pub peak_rss_bytes: u64,
+}
+
+/// One window.
+#[derive(Clone, Debug, Serialize)]
+pub struct SegmentReport {
+    index: u32,
+    first_frame: u32,
+    frames: u32,
+    seed: u64,
+    worker: String,
+    attempts: u32,
+    reused: bool,
+    seconds: BTreeMap<String, f64>,
+}
+
+/// One join.
+#[derive(Clone, Debug, Serialize)]
+pub struct SeamReport {
+    frame: u32,
+    method: String,
+    seam_ratio: f64,
+    warp_ratio: f64,
+    sharpness: f64,
+}
+
+/// Phases that every window reports, in seconds; those that did not happen took none.
+const PHASES: [&str; 7] = [
+    "text", "pass1", "upsample", "pass2", "decode", "encode", "total",
+];
+
+impl Report {
+    /// The report of a job that is done.
+    pub fn new(job: &v1::Job, output: &Path, spec: &JobSpec, took: Duration) -> Self {
+        Self {
+            output: output.to_owned(),
+            width: spec.width,
+            height: spec.height,
+            fps: spec.fps,
+            frames: spec.frames,
+            segments: job.segments.iter().map(SegmentReport::new).collect(),
+            seams: job.seams.iter().map(SeamReport::new).collect(),
+            seconds_total: took.as_secs_f64(),
+            peak_rss_bytes: job.workers_peak_rss_bytes + longtake_agent::host::peak_rss_bytes(),
+        }
+    }
+}
+
+impl SegmentReport {
+    fn new(segment: &v1::Segment) -> Self {
+        let mut seconds: BTreeMap<String, f64> = PHASES
+            .iter()
+            .map(|phase| ((*phase).to_owned(), 0.0))
+            .collect();
+        seconds.extend(segment.seconds.iter().map(|(phase, s)| (phase.clone(), *s)));
+        Self {
+            index: segment.index,
+            first_frame: segment.first_frame,
+            frames: segment.frames,
+            seed: segment.seed,
+            worker: segment.worker.clone(),
+            attempts: segment.attempts,
+            reused: segment.reused,
+            seconds,
+        }
+    }
+}
+
+impl SeamReport {
+    fn new(seam: &v1::Seam) -> Self {
+        Self {
+            frame: seam.frame,
+            method: seam.method.clone(),
+            seam_ratio: seam.seam_ratio,
+            warp_ratio: seam.warp_ratio,
+            sharpness: seam.sharpness,
+        }
+    }
+}

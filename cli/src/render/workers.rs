@@ -1,0 +1,160 @@
+//! Worker processes of an embedded render: started, watched, started again when they die.
+
+use anyhow::{Context, Result, anyhow};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+/// How often one worker is started again before it is given up. Someone who kills workers to see
+/// what happens should not run out of them; a worker that cannot live at all should not go on.
+const RESTARTS_MAX: u32 = 8;
+/// Wait before a worker is started again, times the number of restarts.
+const RESTART_DELAY: Duration = Duration::from_millis(100);
+
+/// What every worker is started with.
+#[derive(Clone, Debug)]
+pub struct WorkerSetup {
+    /// Worker processes.
+    pub count: usize,
+    /// Threads of each.
+    pub threads: usize,
+    /// What they render on.
+    pub device: String,
+    /// Instruction-set level, if chosen.
+    pub isa: Option<String>,
+    /// Address of the coordinator.
+    pub coordinator: String,
+    /// Folder for what they write to stderr.
+    pub logs: PathBuf,
+}
+
+/// Running workers. Dropping it kills them.
+pub struct Workers {
+    slots: JoinSet<anyhow::Error>,
+}
+
+impl Workers {
+    /// Starts them.
+    pub fn start(setup: &WorkerSetup) -> Result<Self> {
+        let program = std::env::current_exe().context("find the program's own path")?;
+        let mut slots = JoinSet::new();
+        for number in 1..=setup.count {
+            let slot = Slot {
+                program: program.clone(),
+                setup: setup.clone(),
+                number,
+            };
+            let first = slot.spawn()?;
+            slots.spawn(slot.keep_alive(first));
+        }
+        Ok(Self { slots })
+    }
+
+    /// Resolves when no worker is left and none will be started again.
+    pub async fn all_lost(&mut self) -> anyhow::Error {
+        let mut last = anyhow!("there are no workers");
+        while let Some(ended) = self.slots.join_next().await {
+            match ended {
+                Ok(error) => last = error,
+                Err(error) => last = anyhow!("a worker's supervisor ended: {error}"),
+            }
+        }
+        last
+    }
+
+    /// Kills them and waits until they are gone. Nothing they hold matters any more.
+    pub async fn stop(mut self) {
+        self.slots.shutdown().await;
+    }
+}
+
+/// One worker's place, filled by one process after another.
+struct Slot {
+    program: PathBuf,
+    setup: WorkerSetup,
+    number: usize,
+}
+
+impl Slot {
+    fn log_path(&self) -> PathBuf {
+        self.setup.logs.join(format!("worker-{}.log", self.number))
+    }
+
+    /// Keeps a process in the slot; resolves when that has failed too often.
+    async fn keep_alive(self, mut child: Child) -> anyhow::Error {
+        for restarts in 1.. {
+            // `wait` would close a stdin that it finds, and with it the worker's life line.
+            let _life_line = child.stdin.take();
+            let how = match child.wait().await {
+                Ok(status) => status.to_string(),
+                Err(error) => error.to_string(),
+            };
+            if restarts > RESTARTS_MAX {
+                return self.obituary(&how);
+            }
+            tracing::info!("worker {} ended ({how}); starting it again", self.number);
+            tokio::time::sleep(RESTART_DELAY * restarts).await;
+            match self.spawn() {
+                Ok(next) => child = next,
+                Err(error) => return error,
+            }
+        }
+        unreachable!("the loop has no other end")
+    }
+
+    fn obituary(&self, how: &str) -> anyhow::Error {
+        let path = self.log_path();
+        let last_words = last_line(&path)
+            .map(|line| format!(", saying: {line}"))
+            .unwrap_or_default();
+        anyhow!(
+            "worker {} died {} times (last: {how}{last_words}); see {}",
+            self.number,
+            RESTARTS_MAX + 1,
+            path.display()
+        )
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let setup = &self.setup;
+        let path = self.log_path();
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("write {}", path.display()))?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg("worker")
+            .args(["--coordinator", &setup.coordinator]);
+        command.args(["--name", &format!("worker-{}", self.number)]);
+        command.args([
+            "--device",
+            &setup.device,
+            "--threads",
+            &setup.threads.to_string(),
+        ]);
+        if let Some(isa) = &setup.isa {
+            command.args(["--isa", isa]);
+        }
+        // The pipe's other end closes when this process dies, however it does; a group of its own
+        // keeps the terminal's Ctrl-C from the worker, so that we decide when it ends.
+        command
+            .arg("--exit-with-parent")
+            .stdin(Stdio::piped())
+            .process_group(0);
+        command.stdout(Stdio::null()).stderr(log).kill_on_drop(true);
+        command
+            .spawn()
+            .with_context(|| format!("start {} worker", self.program.display()))
+    }
+}
+
+fn last_line(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    text.lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .map(str::to_owned)
+}
