@@ -124,10 +124,12 @@ pub fn attention(
         .into_par_iter()
         .map(|h| Head::pack(shape, h, k, v))
         .collect();
-    out.par_chunks_mut(QUERIES * width)
+    let fair = lq.div_ceil(4 * rayon::current_num_threads());
+    let queries = fair.clamp(FEWEST_QUERIES, QUERIES);
+    out.par_chunks_mut(queries * width)
         .enumerate()
         .for_each(|(index, out)| {
-            let first = index * QUERIES;
+            let first = index * queries;
             let task = Task {
                 isa,
                 shape,

@@ -231,6 +231,7 @@ impl Layer<'_> {
                     self.panel(block, start..end, panel, rows, &mut y[column..], stride);
                 }
             }
+            self.epilogue.apply(self.isa, y);
         });
     }
 
@@ -261,12 +262,6 @@ impl Layer<'_> {
             };
             let y = &mut y[row * stride..];
             tile(self.isa, &factors, panel, rows, start, y, stride);
-            if depth.end == self.weights.k {
-                for i in 0..rows {
-                    self.epilogue
-                        .apply(self.isa, &mut y[i * stride..][..panel.cols]);
-                }
-            }
         }
     }
 }

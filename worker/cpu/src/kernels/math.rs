@@ -31,15 +31,16 @@ pub(super) const PORTABLE_FMA: bool = cfg!(target_arch = "aarch64");
 
 /// The sum of all lanes, in halves: the same order however wide the registers are.
 #[inline(always)]
-pub(super) fn tree_sum(mut lanes: [f32; 16]) -> f32 {
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
+pub(super) fn tree_sum(lanes: [f32; 16]) -> f32 {
+    let mut eight = [0.0; 8];
+    for i in 0..8 {
+        eight[i] = lanes[i] + lanes[i + 8];
     }
-    lanes[0]
+    let mut four = [0.0; 4];
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// Calls `$body::<FMA>(args)`, compiled for the level.
@@ -85,7 +86,7 @@ pub(super) mod lane {
     /// 2^n for -126 <= n <= 127, n integral.
     #[inline(always)]
     fn power_of_two(n: i32) -> f32 {
-        f32::from_bits(((n + 127) << 23) as u32)
+        f32::from_bits((n.wrapping_add(127) << 23) as u32)
     }
 
     /// The larger one; `x` if it is not a number.
@@ -119,11 +120,11 @@ pub(super) mod lane {
             p = fma::<FMA>(p, r, c);
         }
         let p = fma::<FMA>(p * r, r, r) + 1.0;
-        // n reaches 129 and -151: two factors, so that neither leaves the range of exponents.
-        let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+        // n reaches 128 and -150: two factors, so that neither leaves the range of exponents.
         // For not a number the bits are arbitrary, but p is not a number already.
-        let half = (n >> 1).clamp(-126, 127);
-        p * power_of_two(half) * power_of_two((n.wrapping_sub(half)).clamp(-126, 127))
+        let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+        let half = n >> 1;
+        p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
     }
 
     /// 1 / (1 + exp(-x)).
@@ -182,9 +183,18 @@ macro_rules! over_slice {
         pub fn $name(isa: Isa, x: &mut [f32]) {
             #[inline(always)]
             fn body<const FMA: bool>(x: &mut [f32]) {
-                for value in x {
+                let (whole, rest) = x.as_chunks_mut::<16>();
+                for chunk in whole {
+                    for value in chunk {
+                        *value = lane::$name::<FMA>(*value);
+                    }
+                }
+                let mut padded = [0.0; 16];
+                padded[..rest.len()].copy_from_slice(rest);
+                for value in &mut padded {
                     *value = lane::$name::<FMA>(*value);
                 }
+                rest.copy_from_slice(&padded[..rest.len()]);
             }
             if x.len() > 2 * TASK_ELEMENTS && rayon::current_num_threads() > 1 {
                 x.par_chunks_mut(TASK_ELEMENTS)
