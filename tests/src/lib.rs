@@ -1,1 +1,4 @@
-//! Placeholder replaced by the first real commit of this crate.
+//! What the tests of whole processes share: running the product, and judging its films.
+
+pub mod detect;
+pub mod product;
