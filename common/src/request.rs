@@ -12,8 +12,10 @@ pub const TEXT_TOKENS_MAX: u32 = 4096;
 pub const STEPS_MAX: u32 = 1000;
 /// Most bytes of a prompt; tokens beyond `text_tokens` are cut anyway.
 pub const PROMPT_BYTES_MAX: usize = 1 << 20;
-/// Longest film in frames, more than a day at 24 fps would be: keeps a plan small enough to hold.
+/// Longest film in frames: more than eleven hours at 24 a second.
 pub const FRAMES_MAX: u32 = 1_000_000;
+/// Most windows of a film: keeps a plan small enough to hold and to send.
+pub const WINDOWS_MAX: u32 = 10_000;
 /// Fewest frames that neighbours share: two latents. One latent is a single frame, from which
 /// neither a motion can be continued nor a flow be blended.
 pub const OVERLAP_FRAMES_MIN: u32 = 9;
@@ -76,6 +78,14 @@ pub enum SpecError {
         overlap: u32,
         /// Frames of a window.
         segment: u32,
+    },
+    /// Short windows in a long film.
+    #[error(
+        "{frames} frames make more than {WINDOWS_MAX} windows: use fewer frames, or more segment frames"
+    )]
+    Windows {
+        /// Frames of the film.
+        frames: u32,
     },
     /// Schedule length out of range.
     #[error("{0} steps are out of range: use 1 to {STEPS_MAX}")]
@@ -285,6 +295,16 @@ impl JobSpec {
         let overlap = latents("overlap", self.overlap_frames.into(), OVERLAP_FRAMES_MIN)?;
         if 2 * overlap > segment {
             return Err(SpecError::OverlapLong { overlap, segment });
+        }
+        if self
+            .frames
+            .saturating_sub(segment)
+            .div_ceil(segment - overlap)
+            >= WINDOWS_MAX
+        {
+            return Err(SpecError::Windows {
+                frames: self.frames,
+            });
         }
         self.sampling.check()
     }

@@ -2,7 +2,7 @@
 
 use crate::plan::{Plan, Source};
 use longtake_common::ids::{Hash, TaskId};
-use longtake_common::spec::{Continuity, JobSpec};
+use longtake_common::spec::{Codec, Continuity, JobSpec};
 use longtake_common::task::{FilmMetadata, Picture, TaskOutput, Work};
 use std::fmt;
 
@@ -153,7 +153,10 @@ pub fn outputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<&'static str>
             names.into_iter().flatten().collect()
         }
         TaskKind::Seam(_) => vec!["chunk"],
-        TaskKind::Mux => vec!["video"],
+        // A sequence of pictures is fetched chunk by chunk; there is no one file of it.
+        TaskKind::Mux => wanted("video", u32::from(spec.codec == Codec::H264))
+            .into_iter()
+            .collect(),
     }
 }
 
@@ -280,5 +283,85 @@ pub fn unit_weight(kind: TaskKind) -> f64 {
         TaskKind::Decode(_) => 0.6,
         TaskKind::Seam(_) => 0.3,
         TaskKind::Mux => 0.02,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::plan;
+    use longtake_common::spec::{Codec, ModelRef, Sampling, Schedule};
+
+    fn spec(frames: u32, continuity: Continuity) -> JobSpec {
+        JobSpec {
+            prompt: String::new(),
+            negative: String::new(),
+            frames,
+            width: 64,
+            height: 64,
+            fps: 24.0,
+            seed: 0,
+            model: ModelRef {
+                location: "m".into(),
+                hash: Hash::of(b"m"),
+            },
+            continuity,
+            segment_frames: 121,
+            overlap_frames: 17,
+            sampling: Sampling {
+                schedule: Schedule::Steps(1),
+                guidance_scale: 1.0,
+                text_tokens: 1,
+                decode_timestep: 0.0,
+                decode_noise_scale: 0.0,
+            },
+            codec: Codec::H264,
+        }
+    }
+
+    #[test]
+    fn dependents_are_inputs_backwards() {
+        for frames in [1, 121, 122, 288, 1000] {
+            for continuity in [Continuity::Chain, Continuity::None] {
+                let spec = spec(frames, continuity);
+                let plan = plan(&spec);
+                let (mut forwards, mut backwards) = (Vec::new(), Vec::new());
+                for kind in tasks(&plan) {
+                    forwards.extend(
+                        inputs(&spec, &plan, kind)
+                            .into_iter()
+                            .map(|input| (input, kind)),
+                    );
+                    backwards.extend(
+                        dependents(&spec, &plan, kind)
+                            .into_iter()
+                            .map(|next| (kind, next)),
+                    );
+                }
+                forwards.sort();
+                backwards.sort();
+                assert_eq!(forwards, backwards, "{frames} frames, {continuity:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn ids_are_read_as_they_are_written() {
+        let plan = plan(&spec(500, Continuity::Chain));
+        for kind in tasks(&plan) {
+            assert_eq!(TaskKind::parse(&kind.to_string()), Some(kind));
+        }
+        for text in [
+            "",
+            "denoise",
+            "denoise/",
+            "denoise/-1",
+            "denoise/+1",
+            "denoise/01",
+            "mux/0",
+            "x/1",
+        ] {
+            assert_eq!(TaskKind::parse(text), None, "{text}");
+        }
     }
 }

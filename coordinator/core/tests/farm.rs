@@ -22,13 +22,24 @@ fn one_worker_does_the_chain_first() {
     farm.run();
     // The host lane joins while the device lane renders.
     let expected = [
-        "text", "denoise/0", "denoise/1", "denoise/2", "decode/0", "decode/1", "decode/2", "seam/0",
-        "seam/1", "mux",
+        "text",
+        "denoise/0",
+        "denoise/1",
+        "denoise/2",
+        "decode/0",
+        "decode/1",
+        "decode/2",
+        "seam/0",
+        "seam/1",
+        "mux",
     ];
     let expected: Vec<_> = expected.iter().map(|task| format!("w {task}")).collect();
     assert_eq!(farm.log(), expected);
     let view = farm.view(&job);
-    assert_eq!((view.state, view.progress, view.eta_s), (JobState::Done, 1.0, None));
+    assert_eq!(
+        (view.state, view.progress, view.eta_s),
+        (JobState::Done, 1.0, None)
+    );
     assert_eq!(view.chunks.len(), 5);
     assert!(view.video.is_some());
 }
@@ -41,20 +52,40 @@ fn two_workers_decode_while_the_chain_goes_on() {
     farm.attach("b", vec![]);
     farm.run();
     let log = farm.log();
-    let at = |entry: &str| log.iter().position(|logged| logged == entry).unwrap_or(usize::MAX);
+    let at = |entry: &str| {
+        log.iter()
+            .position(|logged| logged == entry)
+            .unwrap_or(usize::MAX)
+    };
     assert!(at("b decode/0") < at("a denoise/2"), "{log:?}");
 }
 
 #[test]
 fn independent_windows_are_finished_one_by_one() {
     let mut farm = Farm::new();
-    farm.submit("j", JobSpec { continuity: Continuity::None, ..spec(FRAMES) });
+    farm.submit(
+        "j",
+        JobSpec {
+            continuity: Continuity::None,
+            ..spec(FRAMES)
+        },
+    );
     farm.attach("w", vec![]);
     farm.run();
     let log = farm.log();
-    assert_eq!(log[1..4], ["w denoise/0", "w decode/0", "w denoise/1"].map(String::from));
+    assert_eq!(
+        log[1..4],
+        ["w denoise/0", "w decode/0", "w denoise/1"].map(String::from)
+    );
     let (_, second) = farm.latest("denoise/1");
-    assert!(matches!(second.work, Work::Denoise { conditioning: None, tail_frames: None, .. }));
+    assert!(matches!(
+        second.work,
+        Work::Denoise {
+            conditioning: None,
+            tail_frames: None,
+            ..
+        }
+    ));
 }
 
 #[test]
@@ -65,22 +96,62 @@ fn work_carries_the_results_of_its_inputs() {
     farm.run();
     let artifact = |task: &str, name: &str| result(&farm.latest(task).1.work).artifacts[name];
     let (_, denoise) = farm.latest("denoise/1");
-    let Work::Denoise { window, text, conditioning, tail_frames, .. } = denoise.work else { panic!() };
-    assert_eq!((window.first_frame, window.frames, window.seed), (104, 121, 8));
+    let Work::Denoise {
+        window,
+        text,
+        conditioning,
+        tail_frames,
+        ..
+    } = denoise.work
+    else {
+        panic!()
+    };
+    assert_eq!(
+        (window.first_frame, window.frames, window.seed),
+        (104, 121, 8)
+    );
     assert_eq!(text, artifact("text", "text"));
-    assert_eq!((conditioning, tail_frames), (Some(artifact("denoise/0", "tail")), Some(17)));
+    assert_eq!(
+        (conditioning, tail_frames),
+        (Some(artifact("denoise/0", "tail")), Some(17))
+    );
     let (_, last) = farm.latest("denoise/2");
-    assert!(matches!(last.work, Work::Denoise { tail_frames: None, .. }));
+    assert!(matches!(
+        last.work,
+        Work::Denoise {
+            tail_frames: None,
+            ..
+        }
+    ));
     let (_, decode) = farm.latest("decode/1");
-    let Work::Decode { latents, head_frames, relax_frames, tail_frames, .. } = decode.work else { panic!() };
+    let Work::Decode {
+        latents,
+        head_frames,
+        relax_frames,
+        tail_frames,
+        ..
+    } = decode.work
+    else {
+        panic!()
+    };
     assert_eq!(latents, artifact("denoise/1", "latents"));
     assert_eq!((head_frames, relax_frames, tail_frames), (17, 48, 17));
     let (_, seam) = farm.latest("seam/1");
-    let Work::Seam { left, right, relax_frames, .. } = seam.work else { panic!() };
+    let Work::Seam {
+        left,
+        right,
+        relax_frames,
+        ..
+    } = seam.work
+    else {
+        panic!()
+    };
     assert_eq!(left, artifact("decode/1", "tail"));
     assert_eq!((right, relax_frames), (artifact("decode/2", "head"), 48));
     let (_, mux) = farm.latest("mux");
-    let Work::Mux { chunks, seams, .. } = mux.work else { panic!() };
+    let Work::Mux { chunks, seams, .. } = mux.work else {
+        panic!()
+    };
     let expected = [
         artifact("decode/0", "interior"),
         artifact("seam/0", "chunk"),
@@ -96,7 +167,13 @@ fn work_carries_the_results_of_its_inputs() {
 fn older_jobs_go_first() {
     let mut farm = Farm::new();
     farm.submit("z-older", spec(FRAMES));
-    farm.submit("a-newer", JobSpec { seed: 99, ..spec(FRAMES) });
+    farm.submit(
+        "a-newer",
+        JobSpec {
+            seed: 99,
+            ..spec(FRAMES)
+        },
+    );
     farm.attach("w", vec![]);
     assert_eq!(farm.assigned[0].1.job.0, "z-older");
 }
@@ -112,7 +189,11 @@ fn equal_work_is_not_done_again() {
     assert!(!continued, "a finished job is not continued");
     let view = farm.view(&again);
     assert_eq!((view.state, farm.assigned.len()), (JobState::Done, done));
-    assert!(view.segments.iter().all(|segment| segment.reused && segment.done));
+    assert!(
+        view.segments
+            .iter()
+            .all(|segment| segment.reused && segment.done)
+    );
     assert_eq!(view.video, farm.view(&first).video);
     // A longer film shares all windows that are equal: text and the first two.
     farm.submit("three", spec(FRAMES + 104));
@@ -125,10 +206,20 @@ fn equal_work_is_not_done_again() {
 fn work_queued_twice_is_done_once() {
     let mut farm = Farm::new();
     farm.submit("one", spec(100));
-    farm.submit("two", JobSpec { seed: 99, ..spec(100) });
+    farm.submit(
+        "two",
+        JobSpec {
+            seed: 99,
+            ..spec(100)
+        },
+    );
     farm.attach("w", vec![]);
     farm.run();
-    let texts = farm.log().iter().filter(|entry| entry.ends_with("text")).count();
+    let texts = farm
+        .log()
+        .iter()
+        .filter(|entry| entry.ends_with("text"))
+        .count();
     assert_eq!(texts, 1, "both jobs have the same prompt");
 }
 
@@ -155,9 +246,17 @@ fn an_unfinished_job_is_continued() {
 #[test]
 fn bad_jobs_are_refused() {
     let mut farm = Farm::new();
-    let spec = Box::new(JobSpec { segment_frames: 120, ..spec(FRAMES) });
-    let effects = farm.handle(Event::Submit { job: JobId("j".into()), spec });
-    let [Effect::Refused { error, .. }] = &effects[..] else { panic!("{effects:?}") };
+    let spec = Box::new(JobSpec {
+        segment_frames: 120,
+        ..spec(FRAMES)
+    });
+    let effects = farm.handle(Event::Submit {
+        job: JobId("j".into()),
+        spec,
+    });
+    let [Effect::Refused { error, .. }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
     assert!(error.contains("use 113 or 121"), "{error}");
     assert!(farm.records.is_empty());
 }
@@ -206,7 +305,10 @@ fn a_result_that_comes_before_anyone_else_has_the_work_is_taken() {
     farm.detach("a#1");
     farm.attach("a#2", vec![running(&text, 0.9)]);
     assert_eq!(farm.assigned.len(), 1, "it keeps its work");
-    assert_eq!(told(&farm.done("a#2", &text)), ["a#2: ack text", "a#2: assign denoise/0"]);
+    assert_eq!(
+        told(&farm.done("a#2", &text)),
+        ["a#2: ack text", "a#2: assign denoise/0"]
+    );
     // A second report of the same is acknowledged again and changes nothing.
     assert_eq!(told(&farm.done("a#2", &text)), ["a#2: ack text"]);
     assert_eq!(farm.view(&job).state, JobState::Running);
@@ -235,7 +337,11 @@ fn work_that_its_worker_does_not_name_is_given_out_again() {
         farm.now_ms += 500;
         effects.extend(farm.heartbeat("a", vec![]));
     }
-    assert_eq!(told(&effects), ["a: assign text"], "after a lease, the assignment must have got lost");
+    assert_eq!(
+        told(&effects),
+        ["a: assign text"],
+        "after a lease, the assignment must have got lost"
+    );
 }
 
 #[test]
@@ -257,8 +363,15 @@ fn failures_are_tried_elsewhere_and_then_reported() {
     farm.attach("b", vec![]);
     let (worker, first) = farm.latest("text");
     assert_eq!(worker, "a");
-    assert_eq!(told(&farm.failed("a", &first, true)), ["a: ack text", "b: assign text"]);
-    assert_eq!(told(&farm.failed("a", &first, true)), ["a: revoke text"], "counted once");
+    assert_eq!(
+        told(&farm.failed("a", &first, true)),
+        ["a: ack text", "b: assign text"]
+    );
+    assert_eq!(
+        told(&farm.failed("a", &first, true)),
+        ["a: revoke text"],
+        "counted once"
+    );
     let (_, second) = farm.latest("text");
     farm.failed("b", &second, true);
     let (_, third) = farm.latest("text");
@@ -273,29 +386,54 @@ fn failures_are_tried_elsewhere_and_then_reported() {
 #[test]
 fn a_failed_task_waits_for_a_busy_worker_that_has_not_failed() {
     let mut farm = Farm::new();
-    farm.submit("j", JobSpec { continuity: Continuity::None, ..spec(FRAMES) });
+    farm.submit(
+        "j",
+        JobSpec {
+            continuity: Continuity::None,
+            ..spec(FRAMES)
+        },
+    );
     farm.attach("a", vec![]);
     let (_, text) = farm.latest("text");
     farm.done("a", &text);
     farm.attach("b", vec![]);
     let (_, zero) = farm.latest("denoise/0");
     let (_, one) = farm.latest("denoise/1");
-    assert_eq!(told(&farm.failed("a", &zero, true)), ["a: ack denoise/0", "a: assign denoise/2"]);
-    assert_eq!(told(&farm.done("b", &one)), ["b: ack denoise/1", "b: assign denoise/0"]);
+    assert_eq!(
+        told(&farm.failed("a", &zero, true)),
+        ["a: ack denoise/0", "a: assign denoise/2"]
+    );
+    assert_eq!(
+        told(&farm.done("b", &one)),
+        ["b: ack denoise/1", "b: assign denoise/0"]
+    );
 }
 
 #[test]
 fn what_no_worker_can_do_fails_the_job_at_once() {
     let mut farm = Farm::new();
-    let (job, _) = farm.submit("j", JobSpec { continuity: Continuity::None, ..spec(FRAMES) });
+    let (job, _) = farm.submit(
+        "j",
+        JobSpec {
+            continuity: Continuity::None,
+            ..spec(FRAMES)
+        },
+    );
     farm.attach("a", vec![]);
     let (_, text) = farm.latest("text");
     farm.done("a", &text);
     farm.attach("b", vec![]);
     let (_, zero) = farm.latest("denoise/0");
     let effects = farm.failed("a", &zero, false);
-    assert_eq!(told(&effects), ["a: ack denoise/0", "b: revoke denoise/1"], "the others are stopped");
-    assert_eq!(farm.view(&job).error, "denoise/0 failed on a: out of memory");
+    assert_eq!(
+        told(&effects),
+        ["a: ack denoise/0", "b: revoke denoise/1"],
+        "the others are stopped"
+    );
+    assert_eq!(
+        farm.view(&job).error,
+        "denoise/0 failed on a: out of memory"
+    );
     farm.restart();
     assert_eq!(farm.view(&job).state, JobState::Failed);
 }
@@ -315,7 +453,11 @@ fn a_result_without_its_artifacts_is_a_failure() {
             output: Box::new(TaskOutput::default()),
         });
     }
-    assert!(farm.view(&job).error.contains("the worker's result has no 'text'"));
+    assert!(
+        farm.view(&job)
+            .error
+            .contains("the worker's result has no 'text'")
+    );
 }
 
 #[test]
@@ -323,13 +465,20 @@ fn a_task_that_kills_its_workers_fails_in_the_end() {
     let mut farm = Farm::new();
     let (job, _) = farm.submit("j", spec(FRAMES));
     for n in 1..=6 {
-        assert_eq!(farm.view(&job).state.name(), if n == 1 { "queued" } else { "running" });
+        assert_eq!(
+            farm.view(&job).state.name(),
+            if n == 1 { "queued" } else { "running" }
+        );
         farm.attach(&format!("w#{n}"), vec![]);
         farm.detach(&format!("w#{n}"));
     }
     let view = farm.view(&job);
     assert_eq!(view.state, JobState::Failed);
-    assert!(view.error.starts_with("text lost its worker 6 times"), "{}", view.error);
+    assert!(
+        view.error.starts_with("text lost its worker 6 times"),
+        "{}",
+        view.error
+    );
 }
 
 #[test]
@@ -375,11 +524,18 @@ fn after_a_restart_work_does_not_wait_for_ever() {
     assert_eq!(farm.assigned.len(), 1);
     assert_eq!(told(&farm.pass(250)), ["b: assign text"]);
     assert!(farm.latest("text").1.token > old.token);
-    let mut farm = Farm::with(Limits { adopt_ms: 0, ..Limits::default() });
+    let mut farm = Farm::with(Limits {
+        adopt_ms: 0,
+        ..Limits::default()
+    });
     farm.submit("j", spec(FRAMES));
     farm.attach("a", vec![]);
     farm.restart();
-    assert_eq!(told(&farm.attach("b", vec![])), ["b: assign text"], "nobody can come back");
+    assert_eq!(
+        told(&farm.attach("b", vec![])),
+        ["b: assign text"],
+        "nobody can come back"
+    );
 }
 
 #[test]
@@ -397,7 +553,7 @@ fn damaged_records_are_named() {
         records.insert(key.to_owned(), value.as_bytes().to_vec());
         let mut fx = Effects::new();
         let restored = Core::restore(0, Epoch(2), Limits::default(), records, &mut fx);
-        let error = restored.err().expect(key).to_string();
+        let error = restored.expect_err(key).to_string();
         assert!(error.contains(key), "{error}");
     }
 }
@@ -420,8 +576,14 @@ fn estimates_come_from_what_was_measured() {
     farm.done("a", &zero);
     let after = farm.view(&job);
     assert!(after.progress > before.progress);
-    let (before, after) = (before.eta_s.expect("measured"), after.eta_s.expect("measured"));
-    assert!((before - after - 1.0).abs() < 0.1, "{before} s, then {after} s, a second later");
+    let (before, after) = (
+        before.eta_s.expect("measured"),
+        after.eta_s.expect("measured"),
+    );
+    assert!(
+        (before - after - 1.0).abs() < 0.1,
+        "{before} s, then {after} s, a second later"
+    );
     // 202 frames to denoise at 2 s for 121, and about as much again for the rest.
     assert!((5.0..12.0).contains(&after), "{after}");
 }

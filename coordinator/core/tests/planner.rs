@@ -3,20 +3,24 @@
 mod support;
 
 use longtake_common::spec::Continuity;
-use longtake_core::plan::{RELAX_FRAMES_MAX, Source};
 use longtake_core::plan;
+use longtake_core::plan::{RELAX_FRAMES_MAX, Source};
 use proptest::prelude::*;
 use support::spec;
 
 /// `first frames visible` of each window.
 fn windows(frames: u32) -> Vec<(u32, u32, u32)> {
     let plan = plan(&spec(frames));
-    plan.windows.iter().map(|w| (w.first_frame, w.frames, w.visible_frames)).collect()
+    plan.windows
+        .iter()
+        .map(|w| (w.first_frame, w.frames, w.visible_frames))
+        .collect()
 }
 
 #[test]
 fn films_are_cut_into_windows() {
-    let table: &[(u32, &[(u32, u32, u32)])] = &[
+    type Row = (u32, &'static [(u32, u32, u32)]);
+    let table: &[Row] = &[
         (1, &[(0, 1, 1)]),
         (2, &[(0, 9, 2)]),
         (9, &[(0, 9, 9)]),
@@ -36,7 +40,10 @@ fn films_are_cut_into_windows() {
 #[test]
 fn chunks_follow_each_other() {
     let spans = plan(&spec(288)).spans();
-    let spans: Vec<_> = spans.iter().map(|s| (s.first_frame, s.frames, s.source)).collect();
+    let spans: Vec<_> = spans
+        .iter()
+        .map(|s| (s.first_frame, s.frames, s.source))
+        .collect();
     let expected = [
         (0, 104, Source::Interior(0)),
         (104, 17 + 48, Source::Seam(0)),
@@ -50,7 +57,10 @@ fn chunks_follow_each_other() {
 #[test]
 fn the_longest_films_are_planned_at_once() {
     let plan = plan(&spec(1_000_000));
-    assert_eq!(plan.spans().iter().map(|span| span.frames).sum::<u32>(), 1_000_000);
+    assert_eq!(
+        plan.spans().iter().map(|span| span.frames).sum::<u32>(),
+        1_000_000
+    );
 }
 
 prop_compose! {

@@ -61,6 +61,8 @@ struct Simulation {
     next_link: u64,
     nonce: u64,
     last_token: FencingToken,
+    /// Of the last assignment of each task.
+    latest: BTreeMap<(JobId, TaskId), FencingToken>,
     /// Jobs that were seen at their end, and how they ended.
     ended: BTreeMap<JobId, JobState>,
     cancelled: BTreeSet<JobId>,
@@ -97,6 +99,7 @@ impl Simulation {
             next_link: 0,
             nonce: 0,
             last_token: FencingToken(0),
+            latest: BTreeMap::new(),
             ended: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             restarts: 0,
@@ -124,7 +127,10 @@ impl Simulation {
             if key.starts_with("memo/") {
                 // Workers make different bytes each time, so this would be another result.
                 let before = self.records.get(&key);
-                assert!(before.is_none_or(|before| *before == value), "{key} changed");
+                assert!(
+                    before.is_none_or(|before| *before == value),
+                    "{key} changed"
+                );
             }
             self.records.insert(key, value);
         }
@@ -139,7 +145,13 @@ impl Simulation {
         self.broken.clear();
         let mut fx = Effects::new();
         let records = self.records.clone();
-        let core = Core::restore(self.now_ms, Epoch(self.epoch), self.limits, records, &mut fx);
+        let core = Core::restore(
+            self.now_ms,
+            Epoch(self.epoch),
+            self.limits,
+            records,
+            &mut fx,
+        );
         self.core = core.expect("its own records");
         self.commit(&mut fx);
         self.run_effects(fx.take());
@@ -153,7 +165,20 @@ impl Simulation {
                     self.check_assignment(assignment);
                     worker
                 }
-                Effect::Revoke { worker, .. } | Effect::Ack { worker, .. } => worker,
+                Effect::Revoke { worker, .. } => worker,
+                Effect::Ack {
+                    worker,
+                    job,
+                    task,
+                    token,
+                } => {
+                    let latest = self.latest[&(job.clone(), task.clone())];
+                    assert_eq!(
+                        *token, latest,
+                        "a report of {task} under an older token is taken"
+                    );
+                    worker
+                }
                 Effect::Disconnect { worker } => {
                     for process in &mut self.processes {
                         process.link.take_if(|link| link.worker == *worker);
@@ -162,7 +187,10 @@ impl Simulation {
                 }
                 _ => continue,
             };
-            let links = self.processes.iter_mut().filter_map(|process| process.link.as_mut());
+            let links = self
+                .processes
+                .iter_mut()
+                .filter_map(|process| process.link.as_mut());
             for link in links.filter(|link| link.worker == *worker) {
                 link.to_worker.push_back(effect.clone());
             }
@@ -172,21 +200,41 @@ impl Simulation {
     // ---- invariants ----
 
     fn check_assignment(&mut self, assignment: &Assignment) {
-        assert!(assignment.token > self.last_token, "tokens grow, over restarts too");
+        assert!(
+            assignment.token > self.last_token,
+            "tokens grow, over restarts too"
+        );
         self.last_token = assignment.token;
+        self.latest.insert(
+            (assignment.job.clone(), assignment.task.clone()),
+            assignment.token,
+        );
         let record = &self.records[&format!("task/{}/{}", assignment.job, assignment.task)];
         let record: serde_json::Value = serde_json::from_slice(record).expect("JSON");
-        assert_eq!(record["token"], assignment.token.0, "stored before it is given out");
+        assert_eq!(
+            record["token"], assignment.token.0,
+            "stored before it is given out"
+        );
         assert!(!self.ended.contains_key(&assignment.job), "the job is over");
         let key = format!("memo/{}", assignment.work.key());
-        assert!(!self.records.contains_key(&key), "{} is done already", assignment.task);
+        assert!(
+            !self.records.contains_key(&key),
+            "{} is done already",
+            assignment.task
+        );
     }
 
     fn check(&mut self) {
         let (mut tasks, mut lanes) = (BTreeSet::new(), BTreeSet::new());
         for (worker, lane, job, task) in self.core.holdings() {
-            assert!(tasks.insert((job.clone(), task.clone())), "{job} {task} is held twice");
-            assert!(lanes.insert((worker.clone(), lane)), "{worker} does two things at once");
+            assert!(
+                tasks.insert((job.clone(), task.clone())),
+                "{job} {task} is held twice"
+            );
+            assert!(
+                lanes.insert((worker.clone(), lane)),
+                "{worker} does two things at once"
+            );
         }
         for job in self.core.jobs().cloned().collect::<Vec<_>>() {
             let view = self.core.view(self.now_ms, &job).expect("listed");
@@ -229,7 +277,11 @@ impl Simulation {
             to_core.extend(output.clone().map(|output| done(&worker, key, output)));
         }
         let to_worker = VecDeque::new();
-        process.link = Some(Link { worker, to_core, to_worker });
+        process.link = Some(Link {
+            worker,
+            to_core,
+            to_worker,
+        });
     }
 
     fn break_link(&mut self, at: usize) {
@@ -250,7 +302,9 @@ impl Simulation {
     }
 
     fn finish(&mut self, at: usize) {
-        let Some(key) = self.pick(at, false) else { return };
+        let Some(key) = self.pick(at, false) else {
+            return;
+        };
         self.nonce += 1;
         let (work, output) = self.processes[at].held.get_mut(&key).expect("picked");
         let mut made = result(work);
@@ -270,13 +324,22 @@ impl Simulation {
     }
 
     fn fail(&mut self, at: usize) {
-        let Some(key) = self.pick(at, false) else { return };
+        let Some(key) = self.pick(at, false) else {
+            return;
+        };
         let process = &mut self.processes[at];
         process.held.remove(&key);
         if let Some(link) = &mut process.link {
             let (job, task, token) = key;
             let (worker, error) = (link.worker.clone(), "unlucky".to_owned());
-            let event = Event::Failed { worker, job, task, token, error, retryable: true };
+            let event = Event::Failed {
+                worker,
+                job,
+                task,
+                token,
+                error,
+                retryable: true,
+            };
             link.to_core.push_back(event);
         }
     }
@@ -285,34 +348,57 @@ impl Simulation {
         let running = held(&self.processes[at]);
         if let Some(link) = &mut self.processes[at].link {
             let worker = link.worker.clone();
-            link.to_core.push_back(Event::Heartbeat { worker, running, peak_rss_bytes: 1 });
+            link.to_core.push_back(Event::Heartbeat {
+                worker,
+                running,
+                peak_rss_bytes: 1,
+            });
         }
     }
 
     fn deliver_to_core(&mut self, at: usize, killed_percent: usize) -> bool {
         let link = self.processes[at].link.as_mut();
-        let Some(event) = link.and_then(|link| link.to_core.pop_front()) else { return false };
+        let Some(event) = link.and_then(|link| link.to_core.pop_front()) else {
+            return false;
+        };
         self.handle(event, killed_percent);
         true
     }
 
     fn deliver_to_worker(&mut self, at: usize) -> bool {
         let process = &mut self.processes[at];
-        let Some(effect) = process.link.as_mut().and_then(|link| link.to_worker.pop_front()) else {
+        let Some(effect) = process
+            .link
+            .as_mut()
+            .and_then(|link| link.to_worker.pop_front())
+        else {
             return false;
         };
         match effect {
             Effect::Assign { assignment, .. } => {
-                let Assignment { job, task, token, work, .. } = *assignment;
+                let Assignment {
+                    job,
+                    task,
+                    token,
+                    work,
+                    ..
+                } = *assignment;
                 process.held.insert((job, task, token), (work, None));
             }
-            Effect::Revoke { job, task, token, .. } => {
+            Effect::Revoke {
+                job, task, token, ..
+            } => {
                 process.held.remove(&(job, task, token));
             }
-            Effect::Ack { job, task, token, .. } => {
+            Effect::Ack {
+                job, task, token, ..
+            } => {
                 if let Some((work, Some(_))) = process.held.remove(&(job, task, token)) {
                     let key = format!("memo/{}", work.key());
-                    assert!(self.records.contains_key(&key), "acknowledged before it was stored");
+                    assert!(
+                        self.records.contains_key(&key),
+                        "acknowledged before it was stored"
+                    );
                 }
             }
             other => panic!("{other:?} is not for workers"),
@@ -403,7 +489,10 @@ impl Simulation {
                 return;
             }
         }
-        panic!("jobs are left: {:?}", self.core.holdings().collect::<Vec<_>>());
+        panic!(
+            "jobs are left: {:?}",
+            self.core.holdings().collect::<Vec<_>>()
+        );
     }
 
     fn check_films(&self) {
@@ -420,7 +509,10 @@ impl Simulation {
             // A chunk for each span of the plan, none twice.
             let spans = plan(&view.spec).spans();
             assert_eq!(view.chunks.len(), spans.len());
-            assert_eq!(view.chunks.iter().collect::<BTreeSet<_>>().len(), spans.len());
+            assert_eq!(
+                view.chunks.iter().collect::<BTreeSet<_>>().len(),
+                spans.len()
+            );
             // The stored tasks name the same chunks in the order of the spans.
             for (span, chunk) in spans.iter().zip(&view.chunks) {
                 let (task, name) = match span.source {
@@ -438,7 +530,10 @@ impl Simulation {
         };
         let record = read(format!("task/{job}/{task}"));
         let key = record["finish"]["key"].as_str().expect("done").to_owned();
-        read(format!("memo/{key}"))["artifacts"][name].as_str().expect("there").to_owned()
+        read(format!("memo/{key}"))["artifacts"][name]
+            .as_str()
+            .expect("there")
+            .to_owned()
     }
 }
 
@@ -447,7 +542,10 @@ fn job(number: usize) -> JobSpec {
     match number {
         0 => spec(288),
         1 => spec(400),
-        _ => JobSpec { continuity: Continuity::None, ..spec(250) },
+        _ => JobSpec {
+            continuity: Continuity::None,
+            ..spec(250)
+        },
     }
 }
 
@@ -463,7 +561,13 @@ fn held(process: &Process) -> Vec<Running> {
 
 fn done(worker: &WorkerId, key: &Key, output: TaskOutput) -> Event {
     let (job, task, token) = key.clone();
-    Event::Done { worker: worker.clone(), job, task, token, output: Box::new(output) }
+    Event::Done {
+        worker: worker.clone(),
+        job,
+        task,
+        token,
+        output: Box::new(output),
+    }
 }
 
 #[test]
@@ -480,7 +584,9 @@ fn every_history_ends_well() {
             simulation.check_films();
             (simulation.restarts, simulation.last_token.0)
         });
-        let Ok((more_restarts, more_assigned)) = outcome else { panic!("seed {seed}") };
+        let Ok((more_restarts, more_assigned)) = outcome else {
+            panic!("seed {seed}")
+        };
         restarts += more_restarts;
         assigned += more_assigned;
     }

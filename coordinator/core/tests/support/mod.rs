@@ -39,7 +39,10 @@ pub fn result(work: &Work) -> TaskOutput {
     let mut output = TaskOutput::default();
     let names: &[&str] = match work {
         Work::Text { .. } => &["text"],
-        Work::Denoise { tail_frames: Some(_), .. } => &["latents", "tail"],
+        Work::Denoise {
+            tail_frames: Some(_),
+            ..
+        } => &["latents", "tail"],
         Work::Denoise { .. } => &["latents"],
         Work::Decode { .. } => &["head", "interior", "tail"],
         Work::Seam { .. } => &["chunk"],
@@ -110,8 +113,13 @@ impl Farm {
         self.epoch += 1;
         let mut fx = Effects::new();
         let records = self.records.clone();
-        let restored =
-            Core::restore(self.now_ms, Epoch(self.epoch), self.limits, records, &mut fx);
+        let restored = Core::restore(
+            self.now_ms,
+            Epoch(self.epoch),
+            self.limits,
+            records,
+            &mut fx,
+        );
         self.core = restored.expect("its own records");
         self.store(&mut fx)
     }
@@ -208,7 +216,9 @@ impl Farm {
     /// `worker task` for each assignment.
     pub fn log(&self) -> Vec<String> {
         let assigned = self.assigned.iter();
-        assigned.map(|(worker, assignment)| format!("{worker} {}", assignment.task)).collect()
+        assigned
+            .map(|(worker, assignment)| format!("{worker} {}", assignment.task))
+            .collect()
     }
 }
 
@@ -224,7 +234,9 @@ pub fn running(assignment: &Assignment, progress: f64) -> Running {
 /// `ack task`, `revoke task`, `assign task`, `disconnect worker`: what workers are told.
 pub fn told(effects: &[Effect]) -> Vec<String> {
     let say = |effect: &Effect| match effect {
-        Effect::Assign { worker, assignment } => Some(format!("{worker}: assign {}", assignment.task)),
+        Effect::Assign { worker, assignment } => {
+            Some(format!("{worker}: assign {}", assignment.task))
+        }
         Effect::Revoke { worker, task, .. } => Some(format!("{worker}: revoke {task}")),
         Effect::Ack { worker, task, .. } => Some(format!("{worker}: ack {task}")),
         Effect::Disconnect { worker } => Some(format!("{worker}: disconnect")),
