@@ -97,5 +97,5 @@ pub fn isa(name: Option<&str>) -> Result<Isa, AgentError> {
 /// Checks a model's configuration, tokenizer and weight headers before a job is given out, so that
 /// what is wrong with them is said at once and not by a worker minutes later. Reads no weight.
 pub fn check_model(path: &Path) -> Result<(), AgentError> {
-    longtake_ltx::model_hash(path).map(drop).or_else(|_| Ok(()))
+    longtake_ltx::check_model(path).map_err(|error| AgentError::Model(error::story(&error)))
 }

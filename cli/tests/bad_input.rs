@@ -1,0 +1,275 @@
+//! What is wrong is answered with one sentence that names it and the way out; nothing half-done is
+//! left under the final name.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+use support::{longtake, root, run, stderr};
+
+/// The sentence of a run that failed as it should.
+fn refusal(out: &Output, exit_code: i32, expected: &str) -> String {
+    let text = stderr(out);
+    assert_eq!(out.status.code(), Some(exit_code), "{expected}: {text}");
+    assert!(text.contains("error: "), "{text}");
+    assert!(
+        text.contains(expected),
+        "{text:?} does not say {expected:?}"
+    );
+    assert!(!text.contains("panicked"), "{text}");
+    if exit_code == 1 {
+        let sentences = text
+            .lines()
+            .filter(|line| line.starts_with("error: "))
+            .count();
+        assert_eq!(sentences, 1, "{text}");
+    }
+    text
+}
+
+/// Everything in `folder`, so that a test can say that nothing was left there.
+fn listing(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("the folder");
+    entries
+        .map(|e| {
+            e.expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect()
+}
+
+#[test]
+fn flags_out_of_range_are_named_with_the_way_out() {
+    // flags, exit code, part of the sentence
+    let table: &[(&[&str], i32, &str)] = &[
+        (&["--size", "0x64"], 1, "width 0 is out of range"),
+        (&["--size", "64x-32"], 1, "height -32 is out of range"),
+        (&["--size", "64"], 2, "write it like 256x160"),
+        (&["--size", "65x64"], 1, "65x64"),
+        (&["--frames", "0"], 1, "0 frames are out of range"),
+        (&["--frames", "-3"], 1, "-3 frames are out of range"),
+        (
+            &["--frames", "9", "--seconds", "1"],
+            2,
+            "cannot be used with",
+        ),
+        (&["--seconds", "0"], 1, "0 seconds are not a length"),
+        (&["--seconds", "nan"], 1, "NaN seconds"),
+        (&["--fps", "-1"], 1, "-1 frames a second"),
+        (&["--segment-frames", "120"], 1, "use 113 or 121"),
+        (&["--overlap-frames", "18"], 1, "use 17 or 25"),
+        (&["--overlap-frames", "113"], 1, "do not fit twice"),
+        (&["--steps", "0"], 1, "0 steps are out of range"),
+        (&["--guidance-scale", "0"], 1, "guidance scale 0"),
+        (&["--text-tokens", "0"], 1, "0 text tokens"),
+        (&["--workers", "0"], 2, "--workers"),
+        (&["--isa", "mips"], 1, "use avx512, avx2 or scalar"),
+        (&["--device", "cuda:0"], 2, "no CUDA backend"),
+        (&["--image", "a.png"], 2, "unexpected argument '--image'"),
+        (&["--lora", "a"], 2, "unexpected argument '--lora'"),
+        (&["--continuity", "lockstep"], 2, "invalid value 'lockstep'"),
+        (&["--config", "no-such"], 1, "no-such"),
+        (&["--model", "/no/such/model"], 1, "/no/such/model"),
+        (&["-o", "film.avi"], 1, "give FILE.mp4"),
+        (&["-o", "missing/film.mp4"], 1, "missing does not exist"),
+        (
+            &["-o", "/proc/film.mp4"],
+            1,
+            "cannot write to the output folder /proc",
+        ),
+        (&["--coordinator", "nonsense"], 1, "http://host:7341"),
+        (
+            &["--coordinator", "http://127.0.0.1:1"],
+            1,
+            "no coordinator answers",
+        ),
+        (
+            &["--coordinator", "http://127.0.0.1:1", "--workers", "2"],
+            1,
+            "leave out --workers",
+        ),
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    for (flags, exit_code, expected) in table {
+        let out = run(
+            folder.path(),
+            ["render", "a red circle"].iter().chain(*flags),
+        );
+        refusal(&out, *exit_code, expected);
+        assert_eq!(listing(folder.path()), Vec::<String>::new(), "{flags:?}");
+    }
+}
+
+#[test]
+fn commands_that_need_a_farm_say_which_is_missing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for command in [
+        &["status", "j-0000000000"][..],
+        &["watch", "j-1"],
+        &["list"],
+        &["cancel", "j-1"],
+    ] {
+        let out = run(folder.path(), command);
+        refusal(
+            &out,
+            1,
+            "give --coordinator URL or set LONGTAKE_COORDINATOR",
+        );
+        let away = command
+            .iter()
+            .chain(&["--coordinator", "http://127.0.0.1:1"]);
+        refusal(
+            &run(folder.path(), away),
+            1,
+            "no coordinator answers at http://127.0.0.1:1",
+        );
+    }
+    let out = longtake(folder.path())
+        .args(["worker", "--coordinator", "localhost"])
+        .output();
+    refusal(&out.expect("a worker"), 1, "is not a coordinator's address");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    refusal(
+        &run(folder.path(), ["coordinator", "--listen", &address]),
+        1,
+        "is in use",
+    );
+    let exposed = run(folder.path(), ["coordinator", "--listen", "0.0.0.0:0"]);
+    refusal(&exposed, 1, "--insecure");
+}
+
+#[test]
+fn a_misspelt_key_of_a_pipeline_file_is_named_with_the_right_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("my.yaml");
+    fs::write(
+        &file,
+        "checkpoint_path: models/ltxv-tiny\nguidance_scales: 2\n",
+    )
+    .expect("a file");
+    let out = run(folder.path(), ["render", "x", "--config", "my.yaml"]);
+    refusal(&out, 1, "did you mean 'guidance_scale'?");
+}
+
+/// The transformer's weights of the shipped model, in a copy of it under `folder`.
+fn copied_model(folder: &Path) -> std::path::PathBuf {
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).expect("a folder");
+        for entry in fs::read_dir(from).expect("the model").flatten() {
+            let target = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                copy(&entry.path(), &target);
+            } else {
+                fs::copy(entry.path(), target).expect("copied");
+            }
+        }
+    }
+    copy(
+        &root().join("configs/models/ltxv-tiny"),
+        &folder.join("model"),
+    );
+    let weights = fs::read_dir(folder.join("model/transformer")).expect("a folder");
+    weights
+        .map(|entry| entry.expect("an entry").path())
+        .find(|path| {
+            path.extension()
+                .is_some_and(|ending| ending == "safetensors")
+        })
+        .expect("the transformer's weights")
+}
+
+/// Rewrites the header of a safetensors file.
+fn edit_header(file: &Path, edit: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) {
+    let bytes = fs::read(file).expect("the weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let mut header: serde_json::Map<_, _> =
+        serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
+    edit(&mut header);
+    let header = serde_json::to_vec(&header).expect("JSON");
+    let out = [
+        &(header.len() as u64).to_le_bytes(),
+        &header[..],
+        &bytes[8 + length..],
+    ]
+    .concat();
+    fs::write(file, out).expect("the weights");
+}
+
+#[test]
+fn a_broken_checkpoint_is_refused_before_anything_starts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let weights = copied_model(folder.path());
+    let file_name = weights
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    let render = || {
+        run(
+            folder.path(),
+            [
+                "render", "x", "--model", "./model", "--frames", "9", "--size", "64x64",
+            ],
+        )
+    };
+    let whole = fs::read(&weights).expect("the weights");
+
+    fs::write(&weights, &whole[..whole.len() - 1000]).expect("truncated");
+    refusal(&render(), 1, &file_name);
+    fs::write(&weights, &whole[..100]).expect("truncated");
+    refusal(&render(), 1, &file_name);
+
+    fs::write(&weights, &whole).expect("restored");
+    edit_header(&weights, |header| {
+        let shape = &mut header["proj_in.weight"]["shape"];
+        let turned: Vec<_> = shape
+            .as_array()
+            .expect("a shape")
+            .iter()
+            .rev()
+            .cloned()
+            .collect();
+        *shape = turned.into();
+    });
+    refusal(&render(), 1, "proj_in.weight");
+
+    fs::write(&weights, &whole).expect("restored");
+    edit_header(&weights, |header| {
+        let entry = header.remove("proj_in.bias").expect("a bias");
+        header.insert("proj_in.bais".to_owned(), entry);
+    });
+    refusal(&render(), 1, "proj_in.bias");
+
+    fs::remove_file(&weights).expect("removed");
+    refusal(&render(), 1, "transformer");
+    let left: Vec<_> = listing(folder.path())
+        .into_iter()
+        .filter(|name| name != "model")
+        .collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn videos_that_cannot_be_compared_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("a.mp4"), b"no video").expect("a file");
+    refusal(
+        &run(folder.path(), ["compare", "a.mp4", "a.mp4"]),
+        1,
+        "a.mp4",
+    );
+    refusal(
+        &run(folder.path(), ["compare", "missing.mp4", "a.mp4"]),
+        1,
+        "missing.mp4",
+    );
+}

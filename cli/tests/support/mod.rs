@@ -1,0 +1,145 @@
+//! Runs the program as a user does, in a folder of its own.
+#![allow(dead_code)] // each test file uses its part of this
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A film that takes about a second: five windows of 64x64.
+pub const SMALL_FILM: &[&str] = &[
+    "render",
+    "a red circle moves to the right on a blue background",
+    "--size",
+    "64x64",
+    "--frames",
+    "120",
+    "--segment-frames",
+    "33",
+    "--overlap-frames",
+    "9",
+    "--seed",
+    "3",
+];
+
+/// Longest wait for anything in these tests.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The root of the workspace, where `configs/` is.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+        .to_owned()
+}
+
+/// The program, in `folder`, with the surroundings of a user who has set nothing.
+pub fn longtake(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_longtake"));
+    command.current_dir(folder).env("LONGTAKE_HOME", root());
+    command
+        .env_remove("LONGTAKE_COORDINATOR")
+        .env_remove("LONGTAKE_LOG");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Runs the program to its end.
+pub fn run<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> Output {
+    longtake(folder)
+        .args(args)
+        .output()
+        .expect("the program starts")
+}
+
+/// Standard error as text.
+pub fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// The JSON object that a successful run printed.
+pub fn json(out: &Output) -> Value {
+    assert!(out.status.success(), "{}: {}", out.status, stderr(out));
+    let text = String::from_utf8_lossy(&out.stdout);
+    let last = text.lines().last().unwrap_or_default();
+    serde_json::from_str(last).unwrap_or_else(|error| panic!("{error} in {text:?}"))
+}
+
+/// Renders [`SMALL_FILM`] with more flags; returns the film's bytes and the report.
+pub fn render_small(folder: &Path, name: &str, flags: &[&str]) -> (Vec<u8>, Value) {
+    let end = ["-o", name, "--json"];
+    let args = SMALL_FILM.iter().chain(flags).chain(&end);
+    let report = json(&run(folder, args));
+    (std::fs::read(folder.join(name)).expect("the film"), report)
+}
+
+/// Starts [`SMALL_FILM`] without waiting for it.
+pub fn start_small(folder: &Path, name: &str, flags: &[&str]) -> Child {
+    let end = ["-o", name, "--json"];
+    let args = SMALL_FILM.iter().chain(flags).chain(&end);
+    longtake(folder)
+        .args(args)
+        .spawn()
+        .expect("the program starts")
+}
+
+/// Tries `look` until it finds something.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(started.elapsed() < DEADLINE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The processes that `parent` started.
+pub fn children(parent: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{parent}/task")) else {
+        return found;
+    };
+    for thread in threads.flatten() {
+        let text = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        found.extend(
+            text.split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    found
+}
+
+/// Whether a process exists and is no zombie.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // pid (name) state ...; the name may hold anything but ends at the last parenthesis
+    let state = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.trim_start().chars().next());
+    state.is_some_and(|state| state != 'Z')
+}
+
+/// Sends a signal, as `kill -NAME PID` does.
+pub fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill")
+        .arg(format!("-{name}"))
+        .arg(pid.to_string())
+        .status();
+    assert!(status.expect("kill runs").success(), "kill -{name} {pid}");
+}
+
+/// A process that is killed when the test ends.
+pub struct Guard(pub Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
