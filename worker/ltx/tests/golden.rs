@@ -2,7 +2,10 @@
 //!
 //! Relative error: norm of the difference over norm of the reference, per tensor, at most 1e-4.
 
-use longtake_cpu::{CpuBackend, Isa};
+mod common;
+
+use common::{golden, model_copy};
+use longtake_cpu::CpuBackend;
 use longtake_ltx::config::{PipelineClass, SchedulerConfig};
 use longtake_ltx::embeddings::{Positions, rope};
 use longtake_ltx::rng::TorchRng;
@@ -14,22 +17,11 @@ use longtake_tensor::{Backend, Loader, Shape};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 
 const TOLERANCE: f64 = 1e-4;
 
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/golden")
-        .join(name)
-}
-
-fn backend() -> CpuBackend {
-    CpuBackend::new(2, Isa::detect()).expect("the detected level is available")
-}
-
 fn model() -> Model<CpuBackend> {
-    Model::load(&golden("model"), backend()).expect("the golden model loads")
+    Model::load(&golden("model"), common::backend(2)).expect("the golden model loads")
 }
 
 /// Tensors of a golden file.
@@ -249,7 +241,7 @@ fn far_positions_share_a_bucket() {
 
 #[test]
 fn rotations_match_at_full_width() {
-    let (file, b) = (Golden::read("rope"), backend());
+    let (file, b) = (Golden::read("rope"), common::backend(2));
     let positions = Positions {
         frames: 2,
         height: 2,
@@ -385,8 +377,7 @@ fn vae_matches_both_ways() {
 
 /// The golden model under `LTXPipeline` with the scheduler of LTX-Video 0.9.
 fn plain_model() -> Model<CpuBackend> {
-    let dir = tempfile::tempdir().expect("temporary folder");
-    copy_folder(&golden("model"), dir.path());
+    let dir = model_copy();
     std::fs::write(
         dir.path().join("model_index.json"),
         r#"{"_class_name": "LTXPipeline"}"#,
@@ -394,20 +385,7 @@ fn plain_model() -> Model<CpuBackend> {
     .expect("index");
     let scheduler = dir.path().join("scheduler/scheduler_config.json");
     std::fs::copy(golden("plain/scheduler_config.json"), scheduler).expect("scheduler");
-    Model::load(dir.path(), backend()).expect("the plain model loads")
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("folder");
-    for entry in std::fs::read_dir(from).expect("folder") {
-        let path = entry.expect("entry").path();
-        let target = to.join(path.file_name().expect("name"));
-        if path.is_dir() {
-            copy_folder(&path, &target);
-        } else {
-            std::fs::copy(&path, &target).expect("copy");
-        }
-    }
+    Model::load(dir.path(), common::backend(2)).expect("the plain model loads")
 }
 
 fn go_on(_: usize, _: usize) -> ControlFlow<()> {
