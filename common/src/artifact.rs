@@ -43,7 +43,7 @@ pub enum ArtifactError {
         /// Where.
         url: String,
         /// Why.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// No artifact has that hash.
     #[error("artifact {hash} is not in {url}: was the folder cleared?")]
@@ -91,7 +91,7 @@ pub enum ArtifactError {
         /// Where.
         url: String,
         /// Why.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
 }
 
@@ -132,7 +132,7 @@ impl ArtifactStore {
         let store = LocalFileSystem::new_with_prefix(&path)
             .map_err(|source| ArtifactError::Store {
                 url: url.clone(),
-                source,
+                source: Box::new(source),
             })?
             .with_fsync(true);
         Ok(Self {
@@ -317,7 +317,7 @@ impl ArtifactStore {
             action,
             hash,
             url: self.url.clone(),
-            source,
+            source: Box::new(source),
         }
     }
 }
