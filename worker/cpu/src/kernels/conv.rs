@@ -18,7 +18,7 @@ use super::tile::{Factors, Panel, Start, max_rows, panels, strips, tile};
 const BLOCK_FLOATS: usize = 1 << 17;
 
 /// Output positions that a task should have, so that a pass over the weights pays.
-const TASK_POSITIONS: usize = 192;
+const TASK_POSITIONS: usize = 640;
 
 /// How a convolution continues its input in time. Space is always padded with zeros by
 /// (kernel - 1) / 2.
