@@ -92,7 +92,7 @@ pub fn look(frame: &Frame) -> Option<Sighting> {
     let (x, y) = coverage.centre()?;
     let blob = coverage.around(x, y);
     let (x, y) = blob.centre;
-    let (shape, radius_px, likeness) = blob.shape();
+    let (shape, radius_px, likeness) = blob.evened().shape();
     Some(Sighting {
         background: view.background(),
         colour: nearest(&COLOURS, colour),
@@ -274,6 +274,26 @@ struct Blob {
 }
 
 impl Blob {
+    /// The blob stretched, by at most a quarter, to spread as far across as down, as all ideal
+    /// shapes do: a model that draws a square a little too wide has still drawn a square.
+    fn evened(mut self) -> Self {
+        let spread = |of: fn(&(f64, f64, f64)) -> f64| {
+            self.points
+                .iter()
+                .map(|p| p.2 * of(p) * of(p))
+                .sum::<f64>()
+                .max(1e-9)
+        };
+        let wide = (spread(|p| p.0) / spread(|p| p.1))
+            .sqrt()
+            .clamp(0.8, 1.25)
+            .sqrt();
+        self.points
+            .iter_mut()
+            .for_each(|p| (p.0, p.1) = (p.0 / wide, p.1 * wide));
+        self
+    }
+
     /// The ideal shape of about this area that overlaps best: (name, radius, overlap).
     fn shape(&self) -> (&'static str, f64, f64) {
         let area: f64 = self.points.iter().map(|p| p.2).sum();
