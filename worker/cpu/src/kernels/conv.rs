@@ -13,12 +13,15 @@ use super::isa::Isa;
 use super::scratch::with_scratch;
 use super::tile::{Factors, Panel, Start, max_rows, panels, strips, tile};
 
-/// Floats of a task's input block: half a second-level cache of 1 MiB, the other half is for
-/// weights. Affects speed only.
-const BLOCK_FLOATS: usize = 1 << 17;
+/// Floats of a task's input block: about half a second-level cache of 1 MiB, the rest is for
+/// weights. Affects speed only, like the constants below.
+const BLOCK_FLOATS: usize = 9 << 14;
 
-/// Output positions that a task should have, so that a pass over the weights pays.
+/// Output positions that a pass should have, so that going over the weights pays.
 const TASK_POSITIONS: usize = 640;
+
+/// Most passes of a task. Each but the first finds kt - 1 frames of its input copied already.
+const MOST_PASSES: usize = 8;
 
 /// How a convolution continues its input in time. Space is always padded with zeros by
 /// (kernel - 1) / 2.
@@ -166,20 +169,39 @@ pub fn conv3d(
         front: padding.front(weights.kernel[0]),
         bias,
     };
-    let rows_per_task = job.rows_per_task(rows);
+    let Division { pass, task } = job.division(rows);
     let run = |(index, y): (usize, &mut [f32])| {
-        let first = index * rows_per_task;
+        let first = index * task;
         if let Some(residual) = residual {
             job.prefill(&residual[first * width * cout..][..y.len()], y);
         }
-        job.rows(first, residual.is_some(), y);
+        job.rows(first, pass, residual.is_some(), y);
     };
-    let chunk = rows_per_task * width * cout;
+    let chunk = task * width * cout;
     if rayon::current_num_threads() == 1 {
         y.chunks_mut(chunk).enumerate().for_each(run);
     } else {
         y.par_chunks_mut(chunk).enumerate().for_each(run);
     }
+}
+
+/// How an output is divided, in rows: a task is one or more passes over the weights.
+struct Division {
+    pass: usize,
+    task: usize,
+}
+
+/// The padded input of a task: a ring of frames.
+struct Block<'a> {
+    memory: &'a mut [f32],
+    /// Lines of a frame here.
+    lines: usize,
+    /// Frames here; frame f lies in slot f % slots.
+    slots: usize,
+    /// Output line whose first tap reads line 0 here.
+    first_line: usize,
+    /// Frames before this one, counted with the padding in front, were copied.
+    copied: usize,
 }
 
 /// A convolution at work. A row is one (frame, line) of the output, counted over all frames.
@@ -199,25 +221,33 @@ impl Job<'_> {
         (self.size[2] + self.weights.kernel[2] - 1) * self.weights.cin
     }
 
-    /// Whole frames if they are small, some lines of one frame if they are large.
-    fn rows_per_task(&self, rows: usize) -> usize {
+    /// How the output's rows are divided.
+    fn division(&self, rows: usize) -> Division {
         let [_, height, width] = self.size;
         let [kt, kh, _] = self.weights.kernel;
         let fair = rows.div_ceil(4 * rayon::current_num_threads()).max(1);
         let wanted = TASK_POSITIONS.div_ceil(width).min(fair);
         let frame = (height + kh - 1) * self.line();
-        if wanted >= height {
-            let frames = (BLOCK_FLOATS / frame).saturating_sub(kt - 1).max(1);
-            return (wanted / height).min(frames) * height;
+        if wanted >= height && kt * frame <= BLOCK_FLOATS {
+            let frames = (wanted / height).min(BLOCK_FLOATS / frame + 1 - kt);
+            let passes = (fair / (frames * height)).clamp(1, MOST_PASSES);
+            return Division {
+                pass: frames * height,
+                task: passes * frames * height,
+            };
         }
         let lines = (BLOCK_FLOATS / (kt * self.line())).saturating_sub(kh - 1);
-        let lines = lines.clamp(1, wanted.max(1));
-        // Tasks that end with their frame: none reads a second one for a few lines only.
+        let lines = lines.clamp(1, wanted).min(height);
+        // Passes end with their frame: none reads a second one for a few lines only.
         let per_frame = height.div_ceil(lines);
-        if height % per_frame == 0 {
+        let lines = if height.is_multiple_of(per_frame) {
             height / per_frame
         } else {
             lines
+        };
+        Division {
+            pass: lines,
+            task: lines,
         }
     }
 
@@ -231,35 +261,66 @@ impl Job<'_> {
         }
     }
 
-    /// Computes the rows from `first` on into `y`.
-    fn rows(&self, first: usize, load: bool, y: &mut [f32]) {
+    /// Computes a task: the rows from `first` on, `pass` at a time, into `y`.
+    fn rows(&self, first: usize, pass: usize, load: bool, y: &mut [f32]) {
         let [_, height, width] = self.size;
         let [kt, kh, _] = self.weights.kernel;
-        let count = y.len() / (width * self.weights.cout);
-        let frames = (first / height, (first + count - 1) / height);
-        let lines = if frames.0 == frames.1 {
-            (first % height, (first + count - 1) % height)
+        let row_len = width * self.weights.cout;
+        let (block_lines, slots) = if pass.is_multiple_of(height) {
+            (height + kh - 1, pass / height + kt - 1)
         } else {
-            (0, height - 1)
+            // A pass of some lines may begin in one frame and end in the next.
+            let spans = (first % height + y.len() / row_len).div_ceil(height);
+            (
+                if spans == 1 { pass } else { height } + kh - 1,
+                spans + kt - 1,
+            )
         };
-        let block_lines = lines.1 - lines.0 + kh;
-        let block_frames = frames.1 - frames.0 + kt;
-        with_scratch(block_frames * block_lines * self.line(), |block| {
-            for (i, block) in block.chunks_mut(block_lines * self.line()).enumerate() {
-                self.copy_frame(frames.0 + i, lines.0, block);
+        with_scratch(slots * block_lines * self.line(), |memory| {
+            let mut block = Block {
+                memory,
+                lines: block_lines,
+                slots,
+                first_line: 0,
+                copied: 0,
+            };
+            if block_lines < height + kh - 1 {
+                block.first_line = first % height;
             }
-            let segments: Vec<usize> = (0..kt * kh)
-                .map(|tap| (tap / kh * block_lines + tap % kh) * self.line())
-                .collect();
-            for panel in panels(self.weights.cout) {
-                for row in 0..count {
-                    let (frame, line) = ((first + row) / height, (first + row) % height);
-                    let place = (frame - frames.0) * block_lines + line - lines.0;
-                    let y = &mut y[row * width * self.weights.cout + panel.first..];
-                    self.row(block, place * self.line(), &segments, panel, load, y);
-                }
+            block.copied = first / height;
+            for (i, y) in y.chunks_mut(pass * row_len).enumerate() {
+                self.pass(&mut block, first + i * pass, load, y);
             }
         });
+    }
+
+    /// Computes the rows from `first` on into `y`: first brings the block up to the last frame
+    /// that they read, then goes over the weights once.
+    fn pass(&self, block: &mut Block<'_>, first: usize, load: bool, y: &mut [f32]) {
+        let [_, height, width] = self.size;
+        let [kt, kh, _] = self.weights.kernel;
+        let cout = self.weights.cout;
+        let count = y.len() / (width * cout);
+        let frame_len = block.lines * self.line();
+        while block.copied < (first + count - 1) / height + kt {
+            let place = block.copied % block.slots * frame_len;
+            let memory = &mut block.memory[place..place + frame_len];
+            self.copy_frame(block.copied, block.first_line, memory);
+            block.copied += 1;
+        }
+        let mut segments = vec![0; kt * kh];
+        for panel in panels(cout) {
+            for row in 0..count {
+                let (frame, line) = ((first + row) / height, (first + row) % height);
+                for (tap, segment) in segments.iter_mut().enumerate() {
+                    let slot = (frame + tap / kh) % block.slots;
+                    let line = line - block.first_line + tap % kh;
+                    *segment = (slot * block.lines + line) * self.line();
+                }
+                let y = &mut y[row * width * cout + panel.first..];
+                self.row(block.memory, &segments, panel, load, y);
+            }
+        }
     }
 
     /// Copies the lines of one padded frame that the taps of output line `first` and its
@@ -287,15 +348,7 @@ impl Job<'_> {
     }
 
     /// One output row times one panel of output channels.
-    fn row(
-        &self,
-        block: &[f32],
-        origin: usize,
-        segments: &[usize],
-        panel: Panel,
-        load: bool,
-        y: &mut [f32],
-    ) {
+    fn row(&self, block: &[f32], segments: &[usize], panel: Panel, load: bool, y: &mut [f32]) {
         let cout = self.weights.cout;
         let start = match self.bias {
             _ if load => Start::Output,
@@ -305,7 +358,7 @@ impl Job<'_> {
         for (x, positions) in strips(self.size[2], max_rows(self.isa, panel.vecs)) {
             let factors = Factors {
                 a: block,
-                origin: origin + x * self.weights.cin,
+                origin: x * self.weights.cin,
                 segments,
                 row_stride: self.weights.cin,
                 depth: self.weights.kernel[2] * self.weights.cin,
