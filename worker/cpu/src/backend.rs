@@ -1,12 +1,13 @@
 //! [`Backend`] on the CPU.
 
-use crate::glue::{self, Cells};
+use crate::check::{check_same, check_tokens, check_vector, table_row};
+use crate::glue;
 use crate::kernels::{self, AttentionShape, Epilogue, Isa, IsaError, Modulate};
-use crate::kernels::{PackedConv, PackedMatrix, TemporalPadding};
+use crate::kernels::{PackedConv, PackedMatrix};
 use crate::tensor::{Buffer, CpuConv, CpuMatrix, CpuTensor, Recycler};
 use longtake_tensor::{
-    Activation, AttentionBias, Backend, ChannelModulation, Error, Gate, Loader, Modulation, Result,
-    Rope, Shape, Tensor, TimePadding, WeightView,
+    Activation, AttentionBias, Backend, Error, Gate, Loader, Modulation, Result, Rope, Shape,
+    Tensor, WeightView,
 };
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -52,14 +53,18 @@ impl CpuBackend {
     }
 
     /// A tensor of `shape` that `fill` writes completely, on the pool.
-    fn produce(&self, shape: Shape, fill: impl FnOnce(&mut [f32]) + Send) -> CpuTensor {
+    pub(crate) fn produce(&self, shape: Shape, fill: impl FnOnce(&mut [f32]) + Send) -> CpuTensor {
         let mut buffer = self.recycler.take(shape.count());
         self.pool.install(|| fill(&mut buffer));
         CpuTensor::new(shape, buffer)
     }
 
     /// `x` with its values changed by `change` on the pool; copies them first when they are shared.
-    fn change(&self, mut x: CpuTensor, change: impl FnOnce(&mut [f32]) + Send) -> CpuTensor {
+    pub(crate) fn change(
+        &self,
+        mut x: CpuTensor,
+        change: impl FnOnce(&mut [f32]) + Send,
+    ) -> CpuTensor {
         if x.unique_mut().is_none() {
             let mut copy: Buffer = self.recycler.take(x.values().len());
             copy.copy_from_slice(x.values());
@@ -83,90 +88,11 @@ pub enum CpuBackendError {
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
-/// Row `row` of every set of `table` `[T, R, D]`, as `[T, D]`.
-fn table_row(op: &'static str, table: &CpuTensor, row: usize) -> Result<Vec<f32>> {
-    let shape = table.shape();
-    let &[_, rows, width] = shape.dims() else {
-        return Err(Error::operand(op, shape, "a table [T, R, D] is needed"));
-    };
-    if row >= rows {
-        return Err(Error::operand(op, shape, "the table has too few rows"));
-    }
-    let sets = table.values().chunks_exact(rows * width);
-    Ok(sets
-        .flat_map(|set| &set[row * width..][..width])
-        .copied()
-        .collect())
-}
-
-/// Checks that `table` and `index` serve the tokens of `x`.
-fn check_tokens(op: &'static str, x: Shape, table: Shape, index: &[u32]) -> Result<()> {
-    if table.last() != x.last() {
-        return Err(Error::mismatch(op, x, table, "as many channels"));
-    }
-    if index.len() != x.rows() {
-        return Err(Error::mismatch(
-            op,
-            x,
-            Shape::from([index.len()]),
-            "an index for each token",
-        ));
-    }
-    let sets = table.dims().first().copied().unwrap_or(0);
-    if index.iter().any(|&i| i as usize >= sets) {
-        return Err(Error::operand(
-            op,
-            table,
-            "the index names a set that the table lacks",
-        ));
-    }
-    Ok(())
-}
-
-fn check_same(op: &'static str, x: Shape, y: Shape) -> Result<()> {
-    if x == y {
-        Ok(())
-    } else {
-        Err(Error::mismatch(op, x, y, "equal shapes"))
-    }
-}
-
-fn check_vector(op: &'static str, x: Shape, vector: Shape) -> Result<()> {
-    if vector.count() == x.last() {
-        Ok(())
-    } else {
-        Err(Error::mismatch(op, x, vector, "one value a channel"))
-    }
-}
-
-fn cells(op: &'static str, shape: Shape) -> Result<Cells> {
-    match *shape.dims() {
-        [frames, height, width, channels] if shape.count() > 0 => Ok(Cells {
-            frames,
-            height,
-            width,
-            channels,
-        }),
-        _ => Err(Error::operand(
-            op,
-            shape,
-            "[F, H, W, C] is needed, none of them 0",
-        )),
-    }
-}
-
 fn epilogue(act: Activation) -> Epilogue {
     match act {
         Activation::None => Epilogue::None,
         Activation::GeluTanh => Epilogue::GeluTanh,
         Activation::Silu => Epilogue::Silu,
-    }
-}
-
-fn temporal(padding: TimePadding) -> TemporalPadding {
-    match padding {
-        TimePadding::Causal => TemporalPadding::Causal,
-        TimePadding::Symmetric => TemporalPadding::Symmetric,
     }
 }
 
@@ -192,44 +118,6 @@ impl CpuBackend {
         let width = x.shape().last();
         Ok(self.produce(x.shape(), |out| {
             kernel(self.isa, x.values(), width, eps, None, Some(modulate), out);
-        }))
-    }
-
-    fn convolve(
-        &self,
-        x: &CpuTensor,
-        conv: &CpuConv,
-        padding: TimePadding,
-        skip: Option<&CpuTensor>,
-    ) -> Result<CpuTensor> {
-        let from = cells("conv3d", x.shape())?;
-        if from.channels != conv.kernel.cin() {
-            let kernel = Shape::from([conv.kernel.cout(), conv.kernel.cin()]);
-            return Err(Error::mismatch(
-                "conv3d",
-                x.shape(),
-                kernel,
-                "as many channels",
-            ));
-        }
-        let shape = x.shape().with_last(conv.kernel.cout());
-        if let Some(skip) = skip {
-            check_same("conv3d", shape, skip.shape())?;
-        }
-        let size = [from.frames, from.height, from.width];
-        Ok(self.produce(shape, |out| {
-            let (bias, skip) = (conv.bias.as_deref(), skip.map(CpuTensor::values));
-            let padding = temporal(padding);
-            kernels::conv3d(
-                self.isa,
-                x.values(),
-                size,
-                &conv.kernel,
-                padding,
-                bias,
-                skip,
-                out,
-            );
         }))
     }
 }
@@ -301,7 +189,7 @@ impl Backend for CpuBackend {
         Ok(index.to_vec())
     }
 
-    fn from_rgb8(
+    fn upload_rgb8(
         &self,
         frames: usize,
         height: usize,
@@ -310,7 +198,7 @@ impl Backend for CpuBackend {
     ) -> Result<CpuTensor> {
         let shape = Shape::from([frames, height, width, 3]);
         check_same(
-            "from_rgb8",
+            "upload_rgb8",
             Shape::from([shape.count()]),
             Shape::from([rgb.len()]),
         )?;
@@ -323,7 +211,7 @@ impl Backend for CpuBackend {
         }))
     }
 
-    fn to_rgb8(&self, x: &CpuTensor) -> Result<Vec<u8>> {
+    fn download_rgb8(&self, x: &CpuTensor) -> Result<Vec<u8>> {
         let mut rgb = vec![0; x.values().len()];
         self.pool.install(|| {
             rgb.par_chunks_mut(1 << 14)
@@ -399,7 +287,7 @@ impl Backend for CpuBackend {
         let width = x.shape().last();
         if let Some(rope) = rope {
             let tables = [rope.cos.values().len(), rope.sin.values().len()];
-            if width % 2 != 0 || tables.iter().any(|&n| n != x.values().len() / 2) {
+            if !width.is_multiple_of(2) || tables.iter().any(|&n| n != x.values().len() / 2) {
                 let rule = "an angle for each pair of channels";
                 return Err(Error::mismatch(op, x.shape(), rope.cos.shape(), rule));
             }
@@ -433,7 +321,7 @@ impl Backend for CpuBackend {
                 "as many channels",
             ));
         }
-        if heads == 0 || width % heads != 0 {
+        if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::operand(
                 op,
                 q.shape(),
@@ -617,171 +505,5 @@ impl Backend for CpuBackend {
                 out.copy_from_slice(&x.values()[row * width..][..count]);
             });
         }))
-    }
-
-    fn conv3d(&self, x: &CpuTensor, conv: &CpuConv, padding: TimePadding) -> Result<CpuTensor> {
-        self.convolve(x, conv, padding, None)
-    }
-
-    fn conv3d_add(
-        &self,
-        x: &CpuTensor,
-        conv: &CpuConv,
-        padding: TimePadding,
-        skip: CpuTensor,
-    ) -> Result<CpuTensor> {
-        self.convolve(x, conv, padding, Some(&skip))
-    }
-
-    fn pixel_norm_silu(
-        &self,
-        x: &CpuTensor,
-        eps: f32,
-        modulation: Option<&ChannelModulation<'_, Self>>,
-    ) -> Result<CpuTensor> {
-        let op = "pixel_norm_silu";
-        let width = x.shape().last();
-        let mut modulate = None;
-        if let Some(m) = modulation {
-            let table = m.table.shape();
-            if table.last() != width || table.rows() <= m.shift.max(m.scale) {
-                return Err(Error::mismatch(op, x.shape(), table, "a table [R, C]"));
-            }
-            let row = |row: usize| &m.table.values()[row * width..][..width];
-            modulate = Some(Modulate {
-                scale: row(m.scale),
-                shift: row(m.shift),
-                set_of_row: None,
-            });
-        }
-        Ok(self.produce(x.shape(), |out| {
-            kernels::pixel_norm(self.isa, x.values(), width, eps, modulate, true, out);
-        }))
-    }
-
-    fn repeat_first_frame(&self, x: &CpuTensor, n: usize) -> Result<CpuTensor> {
-        let from = cells("repeat_first_frame", x.shape())?;
-        let frame = from.height * from.width * from.channels;
-        let shape = Shape::from([from.frames + n, from.height, from.width, from.channels]);
-        Ok(self.produce(shape, |out| {
-            let (front, rest) = out.split_at_mut(n * frame);
-            front
-                .chunks_exact_mut(frame)
-                .for_each(|f| f.copy_from_slice(&x.values()[..frame]));
-            rest.copy_from_slice(x.values());
-        }))
-    }
-
-    fn depth_to_space_add(
-        &self,
-        x: &CpuTensor,
-        skip: Option<&CpuTensor>,
-        stride: [usize; 3],
-    ) -> Result<CpuTensor> {
-        let op = "depth_to_space_add";
-        let from = cells(op, x.shape())?;
-        let block: usize = stride.iter().product();
-        if block == 0 || from.channels % block != 0 {
-            return Err(Error::operand(
-                op,
-                x.shape(),
-                "channels must divide by the stride",
-            ));
-        }
-        let channels = from.channels / block;
-        if let Some(skip) = skip {
-            let skipped = skip.shape().last() / block;
-            let fits = skip.shape().with_last(1) == x.shape().with_last(1)
-                && skip.shape().last() % block == 0
-                && skipped > 0
-                && channels % skipped == 0;
-            if !fits {
-                return Err(Error::mismatch(
-                    op,
-                    x.shape(),
-                    skip.shape(),
-                    "the same cells",
-                ));
-            }
-        }
-        let [st, sh, sw] = stride;
-        let frames = from.frames * st - (st - 1);
-        let shape = Shape::from([frames, from.height * sh, from.width * sw, channels]);
-        Ok(self.produce(shape, |out| {
-            let skip = skip.map(|skip| (skip.values(), skip.shape().last()));
-            glue::depth_to_space(x.values(), from, skip, stride, out);
-        }))
-    }
-
-    fn space_to_depth_add(
-        &self,
-        x: &CpuTensor,
-        skip: &CpuTensor,
-        stride: [usize; 3],
-    ) -> Result<CpuTensor> {
-        let op = "space_to_depth_add";
-        let from = cells(op, x.shape())?;
-        let [st, sh, sw] = stride;
-        let divides = st > 0
-            && sh > 0
-            && sw > 0
-            && from.frames % st == 0
-            && from.height % sh == 0
-            && from.width % sw == 0;
-        if !divides {
-            return Err(Error::operand(
-                op,
-                x.shape(),
-                "the cells must divide by the stride",
-            ));
-        }
-        let skipped = skip.shape().last();
-        if skip.shape().with_last(1) != x.shape().with_last(1) || skipped % from.channels != 0 {
-            let rule = "the same cells and a multiple of the channels";
-            return Err(Error::mismatch(op, x.shape(), skip.shape(), rule));
-        }
-        let (height, width) = (from.height / sh, from.width / sw);
-        let shape = Shape::from([
-            from.frames / st,
-            height,
-            width,
-            from.channels * st * sh * sw,
-        ]);
-        Ok(self.produce(shape, |out| {
-            glue::space_to_depth(x.values(), from, skip.values(), skipped, stride, out);
-        }))
-    }
-
-    fn patchify(&self, x: &CpuTensor, patch: usize) -> Result<CpuTensor> {
-        let from = cells("patchify", x.shape())?;
-        if patch == 0 || from.height % patch != 0 || from.width % patch != 0 {
-            return Err(Error::operand(
-                "patchify",
-                x.shape(),
-                "sides must divide by the patch",
-            ));
-        }
-        let (height, width) = (from.height / patch, from.width / patch);
-        let shape = Shape::from([from.frames, height, width, from.channels * patch * patch]);
-        Ok(self.produce(shape, |out| glue::patchify(x.values(), from, patch, out)))
-    }
-
-    fn unpatchify(&self, x: &CpuTensor, patch: usize) -> Result<CpuTensor> {
-        let from = cells("unpatchify", x.shape())?;
-        if patch == 0 || from.channels % (patch * patch) != 0 {
-            return Err(Error::operand(
-                "unpatchify",
-                x.shape(),
-                "channels must divide by the patch",
-            ));
-        }
-        let channels = from.channels / (patch * patch);
-        let shape = Shape::from([
-            from.frames,
-            from.height * patch,
-            from.width * patch,
-            channels,
-        ]);
-        Ok(self.produce(shape, |out| glue::unpatchify(x.values(), from, patch, out)))
     }
 }

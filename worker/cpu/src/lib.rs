@@ -4,9 +4,11 @@
 //! operations are in [`kernels`]; what only moves memory is in `glue`. Knows no model.
 
 mod backend;
+mod check;
 mod glue;
 pub mod kernels;
 mod tensor;
+mod vae;
 
 pub use backend::{CpuBackend, CpuBackendError};
 pub use kernels::{Isa, IsaError};

@@ -13,7 +13,7 @@ pub(crate) struct Recycler {
 }
 
 /// Buffers kept for reuse at most.
-const FREE_BUFFERS_MAX: usize = 16;
+const FREE_BUFFERS_MAX: usize = 8;
 
 impl Recycler {
     /// A buffer of `count` values with arbitrary contents.

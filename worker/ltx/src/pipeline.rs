@@ -210,7 +210,8 @@ impl<'a, B: Backend> Denoising<'a, B> {
 
 /// Checks latents to hold; how many frames they are.
 fn check_conditioning(r: &DenoiseRequest<'_>, held: &Latents, channels: usize) -> Result<usize> {
-    let fits = held.channels == channels
+    let fits = held.is_whole()
+        && held.channels == channels
         && (held.height, held.width) == (r.latent_height, r.latent_width)
         && held.frames <= r.latent_frames;
     if fits {
@@ -264,7 +265,7 @@ pub(crate) fn decode<B: Backend>(
     request: &DecodeRequest,
     first: usize,
 ) -> Result<Video> {
-    if latents.channels != config.vae.latent_channels || latents.values.is_empty() {
+    if latents.channels != config.vae.latent_channels || !latents.is_whole() {
         let found = [
             latents.channels,
             latents.frames,
@@ -298,7 +299,7 @@ pub(crate) fn decode<B: Backend>(
     let &[frames, height, width, _] = pictures.shape().dims() else {
         return refuse("latents", format!("decoded to {}", pictures.shape()));
     };
-    let rgb = b.to_rgb8(&pictures).in_part(|| "pictures".into())?;
+    let rgb = b.download_rgb8(&pictures).in_part(|| "pictures".into())?;
     Ok(Video {
         frames,
         height,
@@ -338,7 +339,7 @@ pub(crate) fn encode<B: Backend>(
         );
         return refuse("pictures", message);
     }
-    let pictures = b.from_rgb8(video.frames, video.height, video.width, &video.rgb);
+    let pictures = b.upload_rgb8(video.frames, video.height, video.width, &video.rgb);
     let x = encoder.forward(b, &pictures.in_part(|| "pictures".into())?)?;
     let &[frames, height, width, channels] = x.shape().dims() else {
         return refuse("pictures", format!("encoded to {}", x.shape()));

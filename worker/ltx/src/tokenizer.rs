@@ -13,6 +13,8 @@ const PAD: u32 = 0;
 const END: u32 = 1;
 /// What the model writes for a space.
 const SPACE: char = '\u{2581}';
+/// Longest prompt. Attention grows with the square; LTX was trained with 256.
+const LENGTH_MAX: usize = 4096;
 /// Special tokens by their text. T5 fixes their numbers.
 const SPECIAL: [(&str, u32); 3] = [("<pad>", PAD), ("</s>", END), ("<unk>", 2)];
 
@@ -87,8 +89,8 @@ impl Tokenizer {
 
     /// Tokens of `text`, padded or cut to `length` (at least 1); the end mark is always kept.
     pub fn encode_padded(&self, text: &str, length: usize) -> Result<Tokens> {
-        if length == 0 {
-            let message = "at least one token is needed".to_owned();
+        if !(1..=LENGTH_MAX).contains(&length) {
+            let message = format!("{length} is not in 1..{LENGTH_MAX}");
             return Err(Error::Request {
                 what: "text tokens",
                 message,

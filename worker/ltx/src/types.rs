@@ -47,7 +47,13 @@ impl Latents {
         })
     }
 
-    /// Latent frames `from..to`.
+    /// Whether the values fill the sizes.
+    pub(crate) fn is_whole(&self) -> bool {
+        let count = self.channels * self.frames * self.height * self.width;
+        count > 0 && self.values.len() == count
+    }
+
+    /// Latent frames `from..to`; panics outside the video, as slices do.
     pub fn slice(&self, from: usize, to: usize) -> Self {
         let plane = self.height * self.width;
         let mut values = Vec::with_capacity(self.channels * (to - from) * plane);

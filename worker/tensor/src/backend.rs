@@ -40,7 +40,7 @@ pub enum TimePadding {
 }
 
 /// Shift and scale that a token picks by its timestep: `y * (1 + scale) + shift`.
-pub struct Modulation<'a, B: Backend + ?Sized> {
+pub struct Modulation<'a, B: Backend> {
     /// `[T, R, D]`: R rows of values for each distinct timestep.
     pub table: &'a B::Tensor,
     /// For each token, its place in the first axis of `table`.
@@ -52,7 +52,7 @@ pub struct Modulation<'a, B: Backend + ?Sized> {
 }
 
 /// Factor on a residual branch that a token picks by its timestep.
-pub struct Gate<'a, B: Backend + ?Sized> {
+pub struct Gate<'a, B: Backend> {
     /// `[T, R, D]`.
     pub table: &'a B::Tensor,
     /// For each token, its place in the first axis of `table`.
@@ -62,7 +62,7 @@ pub struct Gate<'a, B: Backend + ?Sized> {
 }
 
 /// Rotation angles of adjacent channel pairs, `[L, D / 2]` each.
-pub struct Rope<B: Backend + ?Sized> {
+pub struct Rope<B: Loader> {
     /// Cosines.
     pub cos: B::Tensor,
     /// Sines.
@@ -70,14 +70,14 @@ pub struct Rope<B: Backend + ?Sized> {
 }
 
 /// What is added to attention scores before the softmax.
-pub struct AttentionBias<'a, B: Backend + ?Sized> {
+pub struct AttentionBias<'a, B: Loader> {
     /// By key, `[Lk]`.
     pub keys: Option<&'a B::Tensor>,
     /// By head, query and key, `[heads, Lq, Lk]`.
     pub positions: Option<&'a B::Tensor>,
 }
 
-impl<B: Backend + ?Sized> AttentionBias<'_, B> {
+impl<B: Loader> AttentionBias<'_, B> {
     /// Adds nothing.
     pub const NONE: Self = Self {
         keys: None,
@@ -86,7 +86,7 @@ impl<B: Backend + ?Sized> AttentionBias<'_, B> {
 }
 
 /// Shift and scale by channel, the same for all cells.
-pub struct ChannelModulation<'a, B: Backend + ?Sized> {
+pub struct ChannelModulation<'a, B: Loader> {
     /// `[R, C]`.
     pub table: &'a B::Tensor,
     /// Row of the shift.
@@ -112,11 +112,59 @@ pub trait Loader {
     fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Conv>;
 }
 
+/// The operations of the VAE, on activations `[F, H, W, C]`. What holds for [`Backend`] holds here.
+pub trait VaeOps: Loader + Sized {
+    /// Convolution, zero-padded in space, padded in time as `padding` says; keeps F, H and W.
+    fn conv3d(
+        &self,
+        x: &Self::Tensor,
+        conv: &Self::Conv,
+        padding: TimePadding,
+    ) -> Result<Self::Tensor>;
+    /// Adds the skip of a residual block to a convolution's result; consumes `x`.
+    fn conv3d_add(
+        &self,
+        x: &Self::Tensor,
+        conv: &Self::Conv,
+        padding: TimePadding,
+        skip: Self::Tensor,
+    ) -> Result<Self::Tensor>;
+    /// `silu(modulate(x / sqrt(mean_c(x^2) + eps)))`.
+    fn pixel_norm_silu(
+        &self,
+        x: &Self::Tensor,
+        eps: f32,
+        modulation: Option<&ChannelModulation<'_, Self>>,
+    ) -> Result<Self::Tensor>;
+    /// `n` copies of the first frame in front of `x`.
+    fn repeat_first_frame(&self, x: &Self::Tensor, n: usize) -> Result<Self::Tensor>;
+    /// Channels `(c, st, sh, sw)` of `x` spread over `stride` = `[st, sh, sw]`, without the first
+    /// `st - 1` frames; plus `skip`, spread the same way and repeated over channels, if given.
+    fn depth_to_space_add(
+        &self,
+        x: &Self::Tensor,
+        skip: Option<&Self::Tensor>,
+        stride: [usize; 3],
+    ) -> Result<Self::Tensor>;
+    /// Cells of `x` gathered to channels `(c, st, sh, sw)`, plus `skip` gathered the same way and
+    /// averaged over groups of neighbouring channels.
+    fn space_to_depth_add(
+        &self,
+        x: &Self::Tensor,
+        skip: &Self::Tensor,
+        stride: [usize; 3],
+    ) -> Result<Self::Tensor>;
+    /// `[F, H, W, C]` to `[F, H/p, W/p, C p p]`, channels `(c, column, row)`.
+    fn patchify(&self, x: &Self::Tensor, patch: usize) -> Result<Self::Tensor>;
+    /// The inverse of [`Backend::patchify`].
+    fn unpatchify(&self, x: &Self::Tensor, patch: usize) -> Result<Self::Tensor>;
+}
+
 /// A device that runs the model.
 ///
 /// Operations check their operands and return an error that names the operation and the shapes.
 /// They are deterministic: equal operands give equal bits, whatever the number of threads.
-pub trait Backend: Loader + Clone + Send + Sync + Sized {
+pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
     /// Small integers, one a token.
     type Index: Send + Sync;
 
@@ -127,7 +175,7 @@ pub trait Backend: Loader + Clone + Send + Sync + Sized {
     /// Copies token indices to the device.
     fn upload_index(&self, index: &[u32]) -> Result<Self::Index>;
     /// 8-bit pictures `[F, H, W, 3]` as values in -1..1: `v / 255 * 2 - 1`.
-    fn from_rgb8(
+    fn upload_rgb8(
         &self,
         frames: usize,
         height: usize,
@@ -135,7 +183,7 @@ pub trait Backend: Loader + Clone + Send + Sync + Sized {
         rgb: &[u8],
     ) -> Result<Self::Tensor>;
     /// Values around -1..1 `[F, H, W, 3]` as 8-bit samples: `round(clamp(x / 2 + 0.5) * 255)`, ties to even.
-    fn to_rgb8(&self, x: &Self::Tensor) -> Result<Vec<u8>>;
+    fn download_rgb8(&self, x: &Self::Tensor) -> Result<Vec<u8>>;
 
     // ---- tokens
 
@@ -219,54 +267,4 @@ pub trait Backend: Loader + Clone + Send + Sync + Sized {
     fn reshape(&self, x: &Self::Tensor, shape: Shape) -> Result<Self::Tensor>;
     /// Channels `0..count` of the last axis.
     fn first_channels(&self, x: &Self::Tensor, count: usize) -> Result<Self::Tensor>;
-
-    // ---- VAE, `[F, H, W, C]`
-
-    /// Convolution, zero-padded in space, padded in time as `padding` says; keeps F, H and W.
-    fn conv3d(
-        &self,
-        x: &Self::Tensor,
-        conv: &Self::Conv,
-        padding: TimePadding,
-    ) -> Result<Self::Tensor>;
-    /// Adds the skip of a residual block to a convolution's result; consumes `x`.
-    fn conv3d_add(
-        &self,
-        x: &Self::Tensor,
-        conv: &Self::Conv,
-        padding: TimePadding,
-        skip: Self::Tensor,
-    ) -> Result<Self::Tensor> {
-        let y = self.conv3d(x, conv, padding)?;
-        self.gated_residual(skip, &y, None)
-    }
-    /// `silu(modulate(x / sqrt(mean_c(x^2) + eps)))`.
-    fn pixel_norm_silu(
-        &self,
-        x: &Self::Tensor,
-        eps: f32,
-        modulation: Option<&ChannelModulation<'_, Self>>,
-    ) -> Result<Self::Tensor>;
-    /// `n` copies of the first frame in front of `x`.
-    fn repeat_first_frame(&self, x: &Self::Tensor, n: usize) -> Result<Self::Tensor>;
-    /// Channels `(c, st, sh, sw)` of `x` spread over `stride` = `[st, sh, sw]`, without the first
-    /// `st - 1` frames; plus `skip`, spread the same way and repeated over channels, if given.
-    fn depth_to_space_add(
-        &self,
-        x: &Self::Tensor,
-        skip: Option<&Self::Tensor>,
-        stride: [usize; 3],
-    ) -> Result<Self::Tensor>;
-    /// Cells of `x` gathered to channels `(c, st, sh, sw)`, plus `skip` gathered the same way and
-    /// averaged over groups of neighbouring channels.
-    fn space_to_depth_add(
-        &self,
-        x: &Self::Tensor,
-        skip: &Self::Tensor,
-        stride: [usize; 3],
-    ) -> Result<Self::Tensor>;
-    /// `[F, H, W, C]` to `[F, H/p, W/p, C p p]`, channels `(c, column, row)`.
-    fn patchify(&self, x: &Self::Tensor, patch: usize) -> Result<Self::Tensor>;
-    /// The inverse of [`Backend::patchify`].
-    fn unpatchify(&self, x: &Self::Tensor, patch: usize) -> Result<Self::Tensor>;
 }

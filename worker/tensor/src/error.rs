@@ -9,14 +9,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Two operands do not go together.
-    #[error("{op}: {left} does not go with {right} ({rule})")]
+    #[error("{op}: {} does not go with {} ({rule})", .shapes[0], .shapes[1])]
     Mismatch {
         /// The operation.
         op: &'static str,
-        /// Shape of the first operand.
-        left: Shape,
-        /// Shape of the second operand.
-        right: Shape,
+        /// Shapes of the two operands; boxed, so that results stay small.
+        shapes: Box<[Shape; 2]>,
         /// What has to hold.
         rule: &'static str,
     },
@@ -55,8 +53,7 @@ impl Error {
     pub fn mismatch(op: &'static str, left: Shape, right: Shape, rule: &'static str) -> Self {
         Self::Mismatch {
             op,
-            left,
-            right,
+            shapes: Box::new([left, right]),
             rule,
         }
     }

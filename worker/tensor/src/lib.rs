@@ -11,7 +11,7 @@ pub mod shape;
 
 pub use backend::{
     Activation, AttentionBias, Backend, ChannelModulation, Gate, Loader, Modulation, Rope, Tensor,
-    TimePadding,
+    TimePadding, VaeOps,
 };
 pub use dtype::{DType, WeightView};
 pub use error::{Error, Result};

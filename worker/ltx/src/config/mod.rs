@@ -1,0 +1,139 @@
+//! Configuration of a Diffusers folder. Absent keys take diffusers' defaults (0.33 and later);
+//! what this crate does not compute is refused here, so that no model renders noise.
+
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+
+mod scheduler;
+mod t5;
+mod transformer;
+mod vae;
+
+pub use scheduler::SchedulerConfig;
+pub use t5::T5Config;
+pub use transformer::TransformerConfig;
+pub use vae::VaeConfig;
+pub(crate) use vae::downsample_stride;
+
+/// Reads and parses `path`.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::ConfigSyntax {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Names the file of a refused key.
+struct Checker<'a>(&'a Path);
+
+impl Checker<'_> {
+    fn require(
+        &self,
+        holds: bool,
+        key: &str,
+        value: impl std::fmt::Debug,
+        supported: &str,
+    ) -> Result<()> {
+        if holds {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            path: self.0.to_owned(),
+            key: key.to_owned(),
+            value: format!("{value:?}"),
+            supported: supported.to_owned(),
+        })
+    }
+}
+
+/// The diffusers pipeline that the folder is made for. They differ in rope times, in the mask
+/// inside T5 and in the schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PipelineClass {
+    /// `LTXPipeline`: latent frame f is at 8 f frames; T5 sees padding; flow-match schedule with
+    /// dynamic shift.
+    Plain,
+    /// `LTXConditionPipeline`: latent frame f is at max(0, 8 f - 7) frames; padding is masked in
+    /// T5; linear-quadratic schedule.
+    Condition,
+}
+
+#[derive(Deserialize)]
+struct ModelIndex {
+    #[serde(rename = "_class_name")]
+    class_name: String,
+}
+
+impl PipelineClass {
+    /// Reads `model_index.json`.
+    pub fn read(path: &Path) -> Result<Self> {
+        let index: ModelIndex = read_json(path)?;
+        match index.class_name.as_str() {
+            "LTXPipeline" => Ok(Self::Plain),
+            "LTXConditionPipeline" => Ok(Self::Condition),
+            other => Err(Error::Unsupported {
+                path: path.to_owned(),
+                key: "_class_name".into(),
+                value: other.to_owned(),
+                supported: "LTXPipeline and LTXConditionPipeline are supported".into(),
+            }),
+        }
+    }
+}
+
+/// All configuration of a model folder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Which pipeline's conventions hold.
+    pub pipeline: PipelineClass,
+    /// The transformer.
+    pub transformer: TransformerConfig,
+    /// The VAE.
+    pub vae: VaeConfig,
+    /// The text encoder.
+    pub text_encoder: T5Config,
+    /// The schedule.
+    pub scheduler: SchedulerConfig,
+}
+
+/// The configuration files of a model folder, in the order of [`crate::model_hash`].
+pub(crate) fn config_files(dir: &Path) -> [PathBuf; 5] {
+    [
+        dir.join("model_index.json"),
+        dir.join("scheduler/scheduler_config.json"),
+        dir.join("text_encoder/config.json"),
+        dir.join("transformer/config.json"),
+        dir.join("vae/config.json"),
+    ]
+}
+
+impl ModelConfig {
+    /// Reads and checks the configuration of model folder `dir`.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let [index, scheduler, text_encoder, transformer, vae] = config_files(dir);
+        let config = Self {
+            pipeline: PipelineClass::read(&index)?,
+            scheduler: SchedulerConfig::read(&scheduler)?,
+            text_encoder: T5Config::read(&text_encoder)?,
+            transformer: TransformerConfig::read(&transformer)?,
+            vae: VaeConfig::read(&vae)?,
+        };
+        let check = Checker(&transformer);
+        let (caption, text) = (
+            config.transformer.caption_channels,
+            config.text_encoder.d_model,
+        );
+        let rule = "it must equal the text encoder's d_model";
+        check.require(caption == text, "caption_channels", caption, rule)?;
+        let (channels, latent) = (config.transformer.in_channels, config.vae.latent_channels);
+        let rule = "it must equal the VAE's latent_channels";
+        check.require(channels == latent, "in_channels", channels, rule)?;
+        Ok(config)
+    }
+}

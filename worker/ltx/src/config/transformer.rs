@@ -1,0 +1,148 @@
+//! Configuration of the transformer.
+
+use super::{Checker, read_json};
+use crate::error::Result;
+use serde::Deserialize;
+use std::path::Path;
+
+/// `transformer/config.json` of `LTXVideoTransformer3DModel`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the names are diffusers'")]
+pub struct TransformerConfig {
+    pub in_channels: usize,
+    pub out_channels: Option<usize>,
+    pub patch_size: usize,
+    pub patch_size_t: usize,
+    pub num_attention_heads: usize,
+    pub attention_head_dim: usize,
+    pub cross_attention_dim: usize,
+    pub num_layers: usize,
+    pub activation_fn: String,
+    pub qk_norm: String,
+    pub norm_elementwise_affine: bool,
+    pub norm_eps: f32,
+    pub caption_channels: usize,
+    pub attention_bias: bool,
+    pub attention_out_bias: bool,
+}
+
+impl Default for TransformerConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 128,
+            out_channels: Some(128),
+            patch_size: 1,
+            patch_size_t: 1,
+            num_attention_heads: 32,
+            attention_head_dim: 64,
+            cross_attention_dim: 2048,
+            num_layers: 28,
+            activation_fn: "gelu-approximate".into(),
+            qk_norm: "rms_norm_across_heads".into(),
+            norm_elementwise_affine: false,
+            norm_eps: 1e-6,
+            caption_channels: 4096,
+            attention_bias: true,
+            attention_out_bias: true,
+        }
+    }
+}
+
+impl TransformerConfig {
+    /// Reads and checks `path`.
+    pub fn read(path: &Path) -> Result<Self> {
+        let c: Self = read_json(path)?;
+        let check = Checker(path);
+        let only = |holds, key, value: &dyn std::fmt::Debug, s| check.require(holds, key, value, s);
+        let out = c.out_channels.unwrap_or(c.in_channels);
+        only(
+            c.in_channels > 0,
+            "in_channels",
+            &c.in_channels,
+            "it must be positive",
+        )?;
+        only(
+            out == c.in_channels,
+            "out_channels",
+            &out,
+            "it must equal in_channels",
+        )?;
+        only(
+            c.patch_size == 1,
+            "patch_size",
+            &c.patch_size,
+            "only 1 is supported",
+        )?;
+        only(
+            c.patch_size_t == 1,
+            "patch_size_t",
+            &c.patch_size_t,
+            "only 1 is supported",
+        )?;
+        let heads = c.num_attention_heads;
+        only(
+            heads > 0,
+            "num_attention_heads",
+            &heads,
+            "it must be positive",
+        )?;
+        let head_dim = c.attention_head_dim;
+        let even = head_dim > 0 && head_dim.is_multiple_of(2);
+        only(
+            even,
+            "attention_head_dim",
+            &head_dim,
+            "it must be positive and even",
+        )?;
+        let inner = c.inner_dim();
+        let cross = c.cross_attention_dim;
+        only(
+            cross == inner,
+            "cross_attention_dim",
+            &cross,
+            "it must equal heads x head_dim",
+        )?;
+        only(
+            inner >= 12,
+            "attention_head_dim",
+            &head_dim,
+            "heads x head_dim must be at least 12",
+        )?;
+        let (act, norm) = (&c.activation_fn, &c.qk_norm);
+        only(
+            act == "gelu-approximate",
+            "activation_fn",
+            act,
+            "only gelu-approximate is supported",
+        )?;
+        let known = norm == "rms_norm_across_heads";
+        only(
+            known,
+            "qk_norm",
+            norm,
+            "only rms_norm_across_heads is supported",
+        )?;
+        let affine = c.norm_elementwise_affine;
+        only(
+            !affine,
+            "norm_elementwise_affine",
+            &affine,
+            "only false is supported",
+        )?;
+        only(
+            c.attention_bias,
+            "attention_bias",
+            &c.attention_bias,
+            "only true is supported",
+        )?;
+        let bias = c.attention_out_bias;
+        only(bias, "attention_out_bias", &bias, "only true is supported")?;
+        Ok(c)
+    }
+
+    /// Channels of a token inside the transformer.
+    pub fn inner_dim(&self) -> usize {
+        self.num_attention_heads * self.attention_head_dim
+    }
+}
