@@ -259,7 +259,7 @@ impl Task<'_> {
         let block = &packed[first * dim..];
         let count = scores.len() / SCORES;
         for panel in panels(keys) {
-            for (row, rows) in strips(count, max_rows(self.isa, panel.vecs)) {
+            for (row, rows) in strips(count, max_rows(self.isa, panel)) {
                 let factors = Factors {
                     a: queries,
                     origin: row * stride,
@@ -288,7 +288,7 @@ impl Task<'_> {
         let AttentionShape { head_dim, lk, .. } = self.shape;
         let count = scores.len() / SCORES;
         for panel in panels(head_dim) {
-            for (row, rows) in strips(count, max_rows(self.isa, panel.vecs)) {
+            for (row, rows) in strips(count, max_rows(self.isa, panel)) {
                 let factors = Factors {
                     a: scores,
                     origin: row * SCORES,

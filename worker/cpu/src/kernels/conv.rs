@@ -355,7 +355,7 @@ impl Job<'_> {
             Some(bias) => Start::Row(&bias[panel.first..][..panel.cols]),
             None => Start::Zero,
         };
-        for (x, positions) in strips(self.size[2], max_rows(self.isa, panel.vecs)) {
+        for (x, positions) in strips(self.size[2], max_rows(self.isa, panel)) {
             let factors = Factors {
                 a: block,
                 origin: x * self.weights.cin,

@@ -15,7 +15,8 @@ const DEPTH: usize = 256;
 /// that rows do not fall on one another in the cache.
 const BLOCK_STRIDE: usize = DEPTH + 16;
 
-/// Most rows of a block.
+/// Fewest and most rows of a block.
+const FEWEST_BLOCK_ROWS: usize = 14;
 const MAX_BLOCK_ROWS: usize = 112;
 
 /// Multiplications below which a product is not worth dividing among threads.
@@ -141,10 +142,10 @@ pub fn linear(
         for (x, y) in x.chunks(rows * k).zip(y.chunks_mut(rows * n)) {
             layer.rows(x, panels(n), y, n);
         }
-    } else if m >= 4 * max_rows(isa, 2) * threads || n <= m {
+    } else if m >= 4 * FEWEST_BLOCK_ROWS * threads || n <= m {
         let rows = m
             .div_ceil(4 * threads)
-            .clamp(max_rows(isa, 2).min(m), MAX_BLOCK_ROWS);
+            .clamp(FEWEST_BLOCK_ROWS.min(m), MAX_BLOCK_ROWS);
         let blocks = x.par_chunks(rows * k).zip(y.par_chunks_mut(rows * n));
         blocks.for_each(|(x, y)| layer.rows(x, panels(n), y, n));
     } else {
@@ -178,7 +179,7 @@ impl Layer<'_> {
     fn by_columns(&self, x: &[f32], m: usize, parts: usize, y: &mut [f32]) {
         let n = self.weights.n;
         let all: Vec<Panel> = panels(n).collect();
-        let done: Vec<(Panel, Vec<f32>)> = all
+        let done: Vec<(usize, usize, Vec<f32>)> = all
             .par_chunks(all.len().div_ceil(parts))
             .map(|group| {
                 let (first, last) = (group[0].first, group[group.len() - 1]);
@@ -191,19 +192,12 @@ impl Layer<'_> {
                 {
                     self.rows(x, group.iter().copied(), part, cols);
                 }
-                (
-                    Panel {
-                        first,
-                        cols,
-                        vecs: 0,
-                    },
-                    part,
-                )
+                (first, cols, part)
             })
             .collect();
-        for (place, part) in done {
-            for (y, part) in y.chunks_mut(n).zip(part.chunks(place.cols)) {
-                y[place.first..][..place.cols].copy_from_slice(part);
+        for (first, cols, part) in done {
+            for (y, part) in y.chunks_mut(n).zip(part.chunks(cols)) {
+                y[first..][..cols].copy_from_slice(part);
             }
         }
     }
@@ -250,7 +244,7 @@ impl Layer<'_> {
             Some(bias) => Start::Row(&bias[panel.first..][..panel.cols]),
             None => Start::Zero,
         };
-        for (row, rows) in strips(rows, max_rows(self.isa, panel.vecs)) {
+        for (row, rows) in strips(rows, max_rows(self.isa, panel)) {
             let factors = Factors {
                 a: block,
                 origin: row * BLOCK_STRIDE,

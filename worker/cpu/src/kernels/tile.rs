@@ -28,48 +28,62 @@ const MAX_ROWS: usize = 14;
 /// Rows of the portable tile: as many as keep their sums in registers.
 const SCALAR_ROWS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
 
-/// A panel of packed columns: `vecs` vectors from column `first` on.
+/// A panel of packed columns: `vecs` vectors and perhaps half a one, from column `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Panel {
     /// First column.
     pub first: usize,
-    /// Columns that exist; the rest of the vectors is padding.
+    /// Columns that exist; the rest of the panel is padding.
     pub cols: usize,
-    /// Vectors.
+    /// Whole vectors.
     pub vecs: usize,
+    /// Whether half a vector follows: 24 channels are not worth the work of 32.
+    pub half: bool,
 }
 
 impl Panel {
     /// Columns including padding.
     pub fn width(self) -> usize {
-        self.vecs * LANES
+        self.vecs * LANES + if self.half { LANES / 2 } else { 0 }
+    }
+
+    /// Vectors, the half one included.
+    fn registers(self) -> usize {
+        self.vecs + usize::from(self.half)
     }
 }
 
-/// Cuts `columns` into panels of two vectors, one of them three wide if their number is odd.
+/// Cuts `columns` into panels of two vectors; the last one takes what is left, up to three.
 pub fn panels(columns: usize) -> impl Iterator<Item = Panel> + Clone {
-    let total = columns.div_ceil(LANES);
-    let mut done = 0;
+    let halves = columns.div_ceil(LANES / 2);
+    let mut first = 0;
     std::iter::from_fn(move || {
-        let vecs = match total - done {
+        let left = halves - first / (LANES / 2);
+        let take = match left {
             0 => return None,
-            left @ (1 | 3) => left,
-            _ => 2,
+            1..=6 => left,
+            _ => 4,
         };
-        let first = done * LANES;
-        done += vecs;
-        Some(Panel {
+        let (vecs, half) = (take / 2, take % 2 == 1);
+        let panel = Panel {
             first,
-            cols: (columns - first).min(vecs * LANES),
+            cols: 0,
             vecs,
-        })
+            half,
+        };
+        let panel = Panel {
+            cols: (columns - first).min(panel.width()),
+            ..panel
+        };
+        first += panel.width();
+        Some(panel)
     })
 }
 
-/// Rows of the tallest tile of `vecs` vectors.
-pub fn max_rows(isa: Isa, vecs: usize) -> usize {
+/// Rows of the tallest tile of a panel.
+pub fn max_rows(isa: Isa, panel: Panel) -> usize {
     match isa {
-        Isa::Avx512 => [14, 14, 9][vecs - 1],
+        Isa::Avx512 => [14, 14, 9][panel.registers() - 1],
         Isa::Avx2 => 6,
         Isa::Scalar => SCALAR_ROWS,
     }
@@ -115,8 +129,8 @@ pub struct Factors<'a> {
 }
 
 impl Factors<'_> {
-    /// Panics unless a tile of `rows` rows and `vecs` vectors stays inside both factors.
-    fn check(&self, rows: usize, vecs: usize) {
+    /// Panics unless a tile of `rows` rows and `width` columns stays inside both factors.
+    fn check(&self, rows: usize, width: usize) {
         let reach = (rows - 1) * self.row_stride + self.depth;
         for &segment in self.segments {
             assert!(
@@ -126,7 +140,7 @@ impl Factors<'_> {
         }
         let steps = self.segments.len() * self.depth;
         assert!(
-            steps == 0 || (steps - 1) * self.b_stride + vecs * LANES <= self.b.len(),
+            steps == 0 || (steps - 1) * self.b_stride + width <= self.b.len(),
             "tile leaves its right factor"
         );
     }
@@ -145,21 +159,21 @@ pub fn tile(
 ) {
     let (cols, width) = (panel.cols, panel.width());
     assert!(
-        rows >= 1 && rows <= max_rows(isa, panel.vecs),
+        rows >= 1 && rows <= max_rows(isa, panel),
         "tile of {rows} rows"
     );
     assert!(
         (rows - 1) * stride + cols <= out.len(),
         "tile leaves its output"
     );
-    factors.check(rows, panel.vecs);
+    factors.check(rows, width);
     let mut row = [0.0; MAX_VECS * LANES];
     if let Start::Row(values) = start {
         row[..cols].copy_from_slice(&values[..cols]);
     }
     let load = matches!(start, Start::Output);
     if cols == width {
-        return kernel(isa, factors, panel.vecs, rows, load, &row, out, stride);
+        return kernel(isa, factors, panel, rows, load, &row, out, stride);
     }
     let mut whole = [0.0; MAX_ROWS * MAX_VECS * LANES];
     if load {
@@ -167,9 +181,7 @@ pub fn tile(
             whole[i * width..][..cols].copy_from_slice(&out[i * stride..][..cols]);
         }
     }
-    kernel(
-        isa, factors, panel.vecs, rows, load, &row, &mut whole, width,
-    );
+    kernel(isa, factors, panel, rows, load, &row, &mut whole, width);
     for i in 0..rows {
         out[i * stride..][..cols].copy_from_slice(&whole[i * width..][..cols]);
     }
@@ -179,7 +191,7 @@ pub fn tile(
 fn kernel(
     isa: Isa,
     factors: &Factors<'_>,
-    vecs: usize,
+    panel: Panel,
     rows: usize,
     load: bool,
     row: &[f32; MAX_VECS * LANES],
@@ -187,7 +199,7 @@ fn kernel(
     stride: usize,
 ) {
     assert!(
-        (rows - 1) * stride + vecs * LANES <= out.len(),
+        (rows - 1) * stride + panel.width() <= out.len(),
         "tile leaves its output"
     );
     isa.assert_available();
@@ -197,29 +209,53 @@ fn kernel(
         // the factors that a tile of this shape reads exists, and the assertion above that
         // every element of `out` does; `out` is borrowed mutably, so it overlaps neither factor.
         Isa::Avx512 => unsafe {
-            super::tile_x86::avx512(factors, vecs, rows, load, row, out, stride)
+            super::tile_x86::avx512(factors, panel, rows, load, row, out, stride)
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { super::tile_x86::avx2(factors, vecs, rows, load, row, out, stride) },
-        _ => {
-            for j in (0..vecs * LANES).step_by(LANES) {
-                if rows == SCALAR_ROWS {
-                    scalar::<SCALAR_ROWS>(factors, j, load, row, out, stride);
-                } else {
-                    for i in 0..rows {
-                        let origin = factors.origin + i * factors.row_stride;
-                        let one = Factors { origin, ..*factors };
-                        scalar::<1>(&one, j, load, row, &mut out[i * stride..], stride);
-                    }
+        Isa::Avx2 => unsafe { super::tile_x86::avx2(factors, panel, rows, load, row, out, stride) },
+        _ => scalar(factors, panel, rows, load, row, out, stride),
+    }
+}
+
+/// The portable kernel.
+fn scalar(
+    factors: &Factors<'_>,
+    panel: Panel,
+    rows: usize,
+    load: bool,
+    row: &[f32],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let whole = panel.vecs * LANES;
+    for (i, rows) in strips(rows, SCALAR_ROWS) {
+        let factors = Factors {
+            origin: factors.origin + i * factors.row_stride,
+            ..*factors
+        };
+        let out = &mut out[i * stride..];
+        for j in (0..whole).step_by(LANES) {
+            if rows == SCALAR_ROWS {
+                scalar_tile::<SCALAR_ROWS, LANES>(&factors, j, load, row, out, stride);
+            } else {
+                for i in 0..rows {
+                    let origin = factors.origin + i * factors.row_stride;
+                    let (one, out) = (Factors { origin, ..factors }, &mut out[i * stride..]);
+                    scalar_tile::<1, LANES>(&one, j, load, row, out, stride);
                 }
             }
+        }
+        for i in 0..if panel.half { rows } else { 0 } {
+            let origin = factors.origin + i * factors.row_stride;
+            let (one, out) = (Factors { origin, ..factors }, &mut out[i * stride..]);
+            scalar_tile::<1, { LANES / 2 }>(&one, whole, load, row, out, stride);
         }
     }
 }
 
-/// The portable kernel: `ROWS` rows of the vector that starts at column `j`.
-fn scalar<const ROWS: usize>(
+/// `ROWS` rows of the `WIDTH` columns from `j` on.
+fn scalar_tile<const ROWS: usize, const WIDTH: usize>(
     factors: &Factors<'_>,
     j: usize,
     load: bool,
@@ -227,13 +263,14 @@ fn scalar<const ROWS: usize>(
     out: &mut [f32],
     stride: usize,
 ) {
-    let mut sums = [[0.0f32; LANES]; ROWS];
+    let mut sums = [[0.0f32; WIDTH]; ROWS];
     for (i, sums) in sums.iter_mut().enumerate() {
-        sums.copy_from_slice(if load {
-            &out[i * stride + j..][..LANES]
+        let from = if load {
+            &out[i * stride + j..]
         } else {
-            &row[j..][..LANES]
-        });
+            &row[j..]
+        };
+        sums.copy_from_slice(&from[..WIDTH]);
     }
     let mut b = factors.b[j.min(factors.b.len())..].chunks(factors.b_stride);
     for &segment in factors.segments {
@@ -241,15 +278,47 @@ fn scalar<const ROWS: usize>(
             &factors.a[factors.origin + segment + i * factors.row_stride..][..factors.depth]
         });
         for (k, b) in b.by_ref().take(factors.depth).enumerate() {
-            let b = &b[..LANES];
+            let b = &b[..WIDTH];
             for i in 0..ROWS {
-                for lane in 0..LANES {
+                for lane in 0..WIDTH {
                     sums[i][lane] = fma::<PORTABLE_FMA>(a[i][k], b[lane], sums[i][lane]);
                 }
             }
         }
     }
     for (i, sums) in sums.iter().enumerate() {
-        out[i * stride + j..][..LANES].copy_from_slice(sums);
+        out[i * stride + j..][..WIDTH].copy_from_slice(sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_cover_all_columns_with_less_than_half_a_vector_of_padding() {
+        for columns in 1..400 {
+            let mut next = 0;
+            for panel in panels(columns) {
+                assert_eq!(panel.first, next, "{columns}");
+                assert!(
+                    panel.cols >= 1 && panel.registers() <= MAX_VECS,
+                    "{columns}"
+                );
+                assert!(panel.width() - panel.cols < LANES / 2, "{columns}");
+                next += panel.cols;
+            }
+            assert_eq!(next, columns);
+        }
+    }
+
+    #[test]
+    fn strips_cover_all_rows_evenly() {
+        for (rows, max) in (0..100).flat_map(|rows| (1..15).map(move |max| (rows, max))) {
+            let heights: Vec<usize> = strips(rows, max).map(|(_, height)| height).collect();
+            assert_eq!(heights.iter().sum::<usize>(), rows);
+            let (low, high) = (heights.iter().min(), heights.iter().max());
+            assert!(high <= Some(&max) && high.copied() <= low.map(|low| low + 1));
+        }
     }
 }

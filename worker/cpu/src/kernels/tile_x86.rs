@@ -2,21 +2,21 @@
 
 use std::arch::x86_64::*;
 
-use super::tile::{Factors, LANES, MAX_VECS};
+use super::tile::{Factors, LANES, MAX_VECS, Panel};
 
 /// Rows whose addresses are formed from one pointer: bounds the general registers in use.
 const GROUP: usize = 7;
 
-/// Picks the kernel compiled for this many rows and vectors.
+/// Picks the kernel compiled for this panel and this many rows.
 ///
 /// # Safety
-/// The processor has AVX-512F. For every row i < rows, segment s and k < depth,
+/// The processor has AVX-512F, AVX2 and FMA. For every row i < rows, segment s and k < depth,
 /// `a[origin + segments[s] + i*row_stride + k]` exists; for every step t < segments*depth and
-/// column j < 16*vecs, `b[t*b_stride + j]` and, for every row, `out[i*stride + j]` exist.
-#[target_feature(enable = "avx512f")]
+/// column j < `panel.width()`, `b[t*b_stride + j]` and, for every row, `out[i*stride + j]` exist.
+#[target_feature(enable = "avx512f,avx2,fma")]
 pub unsafe fn avx512(
     factors: &Factors<'_>,
-    vecs: usize,
+    panel: Panel,
     rows: usize,
     load: bool,
     row: &[f32; MAX_VECS * LANES],
@@ -24,29 +24,32 @@ pub unsafe fn avx512(
     stride: usize,
 ) {
     macro_rules! pick {
-        ($($vecs:literal: $($rows:literal)*;)*) => {
-            match (vecs, rows) {
+        ($($vecs:literal $half:literal: $($rows:literal)*;)*) => {
+            match (panel.vecs, panel.half, rows) {
                 // SAFETY: this function's own contract.
-                $($(($vecs, $rows) => unsafe {
-                    avx512_tile::<$rows, $vecs>(factors, load, row, out, stride)
+                $($(($vecs, $half, $rows) => unsafe {
+                    avx512_tile::<$rows, $vecs, $half>(factors, load, row, out, stride)
                 },)*)*
-                _ => unreachable!("no tile of {rows} rows and {vecs} vectors"),
+                _ => unreachable!("no tile of {rows} rows for {panel:?}"),
             }
         };
     }
     pick! {
-        1: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
-        2: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
-        3: 1 2 3 4 5 6 7 8 9;
+        0 true: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
+        1 false: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
+        1 true: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
+        2 false: 1 2 3 4 5 6 7 8 9 10 11 12 13 14;
+        2 true: 1 2 3 4 5 6 7 8 9;
+        3 false: 1 2 3 4 5 6 7 8 9;
     }
 }
 
-/// One tile of `ROWS` rows and `VECS` registers each.
+/// One tile of `ROWS` rows, `VECS` whole registers each, and a half one if `HALF`.
 ///
 /// # Safety
-/// As [`avx512`] with `rows = ROWS`, `vecs = VECS`.
-#[target_feature(enable = "avx512f")]
-unsafe fn avx512_tile<const ROWS: usize, const VECS: usize>(
+/// As [`avx512`] with `rows = ROWS` and a panel of that shape.
+#[target_feature(enable = "avx512f,avx2,fma")]
+unsafe fn avx512_tile<const ROWS: usize, const VECS: usize, const HALF: bool>(
     factors: &Factors<'_>,
     load: bool,
     row: &[f32; MAX_VECS * LANES],
@@ -55,17 +58,22 @@ unsafe fn avx512_tile<const ROWS: usize, const VECS: usize>(
 ) {
     let out = out.as_mut_ptr();
     let mut sums = [[_mm512_setzero_ps(); VECS]; ROWS];
+    let mut halves = [_mm256_setzero_ps(); ROWS];
     for i in 0..ROWS {
-        for j in 0..VECS {
-            // SAFETY: `out[i*stride + 16j ..][..16]` exists by contract; VECS <= MAX_VECS.
-            sums[i][j] = unsafe {
-                let from = if load {
-                    out.add(i * stride).cast_const()
-                } else {
-                    row.as_ptr()
-                };
-                _mm512_loadu_ps(from.add(j * LANES))
+        // SAFETY: the panel's columns of `out[i*stride ..]` exist by contract, and no panel is
+        // wider than `row`.
+        unsafe {
+            let from = if load {
+                out.add(i * stride).cast_const()
+            } else {
+                row.as_ptr()
             };
+            for j in 0..VECS {
+                sums[i][j] = _mm512_loadu_ps(from.add(j * LANES));
+            }
+            if HALF {
+                halves[i] = _mm256_loadu_ps(from.add(VECS * LANES));
+            }
         }
     }
     let offset: [usize; GROUP] = std::array::from_fn(|i| i * factors.row_stride);
@@ -86,10 +94,18 @@ unsafe fn avx512_tile<const ROWS: usize, const VECS: usize>(
             for k in 0..factors.depth {
                 let columns: [__m512; VECS] =
                     std::array::from_fn(|j| _mm512_loadu_ps(b.add(j * LANES)));
+                let last = if HALF {
+                    _mm256_loadu_ps(b.add(VECS * LANES))
+                } else {
+                    _mm256_setzero_ps()
+                };
                 for i in 0..ROWS {
                     let value = _mm512_set1_ps(*group[i / GROUP].add(offset[i % GROUP] + k));
                     for j in 0..VECS {
                         sums[i][j] = _mm512_fmadd_ps(value, columns[j], sums[i][j]);
+                    }
+                    if HALF {
+                        halves[i] = _mm256_fmadd_ps(_mm512_castps512_ps256(value), last, halves[i]);
                     }
                 }
                 b = b.wrapping_add(factors.b_stride);
@@ -97,9 +113,14 @@ unsafe fn avx512_tile<const ROWS: usize, const VECS: usize>(
         }
     }
     for i in 0..ROWS {
-        for j in 0..VECS {
-            // SAFETY: as for the loads above.
-            unsafe { _mm512_storeu_ps(out.add(i * stride + j * LANES), sums[i][j]) };
+        // SAFETY: as for the loads above.
+        unsafe {
+            for j in 0..VECS {
+                _mm512_storeu_ps(out.add(i * stride + j * LANES), sums[i][j]);
+            }
+            if HALF {
+                _mm256_storeu_ps(out.add(i * stride + VECS * LANES), halves[i]);
+            }
         }
     }
 }
@@ -111,35 +132,42 @@ unsafe fn avx512_tile<const ROWS: usize, const VECS: usize>(
 #[target_feature(enable = "avx2,fma")]
 pub unsafe fn avx2(
     factors: &Factors<'_>,
-    vecs: usize,
+    panel: Panel,
     rows: usize,
     load: bool,
     row: &[f32; MAX_VECS * LANES],
     out: &mut [f32],
     stride: usize,
 ) {
-    for j in (0..vecs * LANES).step_by(LANES) {
-        macro_rules! pick {
-            ($($rows:literal)*) => {
-                match rows {
-                    // SAFETY: this function's own contract; j + 16 <= 16*vecs.
-                    $($rows => unsafe {
-                        avx2_tile::<$rows>(factors, j, load, row, out, stride)
-                    },)*
-                    _ => unreachable!("no tile of {rows} rows"),
-                }
-            };
-        }
-        pick!(1 2 3 4 5 6);
+    macro_rules! pick {
+        ($registers:literal, $first:expr) => {
+            pick!($registers, $first, 1 2 3 4 5 6)
+        };
+        ($registers:literal, $first:expr, $($rows:literal)*) => {
+            match rows {
+                // SAFETY: this function's own contract; the columns belong to the panel.
+                $($rows => unsafe {
+                    avx2_tile::<$rows, $registers>(factors, $first, load, row, out, stride)
+                },)*
+                _ => unreachable!("no tile of {rows} rows"),
+            }
+        };
+    }
+    let whole = panel.vecs * LANES;
+    for first in (0..whole).step_by(LANES) {
+        pick!(2, first);
+    }
+    if panel.half {
+        pick!(1, whole);
     }
 }
 
-/// One tile of `ROWS` rows and the 16 columns from `first` on.
+/// One tile of `ROWS` rows and the `8 * REGISTERS` columns from `first` on.
 ///
 /// # Safety
-/// As [`avx2`] with `rows = ROWS`, for the columns `first..first + 16`.
+/// As [`avx2`] with `rows = ROWS`, for the columns `first..first + 8 * REGISTERS`.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2_tile<const ROWS: usize>(
+unsafe fn avx2_tile<const ROWS: usize, const REGISTERS: usize>(
     factors: &Factors<'_>,
     first: usize,
     load: bool,
@@ -148,11 +176,11 @@ unsafe fn avx2_tile<const ROWS: usize>(
     stride: usize,
 ) {
     let out = out.as_mut_ptr();
-    let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+    let mut sums = [[_mm256_setzero_ps(); REGISTERS]; ROWS];
     for i in 0..ROWS {
-        for j in 0..2 {
+        for j in 0..REGISTERS {
             // SAFETY: `out[i*stride + first + 8j ..][..8]` exists by contract, and so does
-            // `row[first + 8j ..][..8]`, because first + 16 <= 16 * MAX_VECS.
+            // `row[first + 8j ..][..8]`, because no panel is wider than `row`.
             sums[i][j] = unsafe {
                 let from = if load {
                     out.add(i * stride).cast_const()
@@ -170,10 +198,11 @@ unsafe fn avx2_tile<const ROWS: usize>(
         unsafe {
             let a = factors.a.as_ptr().add(factors.origin + segment);
             for k in 0..factors.depth {
-                let columns = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];
+                let columns: [__m256; REGISTERS] =
+                    std::array::from_fn(|j| _mm256_loadu_ps(b.add(j * 8)));
                 for i in 0..ROWS {
                     let value = _mm256_set1_ps(*a.add(i * factors.row_stride + k));
-                    for j in 0..2 {
+                    for j in 0..REGISTERS {
                         sums[i][j] = _mm256_fmadd_ps(value, columns[j], sums[i][j]);
                     }
                 }
@@ -182,7 +211,7 @@ unsafe fn avx2_tile<const ROWS: usize>(
         }
     }
     for i in 0..ROWS {
-        for j in 0..2 {
+        for j in 0..REGISTERS {
             // SAFETY: as for the loads above.
             unsafe { _mm256_storeu_ps(out.add(i * stride + first + j * 8), sums[i][j]) };
         }
