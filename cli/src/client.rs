@@ -24,13 +24,18 @@ pub struct FarmArgs {
         env = "LONGTAKE_COORDINATOR",
         hide_env_values = true
     )]
-    pub coordinator: Option<String>,
+    coordinator: Option<String>,
 }
 
 impl FarmArgs {
+    /// The coordinator's address, if one was named; an empty variable names none.
+    pub fn url(&self) -> Option<&str> {
+        self.coordinator.as_deref().filter(|url| !url.is_empty())
+    }
+
     /// Connects; fails with a way out when no coordinator was named.
     pub async fn connect(&self) -> Result<Client> {
-        let url = self.coordinator.as_deref().ok_or_else(|| {
+        let url = self.url().ok_or_else(|| {
             anyhow!("no coordinator is named; give --coordinator URL or set LONGTAKE_COORDINATOR")
         })?;
         Client::connect(url).await

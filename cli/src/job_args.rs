@@ -53,7 +53,12 @@ pub struct JobArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     fps: Option<f64>,
     /// Seed of the noise; window i draws from seed + i
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     seed: u64,
     /// Pipeline file: a name under configs/ or a YAML file [default: ltxv-tiny]
     #[arg(long, value_name = "NAME|YAML")]

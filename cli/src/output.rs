@@ -71,6 +71,11 @@ impl Target {
         hidden_beside(&self.unit, ".partial")
     }
 
+    /// Where a chunk of a sequence is while its pictures are unpacked.
+    pub fn chunk(&self) -> PathBuf {
+        hidden_beside(&self.unit, ".chunk")
+    }
+
     /// Fails when the film could not be written in the end.
     pub fn check(&self) -> Result<()> {
         match self.codec {
@@ -93,20 +98,22 @@ impl Target {
             .with_context(|| format!("rename {} to {}", partial.display(), self.unit.display()))
     }
 
-    /// Removes what an earlier run left of an incomplete film.
+    /// Removes what this or an earlier run left of an incomplete film.
     pub fn clear_partial(&self) -> Result<()> {
-        let partial = self.partial();
-        let removed = if partial.is_dir() {
-            fs::remove_dir_all(&partial)
-        } else {
-            fs::remove_file(&partial)
-        };
-        match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("remove {}", partial.display()))
+        for path in [self.partial(), self.chunk()] {
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {}", path.display()));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 

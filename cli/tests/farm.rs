@@ -28,19 +28,28 @@ impl<'a> Farm<'a> {
         let url = lines.find_map(|line| line.strip_prefix("coordinator at ").map(str::to_owned));
         // Somebody has to read on, or the coordinator would block on a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { folder, coordinator: Guard(child), url: url.expect("the coordinator's address") }
+        Self {
+            folder,
+            coordinator: Guard(child),
+            url: url.expect("the coordinator's address"),
+        }
     }
 
     fn worker(&self) -> Guard {
         let log = fs::File::create(self.folder.join("worker.log")).expect("a log");
         let mut command = longtake(self.folder);
-        command.args(["worker", "--coordinator", &self.url, "--threads", "1"]).stderr(log);
+        command
+            .args(["worker", "--coordinator", &self.url, "--threads", "1"])
+            .stderr(log);
         Guard(command.spawn().expect("a worker"))
     }
 
     /// Runs a user's command.
     fn run(&self, args: &[&str]) -> Output {
-        run(self.folder, args.iter().chain(&["--coordinator", &self.url, "--json"]))
+        run(
+            self.folder,
+            args.iter().chain(&["--coordinator", &self.url, "--json"]),
+        )
     }
 
     /// Runs a user's command that should succeed.
@@ -63,26 +72,48 @@ fn a_job_goes_through_a_farm() {
     let farm = Farm::start(folder.path(), "127.0.0.1:0");
     let job = farm.submit(&[]);
     let queued = farm.ask(&["status", &job]);
-    assert_eq!((&queued["state"], &queued["segments_total"]), (&"queued".into(), &5.into()));
+    assert_eq!(
+        (&queued["state"], &queued["segments_total"]),
+        (&"queued".into(), &5.into())
+    );
 
     let _worker = farm.worker();
     let watched = farm.ask(&["watch", &job]);
-    assert_eq!((&watched["state"], &watched["segments_done"]), (&"done".into(), &5.into()));
+    assert_eq!(
+        (&watched["state"], &watched["segments_done"]),
+        (&"done".into(), &5.into())
+    );
     assert_eq!(farm.ask(&["status", &job]), watched);
-    assert_eq!(farm.ask(&["list"])["jobs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        farm.ask(&["list"])["jobs"].as_array().map(Vec::len),
+        Some(1)
+    );
 
     // The same job again, waited for and fetched: the farm's film is the one made alone.
     farm.submit(&["--wait", "-o", "farm.mp4"]);
-    assert!(film("farm.mp4") == alone, "the farm's film differs from the one made alone");
+    assert!(
+        film("farm.mp4") == alone,
+        "the farm's film differs from the one made alone"
+    );
     let mut render = longtake(folder.path());
     render.env("LONGTAKE_COORDINATOR", &farm.url);
-    let report = json(&render.args(SMALL_FILM).args(["-o", "r.mp4", "--json"]).output().expect("runs"));
+    let report = json(
+        &render
+            .args(SMALL_FILM)
+            .args(["-o", "r.mp4", "--json"])
+            .output()
+            .expect("runs"),
+    );
     assert_eq!(report["segments"][0]["reused"], true, "{report}");
     assert!(film("r.mp4") == alone);
 
     let unknown = farm.run(&["status", "j-ffffffffff"]);
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(stderr(&unknown).contains("j-ffffffffff"), "{}", stderr(&unknown));
+    assert!(
+        stderr(&unknown).contains("j-ffffffffff"),
+        "{}",
+        stderr(&unknown)
+    );
 }
 
 #[test]
@@ -105,7 +136,11 @@ fn a_worker_outlives_its_coordinator() {
         (first.ask(&["status", &job])["state"] != "queued").then_some(())
     });
     signal(first.coordinator.0.id(), "KILL");
-    let listen = first.url.strip_prefix("http://").expect("an address").to_owned();
+    let listen = first
+        .url
+        .strip_prefix("http://")
+        .expect("an address")
+        .to_owned();
     drop(first);
     let second = Farm::start(folder.path(), &listen);
     second.submit(&["--wait", "-o", "farm.mp4"]);

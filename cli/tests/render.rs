@@ -8,7 +8,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 use support::{
-    SMALL_FILM, children, is_alive, json, render_small, run, signal, start_small, stderr, wait_for,
+    SMALL_FILM, children, is_alive, json, longer_film, render, render_small, run, signal, start,
+    stderr, wait_for,
 };
 
 #[test]
@@ -98,20 +99,21 @@ fn the_film_is_the_same_whoever_makes_it() {
 #[test]
 fn a_film_survives_the_death_of_its_workers() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (whole, _) = render_small(folder.path(), "whole.mp4", &[]);
-    let render = start_small(folder.path(), "killed.mp4", &["--workers", "2"]);
-    let pid = render.id();
-    let mut killed = 0;
+    let film = longer_film();
+    let (whole, _) = render(folder.path(), &film, "whole.mp4", &[]);
+    let mut process = start(folder.path(), &film, "killed.mp4");
+    let pid = process.id();
+    wait_for_window(&mut process);
     // One after the other, each in the middle of something.
+    let mut killed = 0;
     while killed < 3 && is_alive(pid) {
-        std::thread::sleep(Duration::from_millis(200));
         if let Some(worker) = children(pid).into_iter().find(|child| is_alive(*child)) {
             signal(worker, "KILL");
             killed += 1;
         }
+        std::thread::sleep(Duration::from_millis(200));
     }
-    let out = render.wait_with_output().expect("the render ends");
-    json(&out);
+    json(&process.wait_with_output().expect("the render ends"));
     assert!(
         killed > 0,
         "the render was over before a worker could be killed"
@@ -123,20 +125,14 @@ fn a_film_survives_the_death_of_its_workers() {
 #[test]
 fn a_killed_render_goes_on_with_the_same_command() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (whole, _) = render_small(folder.path(), "whole.mp4", &[]);
-    let mut render = start_small(folder.path(), "again.mp4", &[]);
-    let pid = render.id();
-    let workers = wait_for("two workers", || {
-        Some(children(pid)).filter(|found| found.len() == 2)
-    });
-    // Progress lines come at most once a second, so the film's own state tells how far it is.
-    let progress = BufReader::new(render.stderr.take().expect("stderr"));
-    let begun = progress.lines().map_while(Result::ok).find(|line| {
-        line.contains(" windows") && !line.contains("  0% ") && !line.contains("queued")
-    });
-    assert!(begun.is_some(), "the render said nothing of its progress");
-    signal(pid, "KILL");
-    render.wait().expect("killed");
+    let film = longer_film();
+    let (whole, _) = render(folder.path(), &film, "whole.mp4", &[]);
+    let mut process = start(folder.path(), &film, "again.mp4");
+    wait_for_window(&mut process);
+    let workers = children(process.id());
+    assert_eq!(workers.len(), longtake_cores().min(2));
+    signal(process.id(), "KILL");
+    process.wait().expect("killed");
     wait_for("the orphans to leave", || {
         workers
             .iter()
@@ -148,19 +144,40 @@ fn a_killed_render_goes_on_with_the_same_command() {
         "a half-written film under the final name"
     );
 
-    let (film, report) = render_small(folder.path(), "again.mp4", &[]);
-    assert!(film == whole, "the interruption changed the film");
+    let (again, report) = render(folder.path(), &film, "again.mp4", &[]);
+    assert!(again == whole, "the interruption changed the film");
     assert!(
         !folder.path().join("again.mp4.longtake").exists(),
         "the state is left behind"
     );
-    assert_eq!(report["segments"].as_array().map(Vec::len), Some(5));
+    assert_eq!(
+        report["segments"][0]["reused"], true,
+        "the finished window was lost: {report}"
+    );
+}
+
+/// Reads a render's progress until a window is done; the rest is read on in the background, or the
+/// render would block on a full pipe.
+fn wait_for_window(process: &mut std::process::Child) {
+    let progress = BufReader::new(process.stderr.take().expect("stderr"));
+    let mut lines = progress.lines().map_while(Result::ok);
+    let done = lines.find(|line| line.contains(" windows") && !line.contains(" 0 of "));
+    let line = done.expect("a line of progress");
+    assert!(
+        !line.ends_with("done"),
+        "the film was over too soon: {line}"
+    );
+    std::thread::spawn(move || lines.for_each(drop));
+}
+
+fn longtake_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[test]
 fn an_interrupted_render_says_how_to_go_on() {
     let folder = tempfile::tempdir().expect("a folder");
-    let render = start_small(folder.path(), "a.mp4", &[]);
+    let render = start(folder.path(), SMALL_FILM, "a.mp4");
     let pid = render.id();
     let workers = wait_for("workers", || {
         Some(children(pid)).filter(|found| !found.is_empty())

@@ -27,6 +27,9 @@ pub struct WorkerArgs {
     /// Name shown in reports [default: host name and process id]
     #[arg(long)]
     name: Option<String>,
+    /// Folder for files that only this worker needs [default: the system's temporary folder]
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<std::path::PathBuf>,
     /// Leave as soon as standard input ends, that is when the process that started us is gone
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -45,6 +48,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
             .threads
             .map_or_else(longtake_agent::host::cores, usize::from),
         isa: args.isa,
+        scratch: args.scratch.unwrap_or_else(std::env::temp_dir),
     };
     let stop = super::stop_signal()?;
     Ok(longtake_agent::run(config, stop).await?)

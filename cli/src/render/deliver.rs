@@ -35,8 +35,7 @@ async fn fetch_film(client: &mut Client, job: &v1::Job, partial: &Path) -> Resul
 async fn fetch_sequence(client: &mut Client, job: &v1::Job, target: &Target) -> Result<()> {
     let folder = target.partial();
     let pattern = folder.join(target.given().file_name().unwrap_or_default());
-    let holding = tempfile::tempdir_in(folder_of(&folder)).context("make a folder for chunks")?;
-    let pack = holding.path().join("chunk");
+    let pack = target.chunk();
     let runtime = tokio::runtime::Handle::current();
     let frames = job.chunks.iter().flat_map(|chunk| {
         // The media code is synchronous and asks for frames one by one.
@@ -60,6 +59,7 @@ async fn fetch_sequence(client: &mut Client, job: &v1::Job, target: &Target) -> 
     });
     let written =
         write_png_sequence_from(&pattern, FIRST_NUMBER, frames).map_err(|Failed(error)| error)?;
+    std::fs::remove_file(&pack).with_context(|| format!("remove {}", pack.display()))?;
     let expected = job.spec.as_ref().map_or(0, |spec| spec.frames);
     if written != u64::from(expected) {
         bail!("the film has {written} pictures instead of {expected}; render it again");

@@ -4,7 +4,7 @@ use super::workers::{WorkerSetup, Workers};
 use super::{Order, RenderArgs, carry_out, deliver, report::Report};
 use crate::client::Client;
 use crate::exit::Interrupted;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use longtake_common::artifact::file_url;
 use longtake_server::{Config, Coordinator, Handle};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -64,6 +64,7 @@ fn setup(args: &RenderArgs, state: &State, handle: &Handle) -> WorkerSetup {
         isa: args.isa.clone(),
         coordinator: handle.url(),
         logs: state.folder.clone(),
+        scratch: state.scratch(),
     }
 }
 
@@ -93,13 +94,25 @@ impl State {
             None => (order.target.default_state(), true),
         };
         let made = std::fs::create_dir_all(&folder).and_then(|()| folder.canonicalize());
-        let folder = made.with_context(|| {
-            format!(
-                "cannot use {} for work in progress; choose another with --state",
+        let folder = made.map_err(|error| {
+            anyhow!(
+                "cannot use {} for work in progress ({error}); choose another with --state",
                 folder.display()
             )
         })?;
-        Ok(Self { folder, temporary })
+        let state = Self { folder, temporary };
+        // Workers that were killed leave their unfinished files behind.
+        match std::fs::remove_dir_all(state.scratch()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => std::fs::create_dir(state.scratch()),
+        }
+        .with_context(|| format!("clear {}", state.scratch().display()))?;
+        Ok(state)
+    }
+
+    /// Where workers put files that only they need.
+    fn scratch(&self) -> PathBuf {
+        self.folder.join("scratch")
     }
 
     fn clear(&self) -> Result<()> {

@@ -78,7 +78,7 @@ pub async fn run(args: RenderArgs) -> Result<()> {
         latents,
         started,
     };
-    let report = match &args.farm.coordinator {
+    let report = match args.farm.url() {
         Some(url) => {
             args.refuse_local_flags()?;
             on_farm(url, &order).await?

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// How often one worker is started again before it is given up. Someone who kills workers to see
@@ -29,11 +30,14 @@ pub struct WorkerSetup {
     pub coordinator: String,
     /// Folder for what they write to stderr.
     pub logs: PathBuf,
+    /// Folder for files that only they need.
+    pub scratch: PathBuf,
 }
 
 /// Running workers. Dropping it kills them.
 pub struct Workers {
     slots: JoinSet<anyhow::Error>,
+    stop: watch::Sender<bool>,
 }
 
 impl Workers {
@@ -41,6 +45,7 @@ impl Workers {
     pub fn start(setup: &WorkerSetup) -> Result<Self> {
         let program = std::env::current_exe().context("find the program's own path")?;
         let mut slots = JoinSet::new();
+        let (stop, stopped) = watch::channel(false);
         for number in 1..=setup.count {
             let slot = Slot {
                 program: program.clone(),
@@ -48,9 +53,9 @@ impl Workers {
                 number,
             };
             let first = slot.spawn()?;
-            slots.spawn(slot.keep_alive(first));
+            slots.spawn(slot.keep_alive(first, stopped.clone()));
         }
-        Ok(Self { slots })
+        Ok(Self { slots, stop })
     }
 
     /// Resolves when no worker is left and none will be started again.
@@ -67,7 +72,8 @@ impl Workers {
 
     /// Kills them and waits until they are gone. Nothing they hold matters any more.
     pub async fn stop(mut self) {
-        self.slots.shutdown().await;
+        self.stop.send_replace(true);
+        while self.slots.join_next().await.is_some() {}
     }
 }
 
@@ -83,20 +89,30 @@ impl Slot {
         self.setup.logs.join(format!("worker-{}.log", self.number))
     }
 
-    /// Keeps a process in the slot; resolves when that has failed too often.
-    async fn keep_alive(self, mut child: Child) -> anyhow::Error {
+    /// Keeps a process in the slot; resolves when that has failed too often or is to stop.
+    async fn keep_alive(
+        self,
+        mut child: Child,
+        mut stopped: watch::Receiver<bool>,
+    ) -> anyhow::Error {
         for restarts in 1.. {
             // `wait` would close a stdin that it finds, and with it the worker's life line.
             let _life_line = child.stdin.take();
-            let how = match child.wait().await {
-                Ok(status) => status.to_string(),
-                Err(error) => error.to_string(),
+            let how = tokio::select! {
+                status = child.wait() => match status {
+                    Ok(status) => status.to_string(),
+                    Err(error) => error.to_string(),
+                },
+                _ = stopped.changed() => return end(child).await,
             };
             if restarts > RESTARTS_MAX {
                 return self.obituary(&how);
             }
             tracing::info!("worker {} ended ({how}); starting it again", self.number);
-            tokio::time::sleep(RESTART_DELAY * restarts).await;
+            tokio::select! {
+                () = tokio::time::sleep(RESTART_DELAY * restarts) => {}
+                _ = stopped.changed() => return anyhow!("stopped"),
+            }
             match self.spawn() {
                 Ok(next) => child = next,
                 Err(error) => return error,
@@ -134,6 +150,7 @@ impl Slot {
             "--threads",
             &setup.threads.to_string(),
         ]);
+        command.arg("--scratch").arg(&setup.scratch);
         if let Some(isa) = &setup.isa {
             command.args(["--isa", isa]);
         }
@@ -147,6 +164,14 @@ impl Slot {
         command
             .spawn()
             .with_context(|| format!("start {} worker", self.program.display()))
+    }
+}
+
+/// Kills a process and waits until it is gone.
+async fn end(mut child: Child) -> anyhow::Error {
+    match child.kill().await {
+        Ok(()) => anyhow!("stopped"),
+        Err(error) => anyhow!("cannot stop a worker: {error}"),
     }
 }
 

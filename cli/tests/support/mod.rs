@@ -10,17 +10,24 @@ use std::time::{Duration, Instant};
 pub const SMALL_FILM: &[&str] = &[
     "render",
     "a red circle moves to the right on a blue background",
-    "--size",
-    "64x64",
-    "--frames",
-    "120",
-    "--segment-frames",
-    "33",
-    "--overlap-frames",
-    "9",
-    "--seed",
-    "3",
+    "--size=64x64",
+    "--frames=120",
+    "--segment-frames=33",
+    "--overlap-frames=9",
+    "--seed=3",
 ];
+
+/// The same film, long enough to be met in the middle.
+pub fn longer_film() -> Vec<&'static str> {
+    let longer = |flag: &'static str| {
+        if flag == "--frames=120" {
+            "--frames=360"
+        } else {
+            flag
+        }
+    };
+    SMALL_FILM.iter().copied().map(longer).collect()
+}
 
 /// Longest wait for anything in these tests.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -70,18 +77,21 @@ pub fn json(out: &Output) -> Value {
 
 /// Renders [`SMALL_FILM`] with more flags; returns the film's bytes and the report.
 pub fn render_small(folder: &Path, name: &str, flags: &[&str]) -> (Vec<u8>, Value) {
+    render(folder, SMALL_FILM, name, flags)
+}
+
+/// Renders `film` with more flags; returns the film's bytes and the report.
+pub fn render(folder: &Path, film: &[&str], name: &str, flags: &[&str]) -> (Vec<u8>, Value) {
     let end = ["-o", name, "--json"];
-    let args = SMALL_FILM.iter().chain(flags).chain(&end);
-    let report = json(&run(folder, args));
+    let report = json(&run(folder, film.iter().chain(flags).chain(&end)));
     (std::fs::read(folder.join(name)).expect("the film"), report)
 }
 
-/// Starts [`SMALL_FILM`] without waiting for it.
-pub fn start_small(folder: &Path, name: &str, flags: &[&str]) -> Child {
+/// Starts to render `film` without waiting for it.
+pub fn start(folder: &Path, film: &[&str], name: &str) -> Child {
     let end = ["-o", name, "--json"];
-    let args = SMALL_FILM.iter().chain(flags).chain(&end);
     longtake(folder)
-        .args(args)
+        .args(film.iter().chain(&end))
         .spawn()
         .expect("the program starts")
 }

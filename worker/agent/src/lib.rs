@@ -26,7 +26,7 @@ use drain::Drain;
 use ledger::Ledger;
 use longtake_cpu::CpuBackend;
 use serve::{Identity, Server};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use work::{DeviceExecutor, HostExecutor};
@@ -50,6 +50,8 @@ pub struct AgentConfig {
     pub threads: usize,
     /// Instruction-set level by name; `None` takes the best that the processor has.
     pub isa: Option<String>,
+    /// Folder for files that only the worker needs; a film that is put together lies there once.
+    pub scratch: PathBuf,
 }
 
 /// Works for the coordinator until `stop` resolves; then finishes what it has begun, for at most
@@ -65,7 +67,7 @@ pub async fn run(
     let runtime = Handle::current();
     let (device, host, finished) = serve::start_lanes(
         DeviceExecutor::new(backend, runtime.clone()),
-        HostExecutor::new(runtime, config.threads)?,
+        HostExecutor::new(runtime, config.threads, config.scratch)?,
     )?;
     let identity = Identity {
         name: config.name,

@@ -18,6 +18,7 @@ use longtake_common::task::{Assignment, TaskOutput, Work};
 use longtake_ltx::Video;
 use longtake_tensor::Backend;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 use tokio::runtime::Handle;
 
@@ -111,17 +112,23 @@ where
 pub struct HostExecutor {
     runtime: Handle,
     pool: rayon::ThreadPool,
+    scratch: PathBuf,
 }
 
 impl HostExecutor {
-    /// A lane that reads artifacts through `runtime` and compares pictures on `threads` threads.
-    pub fn new(runtime: Handle, threads: usize) -> Result<Self, AgentError> {
+    /// A lane that reads artifacts through `runtime`, compares pictures on `threads` threads and
+    /// puts films together in `scratch`.
+    pub fn new(runtime: Handle, threads: usize, scratch: PathBuf) -> Result<Self, AgentError> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("host-{index}"))
             .build();
         let pool = pool.map_err(|error| AgentError::Device(error.to_string()))?;
-        Ok(Self { runtime, pool })
+        Ok(Self {
+            runtime,
+            pool,
+            scratch,
+        })
     }
 }
 
@@ -137,7 +144,7 @@ impl Executor for HostExecutor {
         run(context, control, &self.runtime, |desk| {
             match &assignment.work {
                 Work::Seam { .. } => seam::run(&assignment.work, &self.pool, desk),
-                Work::Mux { .. } => mux::run(&assignment.work, &self.pool, desk),
+                Work::Mux { .. } => mux::run(&assignment.work, &self.pool, &self.scratch, desk),
                 Work::Text { .. } | Work::Denoise { .. } | Work::Decode { .. } => {
                     Err(wrong_lane(assignment))
                 }

@@ -18,6 +18,7 @@ const MUXED: f64 = 0.3;
 pub fn run(
     work: &Work,
     pool: &rayon::ThreadPool,
+    scratch: &Path,
     desk: &mut Desk<'_>,
 ) -> Result<TaskOutput, TaskError> {
     let Work::Mux {
@@ -36,7 +37,7 @@ pub fn run(
     let mut output = TaskOutput::default();
     match picture.codec {
         Codec::H264 => {
-            let folder = tempfile::tempdir().map_err(TaskError::retryable)?;
+            let folder = tempfile::tempdir_in(scratch).map_err(TaskError::retryable)?;
             let film = folder.path().join("film.mp4");
             mux(chunks, picture, metadata, &film, desk)?;
             output
