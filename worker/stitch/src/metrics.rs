@@ -21,7 +21,7 @@ pub struct Quality {
 }
 
 /// Compares two films that are fed to it frame by frame; holds no frames.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Comparison {
     frames: u64,
     samples: u64,
@@ -32,12 +32,23 @@ pub struct Comparison {
     size: Option<(u32, u32)>,
 }
 
+impl Default for Comparison {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Comparison {
     /// An empty comparison.
     pub fn new() -> Self {
         Self {
+            frames: 0,
+            samples: 0,
+            squares_y: 0.0,
+            squares_rgb: 0.0,
+            ssim: 0.0,
             worst_ssim: 1.0,
-            ..Self::default()
+            size: None,
         }
     }
 

@@ -63,7 +63,7 @@ impl Plane {
     pub(crate) fn doubled(&self, width: usize, height: usize, scale: f32) -> Self {
         let near_and_far = |at: usize, length: usize| {
             let near = (at / 2).min(length - 1);
-            let far = if at % 2 == 0 {
+            let far = if at.is_multiple_of(2) {
                 near.saturating_sub(1)
             } else {
                 (near + 1).min(length - 1)

@@ -112,7 +112,7 @@ impl SeamScorer {
                 let transition = self.frames - 1;
                 self.steps.push(mean_step(&last.luma, &now.luma));
                 let touches = self.touches(transition).is_some();
-                let warped = touches || transition % WARP_STRIDE == 0;
+                let warped = touches || transition.is_multiple_of(WARP_STRIDE);
                 self.warps
                     .push(warped.then(|| warp_error(&mut last, &mut now)));
             }

@@ -143,7 +143,7 @@ impl System {
 
 /// Deals a row's values to red (x + y even) and black.
 fn deal(values: &[f32], y: usize, red: &mut [f32], black: &mut [f32]) {
-    let (even, odd) = if y % 2 == 0 {
+    let (even, odd) = if y.is_multiple_of(2) {
         (red, black)
     } else {
         (black, red)
@@ -302,7 +302,7 @@ impl Checkerboard {
             let stride = self.stride();
             Plane::from_rows(self.width, self.height, |y, out| {
                 let [red, black] = self.colours.each_ref().map(|c| &pick(c)[y * stride + 1..]);
-                let (even, odd) = if y % 2 == 0 {
+                let (even, odd) = if y.is_multiple_of(2) {
                     (red, black)
                 } else {
                     (black, red)
@@ -339,7 +339,7 @@ fn relax(update: &mut Half, other: &Half, system: &[f32], colour: usize, stride:
         .enumerate()
         .for_each(|(y, (us, vs))| {
             // The cell to the left of cell i is cell i - 1 or i of the other colour's row.
-            let shift = 1 - usize::from((y + colour) % 2 == 0);
+            let shift = 1 - usize::from((y + colour).is_multiple_of(2));
             let run = |y: usize, from: usize| y * stride + from..y * stride + from + half;
             let (above, below) = (y.saturating_sub(1), (y + 1).min(height - 1));
             let at = [
