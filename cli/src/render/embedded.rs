@@ -31,6 +31,7 @@ pub async fn render(args: &RenderArgs, order: &Order) -> Result<Report> {
 
 async fn drive(args: &RenderArgs, order: &Order, state: &State, handle: &Handle) -> Result<Report> {
     let stop = crate::commands::stop_signal()?;
+    state.clear_scratch()?;
     let mut workers = Workers::start(&setup(args, state, handle))?;
     let mut client = Client::connect(&handle.url()).await?;
     let work = async {
@@ -100,14 +101,17 @@ impl State {
                 folder.display()
             )
         })?;
-        let state = Self { folder, temporary };
-        // Workers that were killed leave their unfinished files behind.
-        match std::fs::remove_dir_all(state.scratch()) {
+        Ok(Self { folder, temporary })
+    }
+
+    /// Empties the scratch folder: workers that were killed leave unfinished files behind. Only for
+    /// whoever has locked the state, or it would be another render's that is taken away.
+    fn clear_scratch(&self) -> Result<()> {
+        let cleared = match std::fs::remove_dir_all(self.scratch()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => std::fs::create_dir(state.scratch()),
-        }
-        .with_context(|| format!("clear {}", state.scratch().display()))?;
-        Ok(state)
+            _ => std::fs::create_dir(self.scratch()),
+        };
+        cleared.with_context(|| format!("clear {}", self.scratch().display()))
     }
 
     /// Where workers put files that only they need.

@@ -25,7 +25,7 @@ pub use longtake_cpu::Isa;
 use drain::Drain;
 use ledger::Ledger;
 use longtake_cpu::CpuBackend;
-use serve::{Identity, Server};
+use serve::{Identity, Lanes, Server};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -65,7 +65,7 @@ pub async fn run(
     let backend = CpuBackend::new(config.threads, isa)
         .map_err(|error| AgentError::Device(error.to_string()))?;
     let runtime = Handle::current();
-    let (device, host, finished) = serve::start_lanes(
+    let lanes = Lanes::start(
         DeviceExecutor::new(backend, runtime.clone()),
         HostExecutor::new(runtime, config.threads, config.scratch)?,
     )?;
@@ -77,11 +77,10 @@ pub async fn run(
     };
     let server = Server {
         identity,
+        url: config.coordinator,
         endpoint,
         patience: PATIENCE,
-        device,
-        host,
-        finished,
+        lanes,
         ledger: Ledger::default(),
     };
     server.serve(Drain::new(stop, DRAIN_GRACE)).await

@@ -38,20 +38,46 @@ pub struct OrderContext {
     pub artifacts: String,
 }
 
+/// The threads that work.
+pub struct Lanes {
+    /// The one with the model.
+    device: Lane<OrderContext>,
+    /// The one for pictures and files.
+    host: Lane<OrderContext>,
+    /// What they finish.
+    finished: UnboundedReceiver<(Key, Outcome)>,
+}
+
+impl Lanes {
+    /// Starts a thread for each of the two executors.
+    pub fn start<D, H>(device: D, host: H) -> Result<Self, AgentError>
+    where
+        D: Executor<Context = OrderContext>,
+        H: Executor<Context = OrderContext>,
+    {
+        let (sender, finished) = tokio::sync::mpsc::unbounded_channel();
+        let device = Lane::start("device", device, sender.clone())?;
+        let host = Lane::start("host", host, sender)?;
+        Ok(Self {
+            device,
+            host,
+            finished,
+        })
+    }
+}
+
 /// A worker between its threads and its coordinator.
 pub struct Server {
     /// Who we are.
     pub identity: Identity,
-    /// Where the coordinator is.
+    /// Where the coordinator is, as it was given.
+    pub url: String,
+    /// The same, ready to be dialled.
     pub endpoint: Endpoint,
     /// How long the first contact may take.
     pub patience: Duration,
-    /// The thread with the model.
-    pub device: Lane<OrderContext>,
-    /// The thread for pictures and files.
-    pub host: Lane<OrderContext>,
-    /// What the threads finish.
-    pub finished: UnboundedReceiver<(Key, Outcome)>,
+    /// The threads that work.
+    pub lanes: Lanes,
     /// What is in hand.
     pub ledger: Ledger,
 }
@@ -86,9 +112,8 @@ impl Server {
                 Err(reason) => reason,
             };
             if !met && started.elapsed() >= self.patience {
-                let url = self.endpoint.uri().to_string();
                 return Err(AgentError::Unreachable {
-                    url,
+                    url: self.url,
                     reason: lost.to_string(),
                 });
             }
@@ -140,7 +165,7 @@ impl Server {
                 message = connection.receive() => {
                     self.obey(message?, connection, drain.has_begun());
                 }
-                Some((key, outcome)) = self.finished.recv() => {
+                Some((key, outcome)) = self.lanes.finished.recv() => {
                     self.settle(&key, outcome);
                     if let Some(report) = self.ledger.report(&key, connection.terms.epoch) {
                         connection.send(report).await?;
@@ -198,8 +223,8 @@ impl Server {
             return;
         };
         let lane = match assignment.work.lane() {
-            task::Lane::Device => &self.device,
-            task::Lane::Host => &self.host,
+            task::Lane::Device => &self.lanes.device,
+            task::Lane::Host => &self.lanes.host,
         };
         let context = OrderContext {
             artifacts: connection.terms.artifacts.clone(),
@@ -211,28 +236,6 @@ impl Server {
             std::process::exit(70);
         }
     }
-}
-
-/// Starts a lane for each of the two executors. Their results arrive at the receiver.
-pub fn start_lanes<D, H>(
-    device: D,
-    host: H,
-) -> Result<
-    (
-        Lane<OrderContext>,
-        Lane<OrderContext>,
-        UnboundedReceiver<(Key, Outcome)>,
-    ),
-    AgentError,
->
-where
-    D: Executor<Context = OrderContext>,
-    H: Executor<Context = OrderContext>,
-{
-    let (sender, finished) = tokio::sync::mpsc::unbounded_channel();
-    let device = Lane::start("device", device, sender.clone())?;
-    let host = Lane::start("host", host, sender)?;
-    Ok((device, host, finished))
 }
 
 /// Checks an address and prepares to dial it.
