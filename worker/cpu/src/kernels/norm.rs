@@ -234,6 +234,12 @@ fn sum(x: &[f32], add: impl Fn(f32, f32) -> f32) -> f32 {
             lanes[i] = add(chunk[i], lanes[i]);
         }
     }
+    let (half, rest) = rest.as_chunks::<{ LANES / 2 }>();
+    for chunk in half {
+        for i in 0..LANES / 2 {
+            lanes[i] = add(chunk[i], lanes[i]);
+        }
+    }
     for (lane, &value) in lanes.iter_mut().zip(rest) {
         *lane = add(value, *lane);
     }
