@@ -99,7 +99,7 @@ fn random_shapes_match_f64() {
 
 #[test]
 fn channel_counts_of_the_model_match_f64() {
-    for (i, (cin, cout)) in [(16, 48), (48, 16), (32, 129), (128, 16)]
+    for (i, (cin, cout)) in [(24, 24), (24, 40), (16, 48), (48, 16), (32, 129), (128, 16)]
         .into_iter()
         .enumerate()
     {
