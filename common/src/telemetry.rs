@@ -1,5 +1,6 @@
 //! Logs on standard error.
 
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 /// Environment variable with a filter, such as `info` or `longtake_server=debug`.
@@ -19,6 +20,8 @@ pub fn init(default: &str) -> Result<(), String> {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Colours are for terminals; a log file should stay readable.
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init();
     Ok(())
 }
