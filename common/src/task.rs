@@ -84,7 +84,7 @@ pub enum Work {
     },
     /// Decodes a window. Outputs: `head` (frame pack of the first `head_frames + relax_frames`;
     /// absent in the first window), `interior` (encoded chunk; absent when nothing is left for it),
-    /// `tail` (frame pack of the last `tail_frames`; absent in the last window).
+    /// `tail` (frame pack of the last `lead_frames + tail_frames`; absent in the last window).
     Decode {
         /// The model.
         model: ModelRef,
@@ -100,15 +100,20 @@ pub enum Work {
         head_frames: u32,
         /// Frames after the head over which the seam's corrections fade out.
         relax_frames: u32,
+        /// Frames before the tail that are encoded with the seam after this window, as they are.
+        lead_frames: u32,
         /// Frames shared with the next window; 0 in the last.
         tail_frames: u32,
     },
-    /// Joins two neighbours. Output: `chunk` (encoded), `overlap_frames + relax_frames` long.
+    /// Joins two neighbours. Output: `chunk` (encoded), `lead_frames + overlap_frames +
+    /// relax_frames` long.
     Seam {
         /// Artifact `tail` of the window on the left.
         left: Hash,
         /// Artifact `head` of the window on the right.
         right: Hash,
+        /// Frames of `left` before the overlap.
+        lead_frames: u32,
         /// Frames that both show.
         overlap_frames: u32,
         /// Frames of `right` after the overlap.

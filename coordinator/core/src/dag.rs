@@ -222,12 +222,14 @@ pub fn work<'a>(
                 picture: picture(),
                 head_frames: shares.head_frames,
                 relax_frames: shares.relax_frames,
+                lead_frames: shares.lead_frames,
                 tail_frames: shares.tail_frames,
             }
         }
         TaskKind::Seam(index) => Work::Seam {
             left: artifact(TaskKind::Decode(index), "tail")?,
             right: artifact(TaskKind::Decode(index + 1), "head")?,
+            lead_frames: plan.shares(index).lead_frames,
             overlap_frames: plan.overlap_frames,
             relax_frames: plan.shares(index + 1).relax_frames,
             picture: picture(),
@@ -266,7 +268,7 @@ pub fn units(plan: &Plan, kind: TaskKind) -> f64 {
     f64::from(match kind {
         TaskKind::Text => 1,
         TaskKind::Denoise(index) | TaskKind::Decode(index) => plan.windows[index as usize].frames,
-        TaskKind::Seam(index) => plan.overlap_frames + plan.shares(index + 1).relax_frames,
+        TaskKind::Seam(index) => plan.seam_frames(index),
         TaskKind::Mux => plan
             .spans()
             .last()

@@ -10,6 +10,11 @@ use longtake_common::task::Window;
 /// Most frames after an overlap over which a seam's corrections fade out.
 pub const RELAX_FRAMES_MAX: u32 = 48;
 
+/// Most frames before an overlap that are encoded together with it. A chunk begins with a picture
+/// that is coded afresh, and that is easiest to see where nothing else changes: so it must not fall
+/// on the first frame of the overlap, where a viewer who looks for the seam would look.
+pub const LEAD_FRAMES_MAX: u32 = 8;
+
 /// The windows of a job. Everything else follows from them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -21,7 +26,7 @@ pub struct Plan {
 
 /// How the frames that a window shows are shared out, in film order.
 ///
-/// `head + relax + interior + tail` is the window's visible length.
+/// `head + relax + interior + lead + tail` is the window's visible length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
     /// Shared with the window before.
@@ -30,6 +35,8 @@ pub struct Shares {
     pub relax_frames: u32,
     /// Encoded at once, by the window alone.
     pub interior_frames: u32,
+    /// Encoded with the seam after, unchanged.
+    pub lead_frames: u32,
     /// Shared with the next window.
     pub tail_frames: u32,
 }
@@ -99,17 +106,39 @@ impl Plan {
             self.overlap_frames
         };
         let inner = visible - head_frames - tail_frames;
-        let relax_frames = if index == 0 {
+        let mut lead_frames = match (index, tail_frames) {
+            (_, 0) => 0,
+            (0, _) => inner.min(LEAD_FRAMES_MAX),
+            // Corrections need room more than the encoder does.
+            _ => (inner / 4).min(LEAD_FRAMES_MAX),
+        };
+        let mut relax_frames = if index == 0 {
             0
         } else {
-            inner.min(RELAX_FRAMES_MAX)
+            (inner - lead_frames).min(RELAX_FRAMES_MAX)
         };
+        // A chunk of one picture puts two freshly coded ones side by side; a neighbour gives it one
+        // more, where there is a neighbour.
+        if inner - lead_frames - relax_frames == 1 {
+            if lead_frames > 1 {
+                lead_frames -= 1;
+            } else {
+                relax_frames = relax_frames.saturating_sub(1);
+            }
+        }
         Shares {
             head_frames,
             relax_frames,
-            interior_frames: inner - relax_frames,
+            interior_frames: inner - relax_frames - lead_frames,
+            lead_frames,
             tail_frames,
         }
+    }
+
+    /// Frames of the chunk that seam `index` encodes.
+    pub fn seam_frames(&self, index: u32) -> u32 {
+        let after = self.shares(index + 1);
+        self.shares(index).lead_frames + after.head_frames + after.relax_frames
     }
 
     /// The chunks of the film in order; together they show every frame once.
@@ -129,10 +158,7 @@ impl Plan {
         for index in 0..self.window_count() {
             let shares = self.shares(index);
             if index > 0 {
-                add(
-                    shares.head_frames + shares.relax_frames,
-                    Source::Seam(index - 1),
-                );
+                add(self.seam_frames(index - 1), Source::Seam(index - 1));
             }
             add(shares.interior_frames, Source::Interior(index));
         }

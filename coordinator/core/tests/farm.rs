@@ -128,6 +128,7 @@ fn work_carries_the_results_of_its_inputs() {
         latents,
         head_frames,
         relax_frames,
+        lead_frames,
         tail_frames,
         ..
     } = decode.work
@@ -135,11 +136,13 @@ fn work_carries_the_results_of_its_inputs() {
         panic!()
     };
     assert_eq!(latents, artifact("denoise/1", "latents"));
-    assert_eq!((head_frames, relax_frames, tail_frames), (17, 48, 17));
+    assert_eq!((head_frames, relax_frames), (17, 48));
+    assert_eq!((lead_frames, tail_frames), (8, 17));
     let (_, seam) = farm.latest("seam/1");
     let Work::Seam {
         left,
         right,
+        lead_frames,
         relax_frames,
         ..
     } = seam.work
@@ -148,6 +151,7 @@ fn work_carries_the_results_of_its_inputs() {
     };
     assert_eq!(left, artifact("decode/1", "tail"));
     assert_eq!((right, relax_frames), (artifact("decode/2", "head"), 48));
+    assert_eq!(lead_frames, 8);
     let (_, mux) = farm.latest("mux");
     let Work::Mux { chunks, seams, .. } = mux.work else {
         panic!()

@@ -4,7 +4,7 @@ mod support;
 
 use longtake_common::spec::Continuity;
 use longtake_core::plan;
-use longtake_core::plan::{RELAX_FRAMES_MAX, Source};
+use longtake_core::plan::{LEAD_FRAMES_MAX, RELAX_FRAMES_MAX, Source};
 use proptest::prelude::*;
 use support::spec;
 
@@ -45,10 +45,10 @@ fn chunks_follow_each_other() {
         .map(|s| (s.first_frame, s.frames, s.source))
         .collect();
     let expected = [
-        (0, 104, Source::Interior(0)),
-        (104, 17 + 48, Source::Seam(0)),
-        (169, 39, Source::Interior(1)),
-        (208, 17 + 48, Source::Seam(1)),
+        (0, 96, Source::Interior(0)),
+        (96, 8 + 17 + 48, Source::Seam(0)),
+        (169, 31, Source::Interior(1)),
+        (200, 8 + 17 + 48, Source::Seam(1)),
         (273, 15, Source::Interior(2)),
     ];
     assert_eq!(spans, expected);
@@ -112,18 +112,20 @@ proptest! {
             prop_assert_eq!(span.first_frame, next);
             prop_assert!(span.frames > 0);
             next += span.frames;
-            let (from, window) = match span.source {
-                Source::Interior(index) => (index, index),
-                Source::Seam(index) => (index, index + 1),
+            let (from, window, lead) = match span.source {
+                Source::Interior(index) => (index, index, 0),
+                Source::Seam(index) => (index, index + 1, plan.shares(index).lead_frames),
             };
             // What a chunk shows was rendered by the windows that it is made from.
             let window = &plan.windows[window as usize];
-            prop_assert!(span.first_frame >= window.first_frame);
+            prop_assert!(span.first_frame + lead >= window.first_frame);
             prop_assert!(next <= window.first_frame + window.visible_frames);
             if let Source::Seam(_) = span.source {
                 let left = &plan.windows[from as usize];
-                prop_assert_eq!(left.first_frame + left.frames, span.first_frame + spec.overlap_frames);
-                prop_assert!(span.frames <= spec.overlap_frames + RELAX_FRAMES_MAX);
+                prop_assert_eq!(left.first_frame + left.frames, span.first_frame + lead + spec.overlap_frames);
+                prop_assert!(span.frames <= LEAD_FRAMES_MAX + spec.overlap_frames + RELAX_FRAMES_MAX);
+                let inner = left.visible_frames - spec.overlap_frames * (1 + u32::from(from > 0));
+                prop_assert!(lead > 0 || inner < 4);
             }
         }
         prop_assert_eq!(next, spec.frames);
@@ -134,10 +136,11 @@ proptest! {
         let plan = plan(&spec);
         for window in &plan.windows {
             let shares = plan.shares(window.index);
-            let sum = shares.head_frames + shares.relax_frames + shares.interior_frames + shares.tail_frames;
+            let sum = shares.head_frames + shares.relax_frames + shares.interior_frames
+                + shares.lead_frames + shares.tail_frames;
             prop_assert_eq!(sum, window.visible_frames);
             // Corrections fade out over as many frames as there are, up to the limit.
-            let fades = shares.relax_frames == RELAX_FRAMES_MAX || shares.interior_frames == 0;
+            let fades = shares.relax_frames >= RELAX_FRAMES_MAX - 1 || shares.interior_frames <= 2;
             prop_assert!(window.index == 0 || fades);
         }
     }

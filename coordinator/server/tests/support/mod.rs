@@ -233,10 +233,12 @@ fn output_names(work: &Work) -> Vec<&'static str> {
             window,
             head_frames,
             relax_frames,
+            lead_frames,
             tail_frames,
             ..
         } => {
-            let interior = window.visible_frames - head_frames - relax_frames - tail_frames;
+            let seams = head_frames + relax_frames + lead_frames + tail_frames;
+            let interior = window.visible_frames - seams;
             [
                 wanted("head", *head_frames),
                 wanted("interior", interior),

@@ -16,7 +16,7 @@ struct Parts {
     head: Range<usize>,
     /// Encoded here.
     interior: Range<usize>,
-    /// Overlap with the window after; empty in the last.
+    /// Lead and overlap with the window after; empty in the last.
     tail: Range<usize>,
 }
 
@@ -62,6 +62,7 @@ fn parts(work: &Work, window: &Window) -> Result<Parts, TaskError> {
     let Work::Decode {
         head_frames,
         relax_frames,
+        lead_frames,
         tail_frames,
         ..
     } = work
@@ -73,7 +74,10 @@ fn parts(work: &Work, window: &Window) -> Result<Parts, TaskError> {
         0 => 0,
         head => u64::from(head) + u64::from(*relax_frames),
     };
-    let tail = u64::from(*tail_frames);
+    let tail = match *tail_frames {
+        0 => 0,
+        tail => u64::from(*lead_frames) + u64::from(tail),
+    };
     if head + tail > visible {
         return Err(TaskError::Fatal(format!(
             "window {} shows {visible} frames, too few for a head of {head} and a tail of {tail}",
@@ -148,7 +152,7 @@ mod tests {
     use longtake_common::Hash;
     use longtake_common::spec::{Codec, ModelRef, Sampling, Schedule};
 
-    fn work(visible: u32, head: u32, relax: u32, tail: u32) -> Work {
+    fn work(visible: u32, head: u32, relax: u32, lead: u32, tail: u32) -> Work {
         Work::Decode {
             model: ModelRef {
                 location: String::new(),
@@ -177,22 +181,23 @@ mod tests {
             },
             head_frames: head,
             relax_frames: relax,
+            lead_frames: lead,
             tail_frames: tail,
         }
     }
 
     #[test]
     fn every_visible_frame_goes_to_exactly_one_place() {
-        // visible, head, relax, tail -> end of the head, start of the tail
+        // visible, head, relax, lead, tail -> end of the head, start of lead and tail
         let cases = [
-            ((121, 0, 0, 17), (0, 104)),
-            ((121, 17, 48, 17), (65, 104)),
-            ((121, 17, 48, 0), (65, 121)),
-            ((34, 17, 0, 17), (17, 17)),
-            ((60, 0, 0, 0), (0, 60)),
+            ((121, 0, 0, 8, 17), (0, 96)),
+            ((121, 17, 48, 8, 17), (65, 96)),
+            ((121, 17, 48, 0, 0), (65, 121)),
+            ((34, 17, 0, 0, 17), (17, 17)),
+            ((60, 0, 0, 0, 0), (0, 60)),
         ];
-        for ((visible, head, relax, tail), (head_end, tail_start)) in cases {
-            let work = work(visible, head, relax, tail);
+        for ((visible, head, relax, lead, tail), (head_end, tail_start)) in cases {
+            let work = work(visible, head, relax, lead, tail);
             let Work::Decode { window, .. } = &work else {
                 unreachable!("made above")
             };
@@ -209,7 +214,7 @@ mod tests {
 
     #[test]
     fn parts_that_do_not_fit_are_refused() {
-        let work = work(30, 17, 0, 17);
+        let work = work(30, 17, 0, 0, 17);
         let Work::Decode { window, .. } = &work else {
             unreachable!("made above")
         };

@@ -16,6 +16,7 @@ pub fn run(
     let Work::Seam {
         left,
         right,
+        lead_frames,
         overlap_frames,
         relax_frames,
         picture,
@@ -23,8 +24,16 @@ pub fn run(
     else {
         return Err(TaskError::Fatal("this is no seam".to_owned()));
     };
-    let (left, right) = (pack(*left, desk)?, pack(*right, desk)?);
+    let (mut lead, right) = (pack(*left, desk)?, pack(*right, desk)?);
     desk.check()?;
+    let lead_frames = *lead_frames as usize;
+    if lead.len() < lead_frames {
+        return Err(TaskError::Fatal(format!(
+            "the left window gave {} frames, too few for a lead of {lead_frames}",
+            lead.len()
+        )));
+    }
+    let left = lead.split_off(lead_frames);
     let params = JoinParams {
         overlap_frames: *overlap_frames as usize,
         relax_frames: *relax_frames as usize,
@@ -36,7 +45,7 @@ pub fn run(
     let joined = joined.map_err(TaskError::fatal)?;
     desk.control.set_progress(0.7);
     let mut chunk = ChunkWriter::new(picture).map_err(TaskError::fatal)?;
-    for frame in &joined {
+    for frame in lead.iter().chain(&joined) {
         desk.check()?;
         desk.clock
             .time("encode", || chunk.push(frame))
