@@ -62,10 +62,24 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const FORBIDDEN: &[(&str, &[&str])] = &[
     (
         "longtake-core",
-        &["tokio", "tonic", "prost", "rand", "redb", "object_store", "openh264"],
+        &[
+            "tokio",
+            "tonic",
+            "prost",
+            "rand",
+            "redb",
+            "object_store",
+            "openh264",
+        ],
     ),
-    ("longtake-tensor", &["rayon", "tokio", "safetensors", "cudarc"]),
-    ("longtake-ltx", &["rayon", "tokio", "tonic", "cudarc", "redb"]),
+    (
+        "longtake-tensor",
+        &["rayon", "tokio", "safetensors", "cudarc"],
+    ),
+    (
+        "longtake-ltx",
+        &["rayon", "tokio", "tonic", "cudarc", "redb"],
+    ),
     ("longtake-cpu", &["tokio", "safetensors", "cudarc"]),
     ("longtake-stitch", &["tokio", "tonic", "openh264", "redb"]),
     ("longtake-common", &["tonic", "prost", "redb"]),
@@ -108,7 +122,10 @@ fn direct_edges(root: &Path) -> Result<Vec<String>> {
         .collect();
     for package in &metadata.packages {
         let Some(may) = allowed.get(package.name.as_str()) else {
-            wrong.push(format!("{} is not listed in xtask/src/edges.rs", package.name));
+            wrong.push(format!(
+                "{} is not listed in xtask/src/edges.rs",
+                package.name
+            ));
             continue;
         };
         let named = package
@@ -127,7 +144,9 @@ fn direct_edges(root: &Path) -> Result<Vec<String>> {
 /// Names of all packages that `package`, built alone, links.
 fn reached_from(root: &Path, package: &str) -> Result<BTreeSet<String>> {
     let out = Command::new(env!("CARGO"))
-        .args(["tree", "--edges", "normal", "--prefix", "none", "--format", "{p}"])
+        .args([
+            "tree", "--edges", "normal", "--prefix", "none", "--format", "{p}",
+        ])
         .args(["--package", package])
         .current_dir(root)
         .output()

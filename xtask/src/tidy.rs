@@ -23,11 +23,17 @@ pub fn check(root: &Path) -> Result<()> {
         if file.ends_with("Cargo.toml") && text.contains("[package]") {
             let inherits = text.contains("[lints]\nworkspace = true");
             if !inherits {
-                wrong.push(format!("{}: [lints] workspace = true is missing", file.display()));
+                wrong.push(format!(
+                    "{}: [lints] workspace = true is missing",
+                    file.display()
+                ));
             }
         }
         if let Some(line) = absolute_home(&text) {
-            wrong.push(format!("{}:{line}: a path of somebody's machine", file.display()));
+            wrong.push(format!(
+                "{}:{line}: a path of somebody's machine",
+                file.display()
+            ));
         }
     }
     if !wrong.is_empty() {
@@ -39,7 +45,11 @@ pub fn check(root: &Path) -> Result<()> {
 
 /// First line that names a home folder or this repository's checkout elsewhere than here.
 fn absolute_home(text: &str) -> Option<usize> {
-    let patterns = [concat!("/ro", "ot/"), concat!("/ho", "me/"), concat!("/wo", "rk/")];
+    let patterns = [
+        concat!("/ro", "ot/"),
+        concat!("/ho", "me/"),
+        concat!("/wo", "rk/"),
+    ];
     text.lines()
         .position(|line| patterns.iter().any(|p| line.contains(p)))
         .map(|index| index + 1)
