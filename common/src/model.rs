@@ -111,6 +111,9 @@ fn find(
     if !is_path && !name.is_empty() {
         looked.push(given.to_owned());
     }
+    // One folder may be home, current and the program's at once.
+    let mut seen = std::collections::BTreeSet::new();
+    looked.retain(|path| seen.insert(path.clone()));
     for path in &looked {
         if path.exists() {
             let absolute = path.canonicalize();
@@ -251,6 +254,11 @@ mod tests {
         ] {
             assert!(error.contains(part), "{error}");
         }
+        let twice = [roots[0].clone(), roots[0].clone()];
+        let error = find("model", "m", under, &twice)
+            .expect_err("missing")
+            .to_string();
+        assert_eq!(error.matches("one/configs/models/m").count(), 1, "{error}");
         model(&roots[1].join("configs/models/m"));
         let found = find("model", "m", under, &roots).expect("found");
         assert!(

@@ -91,7 +91,7 @@ pub struct Pipeline {
     #[serde(default)]
     pub timesteps: Option<Vec<f32>>,
     /// Steps of the model's own schedule.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "some_count")]
     pub num_inference_steps: Option<u32>,
     /// Classifier-free guidance; 1 is off.
     #[serde(default = "one")]
@@ -118,17 +118,37 @@ pub struct Pipeline {
     #[serde(default)]
     pub stochastic_sampling: bool,
     /// Extension: length to which prompts are padded or cut, in tokens.
-    #[serde(default = "official_text_tokens")]
+    #[serde(default = "official_text_tokens", deserialize_with = "count")]
     pub text_tokens: u32,
     /// Extension: width when the user names none, in pixels.
-    #[serde(default = "official_width")]
+    #[serde(default = "official_width", deserialize_with = "count")]
     pub width: u32,
     /// Extension: height when the user names none, in pixels.
-    #[serde(default = "official_height")]
+    #[serde(default = "official_height", deserialize_with = "count")]
     pub height: u32,
     /// Extension here, an argument of the official program: frames a second when the user names none.
     #[serde(default = "official_frame_rate")]
     pub frame_rate: f64,
+}
+
+/// A whole number of at least 1, or a sentence that asks for one.
+fn count<'de, D: serde::Deserializer<'de>>(value: D) -> Result<u32, D::Error> {
+    checked_count(i64::deserialize(value)?)
+}
+
+fn some_count<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<u32>, D::Error> {
+    Option::<i64>::deserialize(value)?
+        .map(checked_count)
+        .transpose()
+}
+
+fn checked_count<E: serde::de::Error>(number: i64) -> Result<u32, E> {
+    let count = u32::try_from(number).ok().filter(|&count| count > 0);
+    count.ok_or_else(|| {
+        E::custom(format_args!(
+            "{number} is out of range, use a whole number from 1"
+        ))
+    })
 }
 
 fn base() -> String {
@@ -346,6 +366,14 @@ mod tests {
             ),
             ("checkpoint_path: m\npipeline_type: multi-scale", "use base"),
             ("checkpoint_path: m\nguidance_scale: high", "invalid type"),
+            (
+                "checkpoint_path: m\nwidth: -5",
+                "width: -5 is out of range, use a whole number from 1 at line 2",
+            ),
+            (
+                "checkpoint_path: m\nnum_inference_steps: 0",
+                "0 is out of range",
+            ),
             ("timesteps: [1.0]", "missing field `checkpoint_path`"),
             ("just text", "lines 'key: value'"),
             ("a: [", "cannot use the pipeline file test.yaml"),

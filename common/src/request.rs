@@ -52,6 +52,14 @@ pub enum SpecError {
         /// Rate.
         fps: f64,
     },
+    /// More time than a film may have frames for.
+    #[error("{seconds} seconds at {fps} frames a second are more than {FRAMES_MAX} frames: use at most {:.0} seconds", (f64::from(FRAMES_MAX) / fps).floor())]
+    TooLong {
+        /// Length.
+        seconds: f64,
+        /// Rate.
+        fps: f64,
+    },
     /// Film too short or too long.
     #[error("{0} frames are out of range: use 1 to {FRAMES_MAX}")]
     Frames(i64),
@@ -157,9 +165,12 @@ impl Length {
             Self::Seconds(seconds) if !seconds.is_finite() || seconds <= 0.0 => {
                 return Err(SpecError::Seconds(seconds));
             }
-            // `as` saturates, and what is too long is refused below.
+            // `as` saturates.
             Self::Seconds(seconds) => match (seconds * fps).round() as i64 {
                 0 => return Err(SpecError::TooShort { seconds, fps }),
+                frames if frames > FRAMES_MAX.into() => {
+                    return Err(SpecError::TooLong { seconds, fps });
+                }
                 frames => frames,
             },
         };
@@ -430,8 +441,12 @@ mod tests {
                 "-3 frames are out of range",
             ),
             (
+                |r| r.length = Length::Seconds(50_000.0),
+                "50000 seconds at 24 frames a second are more than 1000000 frames: use at most 41666 seconds",
+            ),
+            (
                 |r| r.length = Length::Seconds(1e300),
-                "frames are out of range",
+                "use at most 41666 seconds",
             ),
             (
                 |r| r.length = Length::Seconds(-1.0),
