@@ -42,6 +42,18 @@ pub enum PipelineError {
         /// The known key most like it.
         nearest: &'static str,
     },
+    /// A number of things that cannot be.
+    #[error(
+        "the pipeline file {path} has {key}: {value}, which is out of range: use a whole number from 1"
+    )]
+    Count {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// As written.
+        value: String,
+    },
     /// A value that is known but not implemented.
     #[error(
         "the pipeline file {path} asks for {key}: {value}, which is not supported: use {supported}"
@@ -78,6 +90,9 @@ const KEYS: [&str; 16] = [
     "frame_rate",
 ];
 
+/// Those of them that count something.
+const COUNTS: [&str; 4] = ["num_inference_steps", "text_tokens", "width", "height"];
+
 /// A pipeline file. Keys without a note are the official ones.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,7 +106,7 @@ pub struct Pipeline {
     #[serde(default)]
     pub timesteps: Option<Vec<f32>>,
     /// Steps of the model's own schedule.
-    #[serde(default, deserialize_with = "some_count")]
+    #[serde(default)]
     pub num_inference_steps: Option<u32>,
     /// Classifier-free guidance; 1 is off.
     #[serde(default = "one")]
@@ -118,37 +133,17 @@ pub struct Pipeline {
     #[serde(default)]
     pub stochastic_sampling: bool,
     /// Extension: length to which prompts are padded or cut, in tokens.
-    #[serde(default = "official_text_tokens", deserialize_with = "count")]
+    #[serde(default = "official_text_tokens")]
     pub text_tokens: u32,
     /// Extension: width when the user names none, in pixels.
-    #[serde(default = "official_width", deserialize_with = "count")]
+    #[serde(default = "official_width")]
     pub width: u32,
     /// Extension: height when the user names none, in pixels.
-    #[serde(default = "official_height", deserialize_with = "count")]
+    #[serde(default = "official_height")]
     pub height: u32,
     /// Extension here, an argument of the official program: frames a second when the user names none.
     #[serde(default = "official_frame_rate")]
     pub frame_rate: f64,
-}
-
-/// A whole number of at least 1, or a sentence that asks for one.
-fn count<'de, D: serde::Deserializer<'de>>(value: D) -> Result<u32, D::Error> {
-    checked_count(i64::deserialize(value)?)
-}
-
-fn some_count<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<u32>, D::Error> {
-    Option::<i64>::deserialize(value)?
-        .map(checked_count)
-        .transpose()
-}
-
-fn checked_count<E: serde::de::Error>(number: i64) -> Result<u32, E> {
-    let count = u32::try_from(number).ok().filter(|&count| count > 0);
-    count.ok_or_else(|| {
-        E::custom(format_args!(
-            "{number} is out of range, use a whole number from 1"
-        ))
-    })
 }
 
 fn base() -> String {
@@ -213,6 +208,7 @@ impl Pipeline {
                 });
             }
         }
+        check_counts(keys, path)?;
         // From the text again, so that errors name a line.
         let pipeline: Self = serde_yaml_ng::from_str(text).map_err(failed)?;
         pipeline.check_supported(path)?;
@@ -288,6 +284,26 @@ impl Pipeline {
             decode_noise_scale: self.decode_noise_scale,
         }
     }
+}
+
+/// Fails on numbers that no count can be; what is no number at all is left to serde.
+fn check_counts(keys: &serde_yaml_ng::Mapping, path: &Path) -> Result<(), PipelineError> {
+    for key in COUNTS {
+        let Some(serde_yaml_ng::Value::Number(number)) = keys.get(key) else {
+            continue;
+        };
+        let count = number
+            .as_u64()
+            .filter(|n| (1..=u32::MAX.into()).contains(n));
+        if count.is_none() {
+            return Err(PipelineError::Count {
+                path: path.to_owned(),
+                key,
+                value: number.to_string(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn nearest(key: &str) -> &'static str {
@@ -368,11 +384,11 @@ mod tests {
             ("checkpoint_path: m\nguidance_scale: high", "invalid type"),
             (
                 "checkpoint_path: m\nwidth: -5",
-                "width: -5 is out of range, use a whole number from 1 at line 2",
+                "width: -5, which is out of range: use a whole number from 1",
             ),
             (
                 "checkpoint_path: m\nnum_inference_steps: 0",
-                "0 is out of range",
+                "num_inference_steps: 0, which is out of range",
             ),
             ("timesteps: [1.0]", "missing field `checkpoint_path`"),
             ("just text", "lines 'key: value'"),
