@@ -8,7 +8,7 @@ mod motion;
 #[cfg(test)]
 mod tests;
 
-pub use motion::{Continuity, SeamMotion, Track, continuity};
+pub use motion::{Continuity, MOST_DEVIATION_PX, SeamMotion, Track, continuity};
 
 use longtake_common::Frame;
 use std::f64::consts::TAU;
