@@ -20,6 +20,8 @@ pub fn init(default: &str) -> Result<(), String> {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would complain about a closed standard error on standard error, with a panic.
+        .log_internal_errors(false)
         // Colours are for terminals; a log file should stay readable.
         .with_ansi(std::io::stderr().is_terminal())
         .try_init();

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Requests and reports that wait for the actor; more make their senders wait.
@@ -334,18 +335,20 @@ impl Actor {
         let Some(link) = self.links.get(worker) else {
             return;
         };
-        if link
-            .outbox
-            .try_send(v1::CoordinatorMessage {
-                message: Some(message),
-            })
-            .is_err()
-        {
-            // Its connection is gone or it does not read; closing it makes it attach anew, and
-            // what it was sent is found missing from its heartbeats.
-            tracing::warn!(%worker, "worker does not take its messages");
-            self.links.remove(worker);
+        let sent = link.outbox.try_send(v1::CoordinatorMessage {
+            message: Some(message),
+        });
+        // Closing its connection makes a worker attach anew, and what it was sent is found missing
+        // from its heartbeats.
+        match sent {
+            Ok(()) => return,
+            // A worker that has just left; its lease tells the rest.
+            Err(TrySendError::Closed(_)) => tracing::debug!(%worker, "worker has hung up"),
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(%worker, "worker does not take its messages");
+            }
         }
+        self.links.remove(worker);
     }
 
     fn publish(&mut self, changed: BTreeSet<JobId>) {

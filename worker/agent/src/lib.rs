@@ -6,6 +6,7 @@
 //! coordinator has acknowledged it, across reconnections.
 //!
 //! Knows what each kind of work means; decides nothing about its order. Start with [`run`].
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod artifacts;
 mod connection;
