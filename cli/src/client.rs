@@ -1,18 +1,24 @@
 //! The coordinator as a user's commands see it.
 
+use crate::download::Download;
 use anyhow::{Context, Result, anyhow, bail};
+use longtake_common::Hash;
 use longtake_proto::v1;
 use std::path::Path;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use v1::jobs_client::JobsClient;
 
-/// Longest wait for a connection.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// An answer that is a whole job can name thousands of windows.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Longest wait for a connection, with its handshakes.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// Whoever listens is probed this often and given up when a probe is not answered as long: a port
+/// of something else, or a process that was stopped, would never answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Longest wait for a coordinator that lives but is busy, with a slow state store for instance.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Which farm a command talks to.
 #[derive(clap::Args, Clone, Debug)]
@@ -58,7 +64,12 @@ impl Client {
             bail!(shape());
         }
         let endpoint = Endpoint::from_shared(url.to_owned()).with_context(shape)?;
-        let endpoint = endpoint.connect_timeout(CONNECT_DEADLINE).tcp_nodelay(true);
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_DEADLINE)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
         let channel = endpoint.connect().await.map_err(|error| {
             let error = anyhow::Error::from(error);
             anyhow!(
@@ -76,47 +87,25 @@ impl Client {
 
     /// Queues `spec`, or finds the unfinished job that equals it.
     pub async fn submit(&mut self, spec: v1::JobSpec) -> Result<v1::SubmitReply> {
-        let reply = self
-            .jobs
-            .submit(v1::SubmitRequest { spec: Some(spec) })
-            .await;
-        reply
-            .map(tonic::Response::into_inner)
-            .map_err(|status| self.explain(&status))
+        let request = v1::SubmitRequest { spec: Some(spec) };
+        self.answer(self.jobs.clone().submit(request)).await
     }
 
     /// A job as it is now.
     pub async fn get(&mut self, job: &str) -> Result<v1::Job> {
-        let reply = self
-            .jobs
-            .get(v1::JobRequest {
-                job: job.to_owned(),
-            })
-            .await;
-        reply
-            .map(tonic::Response::into_inner)
-            .map_err(|status| self.explain(&status))
+        self.answer(self.jobs.clone().get(named(job))).await
     }
 
     /// All jobs.
     pub async fn list(&mut self) -> Result<Vec<v1::Job>> {
-        let reply = self.jobs.list(v1::ListRequest {}).await;
-        reply
-            .map(|reply| reply.into_inner().jobs)
-            .map_err(|status| self.explain(&status))
+        let mut jobs = self.jobs.clone();
+        let reply = self.answer(jobs.list(v1::ListRequest {})).await?;
+        Ok(reply.jobs)
     }
 
     /// Cancels a job.
     pub async fn cancel(&mut self, job: &str) -> Result<v1::Job> {
-        let reply = self
-            .jobs
-            .cancel(v1::JobRequest {
-                job: job.to_owned(),
-            })
-            .await;
-        reply
-            .map(tonic::Response::into_inner)
-            .map_err(|status| self.explain(&status))
+        self.answer(self.jobs.clone().cancel(named(job))).await
     }
 
     /// Follows a job until it ends, showing every state of it to `see`. A connection that breaks is
@@ -148,10 +137,7 @@ impl Client {
         see: &mut impl FnMut(&v1::Job),
         broken_since: &mut Option<std::time::Instant>,
     ) -> Result<v1::Job, Status> {
-        let request = v1::JobRequest {
-            job: job.to_owned(),
-        };
-        let mut stream = self.jobs.watch(request).await?.into_inner();
+        let mut stream = self.jobs.watch(named(job)).await?.into_inner();
         while let Some(state) = stream.message().await? {
             *broken_since = None;
             see(&state);
@@ -164,27 +150,38 @@ impl Client {
         ))
     }
 
-    /// Writes the bytes of an artifact to a new file.
+    /// Writes the bytes of an artifact to a new file, and makes sure that they lie there.
     pub async fn fetch_to(&mut self, artifact: &str, path: &Path) -> Result<()> {
+        let wanted: Hash = artifact.parse()?;
         let request = v1::FetchRequest {
             artifact: artifact.to_owned(),
         };
-        let reply = self
-            .jobs
-            .fetch(request)
-            .await
-            .map_err(|status| self.explain(&status))?;
-        let mut stream = reply.into_inner();
-        let writing = || format!("write {}", path.display());
-        let mut file = tokio::fs::File::create(path).await.with_context(writing)?;
+        let mut stream = self.answer(self.jobs.clone().fetch(request)).await?;
+        let mut file = Download::create(path).await?;
         while let Some(part) = stream
             .message()
             .await
             .map_err(|status| self.explain(&status))?
         {
-            file.write_all(&part.data).await.with_context(writing)?;
+            file.push(&part.data).await?;
         }
-        file.sync_all().await.with_context(writing)
+        file.finish(wanted).await
+    }
+
+    /// What a request is answered with; one that is not answered in time has failed.
+    async fn answer<T>(
+        &self,
+        request: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T> {
+        match tokio::time::timeout(ANSWER_DEADLINE, request).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(status)) => Err(self.explain(&status)),
+            Err(_) => Err(anyhow!(
+                "the coordinator at {} took the request but did not answer within {} s; see whether it is overloaded or stopped, or check --coordinator",
+                self.url,
+                ANSWER_DEADLINE.as_secs()
+            )),
+        }
     }
 
     /// A refusal in the coordinator's words; a broken connection in ours.
@@ -197,6 +194,12 @@ impl Client {
             ),
             _ => anyhow!("{}", status.message()),
         }
+    }
+}
+
+fn named(job: &str) -> v1::JobRequest {
+    v1::JobRequest {
+        job: job.to_owned(),
     }
 }
 

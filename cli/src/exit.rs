@@ -1,5 +1,6 @@
 //! How the program ends: one sentence on stderr, and an exit code.
 
+use crate::terminal::remark;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -28,11 +29,11 @@ pub fn code(outcome: anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<Interrupted>() {
             Some(interrupted) => {
-                eprintln!("{interrupted}");
+                remark(interrupted);
                 ExitCode::from(INTERRUPTED)
             }
             None => {
-                eprintln!("error: {}", sentence(&error));
+                remark(format_args!("error: {}", sentence(&error)));
                 ExitCode::FAILURE
             }
         },

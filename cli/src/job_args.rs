@@ -10,7 +10,7 @@ use longtake_common::request::{
 };
 use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
 use longtake_common::{Hash, media};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Pipeline file when neither --config nor --model is given.
 const CONFIG_DEFAULT: &str = "ltxv-tiny";
@@ -57,6 +57,7 @@ pub struct JobArgs {
         long,
         value_name = "N",
         default_value_t = 0,
+        value_parser = seed,
         allow_negative_numbers = true
     )]
     seed: u64,
@@ -114,6 +115,12 @@ fn size(text: &str) -> Result<(i64, i64), String> {
     parse_size(text).map_err(|error| error.to_string())
 }
 
+/// Reads `--seed`.
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| format!("use a whole number from 0 to {}", u64::MAX))
+}
+
 /// Reads `--device`.
 pub fn device(text: &str) -> Result<String, String> {
     match text {
@@ -141,8 +148,6 @@ pub struct Wanted {
     pub spec: JobSpec,
     /// Sentences for the user.
     pub notices: Vec<String>,
-    /// Where the model was found; `None` when it was not looked for.
-    pub model_path: Option<PathBuf>,
 }
 
 /// How the model is to be used: from a pipeline file, or a Diffusers folder's defaults.
@@ -159,34 +164,26 @@ impl JobArgs {
     /// The job that these flags describe, checked.
     pub fn wanted(&self, codec: Codec, weights: Weights) -> Result<Wanted> {
         let recipe = self.recipe()?;
-        let (model, model_path) = match weights {
+        let model = match weights {
             Weights::Required => {
                 let path = find_model(&recipe.model)?;
+                // Headers first: they take no time, and all the bytes of a large model do.
+                longtake_agent::check_model(&path)?;
                 let hash = hash_model(&path)?;
-                (
-                    ModelRef {
-                        location: location(&recipe.model, &path)?,
-                        hash,
-                    },
-                    Some(path),
-                )
-            }
-            Weights::Ignored => (
                 ModelRef {
-                    location: recipe.model.clone(),
-                    hash: Hash::of(b""),
-                },
-                None,
-            ),
+                    location: location(&recipe.model, &path)?,
+                    hash,
+                }
+            }
+            Weights::Ignored => ModelRef {
+                location: recipe.model.clone(),
+                hash: Hash::of(b""),
+            },
         };
         let spec = self.request(recipe, model, codec)?.validate()?;
         media::check_size(codec, spec.width, spec.height)?;
         let notices = rounding_notice(&spec).into_iter().collect();
-        Ok(Wanted {
-            spec,
-            notices,
-            model_path,
-        })
+        Ok(Wanted { spec, notices })
     }
 
     fn request(&self, recipe: Recipe, model: ModelRef, codec: Codec) -> Result<SpecRequest> {

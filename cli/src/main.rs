@@ -2,15 +2,19 @@
 //!
 //! Every subcommand is a thin module under [`commands`] or [`render`]; what they share is one file
 //! each: the flags of a job ([`job_args`]), the farm's client ([`client`]), progress on a terminal
-//! ([`progress`]) and files that appear only when complete ([`output`]).
+//! ([`progress`]), files that appear only when complete ([`output`]) and what is printed
+//! ([`terminal`]).
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod client;
 mod commands;
+mod download;
 mod exit;
 mod job_args;
 mod output;
 mod progress;
 mod render;
+mod terminal;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -69,7 +73,7 @@ impl Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Err(message) = longtake_common::telemetry::init(arguments.command.log_default()) {
-        eprintln!("error: {message}");
+        terminal::remark(format_args!("error: {message}"));
         return ExitCode::FAILURE;
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -79,7 +83,9 @@ fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start the asynchronous runtime: {error}");
+            terminal::remark(format_args!(
+                "error: cannot start the asynchronous runtime: {error}"
+            ));
             return ExitCode::FAILURE;
         }
     };

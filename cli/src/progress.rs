@@ -1,6 +1,7 @@
 //! How far a job is, on stderr: a bar where somebody looks at a terminal, else plain lines.
 
 use crate::client::{has_ended, segments_done, state_name};
+use crate::terminal::remark;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use longtake_proto::v1;
 use std::io::IsTerminal;
@@ -58,7 +59,7 @@ impl Progress {
                 );
                 let due = at.is_none_or(|at| at.elapsed() >= LINE_INTERVAL) || has_ended(job);
                 if due && line != *last {
-                    eprintln!("{line}");
+                    remark(&line);
                     (*last, *at) = (line, Some(Instant::now()));
                 }
             }
@@ -69,7 +70,7 @@ impl Progress {
     pub fn note(&self, text: &str) {
         match &self.style {
             Style::Bar(bar) => bar.println(format!("note: {text}")),
-            Style::Lines { .. } => eprintln!("note: {text}"),
+            Style::Lines { .. } => remark(format_args!("note: {text}")),
         }
     }
 

@@ -63,6 +63,16 @@ fn flags_out_of_range_are_named_with_the_way_out() {
         (&["--overlap-frames", "18"], 1, "use 17 or 25"),
         (&["--overlap-frames", "113"], 1, "do not fit twice"),
         (&["--steps", "0"], 1, "0 steps are out of range"),
+        (&["--seed", "-1"], 2, "use a whole number from 0"),
+        (&["--seconds", "1e30"], 1, "use at most 41666 seconds"),
+        (&["-o", "fr/%s.png"], 1, "exactly one %d"),
+        (&["-o", "fr/%06d-%d.png"], 1, "exactly one %d"),
+        (&["--model", "/"], 1, "model_index.json"),
+        (
+            &["--config", "ltxv-tiny", "--model", "/"],
+            1,
+            "model_index.json",
+        ),
         (&["--guidance-scale", "0"], 1, "guidance scale 0"),
         (&["--text-tokens", "0"], 1, "0 text tokens"),
         (&["--workers", "0"], 2, "--workers"),
@@ -134,6 +144,14 @@ fn commands_that_need_a_farm_say_which_is_missing() {
 }
 
 #[test]
+fn a_worker_tries_its_scratch_folder_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let worker = ["worker", "--coordinator", "http://127.0.0.1:1", "--scratch"];
+    let out = run(folder.path(), worker.iter().chain(&["/proc/none"]));
+    refusal(&out, 1, "choose another with --scratch");
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -143,6 +161,13 @@ fn a_port_in_use_is_named() {
         1,
         "is in use",
     );
+    for (address, part) in [
+        ("nonsense", "127.0.0.1:7341"),
+        ("localhost:x", "invalid port"),
+    ] {
+        let out = run(folder.path(), ["coordinator", "--listen", address]);
+        refusal(&out, 2, part);
+    }
     let exposed = run(folder.path(), ["coordinator", "--listen", "0.0.0.0:0"]);
     refusal(&exposed, 1, "--insecure");
 }
@@ -158,6 +183,9 @@ fn a_misspelt_key_of_a_pipeline_file_is_named_with_the_right_one() {
     .expect("a file");
     let out = run(folder.path(), ["render", "x", "--config", "my.yaml"]);
     refusal(&out, 1, "did you mean 'guidance_scale'?");
+    fs::write(&file, "checkpoint_path: models/ltxv-tiny\nwidth: -5\n").expect("a file");
+    let out = run(folder.path(), ["render", "x", "--config", "my.yaml"]);
+    refusal(&out, 1, "use a whole number from 1");
 }
 
 /// The transformer's weights of the shipped model, in a copy of it under `folder`.
@@ -222,6 +250,13 @@ fn a_broken_checkpoint_is_refused_before_anything_starts() {
         )
     };
     let whole = fs::read(&weights).expect("the weights");
+
+    // Far too long, all holes: it would take minutes to hash, but no time to see what is wrong.
+    let started = std::time::Instant::now();
+    let file = fs::File::options().write(true).open(&weights);
+    file.and_then(|file| file.set_len(1 << 38)).expect("a hole");
+    refusal(&render(), 1, &file_name);
+    assert!(started.elapsed().as_secs() < 10, "{:?}", started.elapsed());
 
     fs::write(&weights, &whole[..whole.len() - 1000]).expect("truncated");
     refusal(&render(), 1, &file_name);

@@ -62,6 +62,19 @@ fn a_plan_follows_the_flags_of_render() {
 }
 
 #[test]
+fn a_plan_knows_where_the_film_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let odd = ["plan", "x", "--size", "65x61", "--json", "-o"];
+    let pictures = run(folder.path(), odd.iter().chain(&["frames/%06d.png"]));
+    assert_eq!(json(&pictures)["frames"], 120);
+    let film = run(folder.path(), odd.iter().chain(&["film.mp4"]));
+    assert!(stderr(&film).contains("65x61"), "{}", stderr(&film));
+    assert_eq!(film.status.code(), Some(1));
+    let bad = run(folder.path(), odd.iter().chain(&["fr/%s.png"]));
+    assert_eq!(bad.status.code(), Some(1));
+}
+
+#[test]
 fn a_healthy_machine_passes_the_doctor() {
     let folder = tempfile::tempdir().expect("a folder");
     let report = json(&run(folder.path(), ["doctor", "--json"]));

@@ -190,6 +190,7 @@ fn an_interrupted_render_says_how_to_go_on() {
         "{}",
         stderr(&out)
     );
+    assert!(!stderr(&out).contains("WARN"), "{}", stderr(&out));
     assert!(
         workers.iter().all(|worker| !is_alive(*worker)),
         "a worker outlived the render"

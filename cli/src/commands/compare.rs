@@ -1,5 +1,6 @@
 //! `compare`: how close two videos are, frame by frame.
 
+use crate::terminal::print;
 use anyhow::{Context, Result, bail};
 use longtake_common::Frame;
 use longtake_common::media::{VideoReader, open_video};
@@ -210,34 +211,34 @@ fn finish(
     }
     json.per_frame = None;
     if args.json {
-        println!("{}", serde_json::to_string(&json)?);
-    } else {
-        print(&json);
+        return print(serde_json::to_string(&json)?);
     }
-    Ok(())
+    print(summary(&json))
 }
 
-fn print(json: &ComparisonJson) {
-    for (name, video) in [("A", &json.a), ("B", &json.b)] {
-        println!(
-            "{name}  {}  {}x{}  {} frames  change {:.2} on average, {:.2} at most{}",
+fn summary(json: &ComparisonJson) -> String {
+    let line = |name: &str, video: &VideoJson| {
+        let largest_at = video.transitions.largest_at;
+        format!(
+            "{name}  {}  {}x{}  {} frames  change {:.2} on average, {:.2} at most{}\n",
             video.path.display(),
             video.width,
             video.height,
             video.frames,
             video.transitions.mean,
             video.transitions.largest,
-            video
-                .transitions
-                .largest_at
-                .map_or(String::new(), |at| format!(" (at frame {at})")),
+            largest_at.map_or(String::new(), |at| format!(" (at frame {at})")),
+        )
+    };
+    let mut text = line("A", &json.a) + &line("B", &json.b);
+    if json.frames_compared < json.a.frames.max(json.b.frames) {
+        text += &format!(
+            "only the first {} frames are in both\n",
+            json.frames_compared
         );
     }
-    if json.frames_compared < json.a.frames.max(json.b.frames) {
-        println!("only the first {} frames are in both", json.frames_compared);
-    }
     let psnr = |value: Option<f64>| value.map_or("equal".to_owned(), |db| format!("{db:.2} dB"));
-    println!(
+    text + &format!(
         "PSNR Y {}, RGB {}; SSIM {:.4}, worst frame {:.4}; largest difference {} of 255{}",
         psnr(json.psnr_y),
         psnr(json.psnr_rgb),
@@ -245,7 +246,7 @@ fn print(json: &ComparisonJson) {
         json.worst_ssim,
         json.max_abs_diff,
         if json.identical { "; identical" } else { "" }
-    );
+    )
 }
 
 /// JSON has no infinity: equal pictures have no PSNR.

@@ -1,5 +1,6 @@
 //! `doctor`: what this machine has, what is missing, and the way out.
 
+use crate::terminal::print;
 use anyhow::{Result, bail};
 use longtake_agent::{Isa, host};
 use longtake_common::model::{find_config, find_model, hash_model};
@@ -52,6 +53,17 @@ impl Check {
     }
 }
 
+impl Check {
+    fn line(&self) -> String {
+        let level = match self.level {
+            Level::Ok => "ok  ",
+            Level::Warn => "warn",
+            Level::Fail => "FAIL",
+        };
+        format!("{level}  {:10} {}", self.name, self.message)
+    }
+}
+
 /// Prints every check; fails when one of them did.
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let checks = [
@@ -68,19 +80,9 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         .filter(|check| check.level == Level::Fail)
         .count();
     if args.json {
-        println!(
-            "{}",
-            serde_json::json!({ "ok": failed == 0, "checks": checks })
-        );
+        print(serde_json::json!({ "ok": failed == 0, "checks": checks }))?;
     } else {
-        for check in &checks {
-            let level = match check.level {
-                Level::Ok => "ok  ",
-                Level::Warn => "warn",
-                Level::Fail => "FAIL",
-            };
-            println!("{level}  {:10} {}", check.name, check.message);
-        }
+        print(checks.each_ref().map(Check::line).join("\n"))?;
     }
     match failed {
         0 => Ok(()),

@@ -2,6 +2,7 @@
 
 use crate::client::{FarmArgs, segments_done, state_name};
 use crate::progress::{Progress, duration};
+use crate::terminal;
 use anyhow::{Result, bail};
 use longtake_proto::v1;
 use serde::Serialize;
@@ -115,23 +116,20 @@ pub async fn list(args: ListArgs) -> Result<()> {
     let jobs = args.farm.connect().await?.list().await?;
     if args.json {
         let jobs: Vec<StatusJson<'_>> = jobs.iter().map(StatusJson::from).collect();
-        println!("{}", serde_json::json!({ "jobs": jobs }));
-        return Ok(());
+        return terminal::print(serde_json::json!({ "jobs": jobs }));
     }
     for job in &jobs {
         let prompt = job.spec.as_ref().map_or("", |spec| spec.prompt.as_str());
-        println!("{}  {}", line(job), shortened(prompt));
+        terminal::print(format_args!("{}  {}", line(job), shortened(prompt)))?;
     }
     Ok(())
 }
 
 fn print(job: &v1::Job, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(&StatusJson::from(job))?);
-    } else {
-        println!("{}", line(job));
+        return terminal::print(serde_json::to_string(&StatusJson::from(job))?);
     }
-    Ok(())
+    terminal::print(line(job))
 }
 
 fn line(job: &v1::Job) -> String {

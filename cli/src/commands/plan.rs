@@ -1,18 +1,17 @@
 //! `plan`: the windows of a job, offline and without weights.
 
-use crate::job_args::{JobArgs, Weights};
+use crate::job_args::Weights;
+use crate::output::Target;
+use crate::render::RenderArgs;
+use crate::terminal::{print, remark};
 use anyhow::Result;
-use longtake_common::spec::Codec;
 use serde::Serialize;
 
-/// Flags of `plan`.
+/// Flags of `plan`: those of `render`, so that one command line serves both.
 #[derive(clap::Args)]
 pub struct PlanArgs {
     #[command(flatten)]
-    job: JobArgs,
-    /// Print one JSON object on stdout
-    #[arg(long)]
-    json: bool,
+    render: RenderArgs,
 }
 
 /// A plan as the JSON has it.
@@ -33,12 +32,13 @@ struct WindowJson {
 
 /// Prints the windows.
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let wanted = args.job.wanted(Codec::H264, Weights::Ignored)?;
+    let target = Target::parse(&args.render.output)?;
+    let wanted = args.render.job.wanted(target.codec(), Weights::Ignored)?;
     for notice in &wanted.notices {
-        eprintln!("note: {notice}");
+        remark(format_args!("note: {notice}"));
     }
     let plan = longtake_core::plan(&wanted.spec);
-    if args.json {
+    if args.render.json {
         let windows = plan.windows.iter().map(|window| WindowJson {
             index: window.index,
             first_frame: window.first_frame,
@@ -49,20 +49,19 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             frames: wanted.spec.frames,
             windows: windows.collect(),
         };
-        println!("{}", serde_json::to_string(&json)?);
-        return Ok(());
+        return print(serde_json::to_string(&json)?);
     }
-    println!(
+    let mut text = format!(
         "{} frames in {} windows:",
         wanted.spec.frames,
         plan.windows.len()
     );
     for window in &plan.windows {
         let last = window.first_frame + window.visible_frames - 1;
-        println!(
-            "  {:4}  frames {:6} to {last:6}  ({} rendered)  seed {}",
+        text += &format!(
+            "\n  {:4}  frames {:6} to {last:6}  ({} rendered)  seed {}",
             window.index, window.first_frame, window.frames, window.seed
         );
     }
-    Ok(())
+    print(text)
 }

@@ -5,6 +5,7 @@ use crate::commands::jobs::follow;
 use crate::job_args::{JobArgs, Weights};
 use crate::output::Target;
 use crate::render::deliver;
+use crate::terminal::{print, remark};
 use anyhow::{Result, bail};
 use longtake_common::spec::Codec;
 use longtake_proto::v1;
@@ -38,12 +39,15 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     let codec = target.as_ref().map_or(Codec::H264, Target::codec);
     let wanted = args.job.wanted(codec, Weights::Required)?;
     for notice in &wanted.notices {
-        eprintln!("note: {notice}");
+        remark(format_args!("note: {notice}"));
     }
     let mut client = args.farm.connect().await?;
     let reply = client.submit(spec_to_proto(&wanted.spec)).await?;
     if reply.continued {
-        eprintln!("an equal job is under way already: {}", reply.job);
+        remark(format_args!(
+            "an equal job is under way already: {}",
+            reply.job
+        ));
     }
     if args.wait {
         let job = follow(&mut client, &reply.job).await?;
@@ -57,9 +61,7 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
         }
     }
     if args.json {
-        println!("{}", serde_json::json!({ "job": reply.job }));
-    } else {
-        println!("{}", reply.job);
+        return print(serde_json::json!({ "job": reply.job }));
     }
-    Ok(())
+    print(reply.job)
 }

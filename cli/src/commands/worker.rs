@@ -1,8 +1,9 @@
 //! `worker`: one worker process, for a farm or for a `render` beside it.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use longtake_agent::AgentConfig;
 use std::io::Read;
+use std::path::Path;
 
 /// Flags of `worker`.
 #[derive(clap::Args)]
@@ -40,6 +41,8 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
     if args.exit_with_parent {
         watch_parent()?;
     }
+    let scratch = args.scratch.unwrap_or_else(std::env::temp_dir);
+    check_scratch(&scratch)?;
     let config = AgentConfig {
         coordinator: args.coordinator,
         name: args.name.unwrap_or_else(default_name),
@@ -48,7 +51,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
             .threads
             .map_or_else(longtake_agent::host::cores, usize::from),
         isa: args.isa,
-        scratch: args.scratch.unwrap_or_else(std::env::temp_dir),
+        scratch,
     };
     let stop = super::stop_signal()?;
     Ok(longtake_agent::run(config, stop).await?)
@@ -68,6 +71,17 @@ fn watch_parent() -> Result<()> {
         .spawn(wait)
         .context("start the thread that watches the parent process")?;
     Ok(())
+}
+
+/// Makes the scratch folder and tries it: it is needed last, when everything is rendered.
+fn check_scratch(folder: &Path) -> Result<()> {
+    let tried = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
+    tried.map(drop).map_err(|error| {
+        anyhow!(
+            "cannot use {} for scratch files ({error}); choose another with --scratch",
+            folder.display()
+        )
+    })
 }
 
 fn default_name() -> String {

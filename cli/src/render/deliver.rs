@@ -1,26 +1,33 @@
 //! From the artifact store to the places that the user named.
 
 use crate::client::Client;
-use crate::output::{Target, folder_of};
+use crate::output::{Claim, Stage, Target, folder_of, unfinished};
 use anyhow::{Context, Result, anyhow, bail};
 use longtake_common::media::{MediaError, PackReader, write_png_sequence_from};
 use longtake_common::spec::Codec;
 use longtake_proto::v1;
 use std::path::{Path, PathBuf};
 
-/// Fetches the film of a job that is done; it appears under its name when it is complete.
+/// Claims `target` and fetches the film of a job that is done.
 pub async fn fetch(client: &mut Client, job: &v1::Job, target: &Target) -> Result<()> {
-    target.clear_partial()?;
+    let claim = target.claim()?;
+    fetch_claimed(client, job, target, &claim).await
+}
+
+/// Fetches the film of a job that is done; it appears under its name when it is complete.
+pub async fn fetch_claimed(
+    client: &mut Client,
+    job: &v1::Job,
+    target: &Target,
+    _claim: &Claim,
+) -> Result<()> {
+    let stage = target.stage()?;
     let fetched = match target.codec() {
-        Codec::H264 => fetch_film(client, job, &target.partial()).await,
-        Codec::Png => fetch_sequence(client, job, target).await,
+        Codec::H264 => fetch_film(client, job, &stage.film()).await,
+        Codec::Png => fetch_sequence(client, job, target, &stage).await,
     };
-    if let Err(error) = fetched {
-        // The first error says more than one of cleaning up could.
-        let _ = target.clear_partial();
-        return Err(error);
-    }
-    target.publish()
+    fetched.with_context(|| format!("save the film as {}", target.given().display()))?;
+    stage.publish()
 }
 
 async fn fetch_film(client: &mut Client, job: &v1::Job, partial: &Path) -> Result<()> {
@@ -32,10 +39,15 @@ async fn fetch_film(client: &mut Client, job: &v1::Job, partial: &Path) -> Resul
 }
 
 /// Unpacks the chunks, which are frame packs, into numbered pictures; one pack is on disk at a time.
-async fn fetch_sequence(client: &mut Client, job: &v1::Job, target: &Target) -> Result<()> {
-    let folder = target.partial();
-    let pattern = folder.join(target.given().file_name().unwrap_or_default());
-    let pack = target.chunk();
+async fn fetch_sequence(
+    client: &mut Client,
+    job: &v1::Job,
+    target: &Target,
+    stage: &Stage<'_>,
+) -> Result<()> {
+    let name = target.given().file_name().unwrap_or_default();
+    let pattern = stage.film().join(name);
+    let pack = stage.chunk();
     let runtime = tokio::runtime::Handle::current();
     let frames = job.chunks.iter().flat_map(|chunk| {
         // The media code is synchronous and asks for frames one by one.
@@ -59,7 +71,6 @@ async fn fetch_sequence(client: &mut Client, job: &v1::Job, target: &Target) -> 
     });
     let written =
         write_png_sequence_from(&pattern, FIRST_NUMBER, frames).map_err(|Failed(error)| error)?;
-    std::fs::remove_file(&pack).with_context(|| format!("remove {}", pack.display()))?;
     let expected = job.spec.as_ref().map_or(0, |spec| spec.frames);
     if written != u64::from(expected) {
         bail!("the film has {written} pictures instead of {expected}; render it again");
@@ -124,12 +135,11 @@ impl LatentsTarget {
                 .as_deref()
                 .ok_or_else(|| anyhow!("window {} names no latents", segment.index))?;
             let file = self.file(segment.index);
-            let mut partial = file.clone().into_os_string();
-            partial.push(".partial");
-            let partial = PathBuf::from(partial);
+            let partial = unfinished(&file)?.into_temp_path();
             client.fetch_to(latents, &partial).await?;
-            std::fs::rename(&partial, &file)
-                .with_context(|| format!("rename {} to {}", partial.display(), file.display()))?;
+            partial
+                .persist(&file)
+                .with_context(|| format!("write {}", file.display()))?;
         }
         Ok(())
     }

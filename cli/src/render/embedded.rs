@@ -1,35 +1,39 @@
 //! A farm of one command: a coordinator in this process, workers beside it, state in a folder.
 
+use super::state::State;
 use super::workers::{WorkerSetup, Workers};
 use super::{Order, RenderArgs, carry_out, deliver, report::Report};
 use crate::client::Client;
 use crate::exit::Interrupted;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use longtake_common::artifact::file_url;
-use longtake_server::{Config, Coordinator, Handle};
+use longtake_server::{Config, Coordinator, Handle, StartError};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Worker processes when the user names no number: more only pay off on a farm.
 const WORKERS_DEFAULT_MAX: usize = 2;
+/// How long a coordinator that no longer answers may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Renders with workers of our own.
 pub async fn render(args: &RenderArgs, order: &Order) -> Result<Report> {
     longtake_agent::isa(args.isa.as_deref())?;
-    if let Some(path) = &order.wanted.model_path {
-        longtake_agent::check_model(path)?;
-    }
     let state = State::prepare(args, order)?;
-    let handle = start_coordinator(&state.folder).await?;
-    let outcome = drive(args, order, &state, &handle).await;
+    let mut handle = start_coordinator(&state).await?;
+    let outcome = drive(args, order, &state, &mut handle).await;
     handle.shutdown().await;
     let report = outcome?;
     state.clear()?;
     Ok(report)
 }
 
-async fn drive(args: &RenderArgs, order: &Order, state: &State, handle: &Handle) -> Result<Report> {
+async fn drive(
+    args: &RenderArgs,
+    order: &Order,
+    state: &State,
+    handle: &mut Handle,
+) -> Result<Report> {
     let stop = crate::commands::stop_signal()?;
     state.clear_scratch()?;
     let mut workers = Workers::start(&setup(args, state, handle))?;
@@ -41,15 +45,43 @@ async fn drive(args: &RenderArgs, order: &Order, state: &State, handle: &Handle)
     };
     let outcome = tokio::select! {
         report = work => report,
+        ended = handle.wait() => Err(stopped(ended)),
         error = workers.all_lost() => Err(error),
         () = stop => Err(Interrupted(format!(
             "interrupted; what is rendered lies in {}, and the same command goes on from there",
-            state.folder.display()
+            state.folder().display()
         ))
         .into()),
     };
+    let outcome = match outcome {
+        Err(error) => Err(root_cause(error, &mut client, handle).await),
+        done => done,
+    };
     workers.stop().await;
     outcome
+}
+
+/// What made our own coordinator stop, if that is behind `error`: a broken connection to it says
+/// less than it can say itself.
+async fn root_cause(
+    error: anyhow::Error,
+    client: &mut Client,
+    handle: &mut Handle,
+) -> anyhow::Error {
+    if error.is::<Interrupted>() || client.list().await.is_ok() {
+        return error;
+    }
+    match tokio::time::timeout(LAST_WORDS, handle.wait()).await {
+        Ok(Err(cause)) => stopped(Err(cause)),
+        _ => error,
+    }
+}
+
+fn stopped(ended: Result<(), StartError>) -> anyhow::Error {
+    match ended {
+        Err(cause) => anyhow::Error::from(cause).context("the render's coordinator had to stop"),
+        Ok(()) => anyhow!("the render's coordinator stopped; run the same command to go on"),
+    }
 }
 
 fn setup(args: &RenderArgs, state: &State, handle: &Handle) -> WorkerSetup {
@@ -64,70 +96,19 @@ fn setup(args: &RenderArgs, state: &State, handle: &Handle) -> WorkerSetup {
         device: args.device.clone(),
         isa: args.isa.clone(),
         coordinator: handle.url(),
-        logs: state.folder.clone(),
+        logs: state.folder().to_owned(),
         scratch: state.scratch(),
     }
 }
 
-async fn start_coordinator(state: &Path) -> Result<Handle> {
+async fn start_coordinator(state: &State) -> Result<Handle> {
     let config = Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        state: file_url(state)?,
-        artifacts: file_url(&state.join("artifacts"))?,
+        state: file_url(state.folder())?,
+        artifacts: file_url(&state.artifacts())?,
         insecure: false,
         // Our workers died with the coordinator that had them: nobody will come back.
         adopt_ms: 0,
     };
     Ok(Coordinator::start(config).await?)
-}
-
-/// The folder for work in progress.
-struct State {
-    folder: PathBuf,
-    /// Whether it goes when the film is there.
-    temporary: bool,
-}
-
-impl State {
-    fn prepare(args: &RenderArgs, order: &Order) -> Result<Self> {
-        let (folder, temporary) = match &args.state {
-            Some(folder) => (folder.clone(), false),
-            None => (order.target.default_state(), true),
-        };
-        let made = std::fs::create_dir_all(&folder).and_then(|()| folder.canonicalize());
-        let folder = made.map_err(|error| {
-            anyhow!(
-                "cannot use {} for work in progress ({error}); choose another with --state",
-                folder.display()
-            )
-        })?;
-        Ok(Self { folder, temporary })
-    }
-
-    /// Empties the scratch folder: workers that were killed leave unfinished files behind. Only for
-    /// whoever has locked the state, or it would be another render's that is taken away.
-    fn clear_scratch(&self) -> Result<()> {
-        let cleared = match std::fs::remove_dir_all(self.scratch()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => std::fs::create_dir(self.scratch()),
-        };
-        cleared.with_context(|| format!("clear {}", self.scratch().display()))
-    }
-
-    /// Where workers put files that only they need.
-    fn scratch(&self) -> PathBuf {
-        self.folder.join("scratch")
-    }
-
-    fn clear(&self) -> Result<()> {
-        if !self.temporary {
-            return Ok(());
-        }
-        std::fs::remove_dir_all(&self.folder).with_context(|| {
-            format!(
-                "the film is there, but {} cannot be removed",
-                self.folder.display()
-            )
-        })
-    }
 }

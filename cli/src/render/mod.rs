@@ -3,13 +3,15 @@
 pub mod deliver;
 mod embedded;
 mod report;
+mod state;
 mod workers;
 
 use crate::client::{Client, FarmArgs};
 use crate::exit::Interrupted;
 use crate::job_args::{JobArgs, Wanted, Weights};
-use crate::output::Target;
+use crate::output::{Claim, Target};
 use crate::progress::{Progress, duration};
+use crate::terminal::{print, remark};
 use anyhow::{Context, Result, bail};
 use deliver::LatentsTarget;
 use longtake_proto::v1;
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 #[derive(clap::Args)]
 pub struct RenderArgs {
     #[command(flatten)]
-    job: JobArgs,
+    pub job: JobArgs,
     #[command(flatten)]
     farm: FarmArgs,
     /// Worker processes to start [default: one for each core, at most 2]
@@ -46,16 +48,17 @@ pub struct RenderArgs {
     save_latents: Option<PathBuf>,
     /// The film: FILE.mp4, or DIR/%06d.png for a PNG sequence that begins with 000001.png
     #[arg(short, long, value_name = "OUT", default_value = "out.mp4")]
-    output: PathBuf,
+    pub output: PathBuf,
     /// Print the report as one JSON object on stdout
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// Everything that was checked before the work starts.
 struct Order {
     wanted: Wanted,
     target: Target,
+    claim: Claim,
     latents: Option<LatentsTarget>,
     started: Instant,
 }
@@ -72,9 +75,11 @@ pub async fn run(args: RenderArgs) -> Result<()> {
         .as_deref()
         .map(|path| LatentsTarget::new(path, plan.windows.len()))
         .transpose()?;
+    let claim = target.claim()?;
     let order = Order {
         wanted,
         target,
+        claim,
         latents,
         started,
     };
@@ -88,15 +93,14 @@ pub async fn run(args: RenderArgs) -> Result<()> {
     let text = serde_json::to_string(&report)?;
     crate::output::write_whole(&order.target.report(), format!("{text}\n").as_bytes())?;
     if args.json {
-        println!("{text}");
-    } else {
-        eprintln!(
-            "{}: {} frames in {}",
-            order.target.given().display(),
-            report.frames,
-            duration(report.seconds_total)
-        );
+        return print(text);
     }
+    remark(format_args!(
+        "{}: {} frames in {}",
+        order.target.given().display(),
+        report.frames,
+        duration(report.seconds_total)
+    ));
     Ok(())
 }
 
@@ -167,7 +171,7 @@ async fn deliver(client: &mut Client, job: &v1::Job, order: &Order) -> Result<Re
             .await
             .context("save the latents")?;
     }
-    deliver::fetch(client, job, &order.target).await?;
+    deliver::fetch_claimed(client, job, &order.target, &order.claim).await?;
     Ok(Report::new(
         job,
         order.target.given(),

@@ -46,7 +46,8 @@ pub fn longtake(folder: &Path) -> Command {
     command.current_dir(folder).env("LONGTAKE_HOME", root());
     command
         .env_remove("LONGTAKE_COORDINATOR")
-        .env_remove("LONGTAKE_LOG");
+        .env_remove("LONGTAKE_LOG")
+        .env_remove("LONGTAKE_OTLP");
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -142,6 +143,64 @@ pub fn signal(pid: u32, name: &str) {
         .arg(pid.to_string())
         .status();
     assert!(status.expect("kill runs").success(), "kill -{name} {pid}");
+}
+
+/// A coordinator process.
+pub struct Service {
+    /// Kills it in the end.
+    pub process: Guard,
+    /// Its address.
+    pub url: String,
+    /// Address of its metrics, with `--http`.
+    pub metrics: Option<String>,
+    /// What it has written to stderr so far.
+    pub log: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl Service {
+    /// Starts a coordinator on loopback, with its state and artifacts in `folder`. Flags may name
+    /// another address.
+    pub fn coordinator(folder: &Path, flags: &[String]) -> Self {
+        let mut command = longtake(folder);
+        command.args([
+            "coordinator",
+            "--state=file:state",
+            "--artifacts=file:artifacts",
+        ]);
+        if !flags.iter().any(|flag| flag.starts_with("--listen")) {
+            command.arg("--listen=127.0.0.1:0");
+        }
+        let mut process = Guard(command.args(flags).spawn().expect("a coordinator"));
+        let stderr = process.0.stderr.take().expect("stderr");
+        let log = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let lines = log.clone();
+        // Somebody has to read on, or the coordinator would block on a full pipe.
+        std::thread::spawn(move || {
+            use std::io::{BufRead, BufReader};
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                lines.lock().expect("no panic").push(line);
+            }
+        });
+        let find = |begin: &str| {
+            let lines = log.lock().expect("no panic");
+            lines
+                .iter()
+                .find_map(|line| line.strip_prefix(begin).map(str::to_owned))
+        };
+        let url = wait_for("the coordinator's address", || {
+            let ended = process.0.try_wait().expect("a status");
+            assert!(ended.is_none(), "{:?}", log.lock().expect("no panic"));
+            find("coordinator at ")
+        });
+        let has_http = flags.iter().any(|flag| flag.starts_with("--http"));
+        let metrics = has_http.then(|| wait_for("the metrics' address", || find("metrics at ")));
+        Self {
+            process,
+            url,
+            metrics,
+            log,
+        }
+    }
 }
 
 /// A process that is killed when the test ends.

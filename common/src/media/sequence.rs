@@ -13,6 +13,11 @@ pub fn is_sequence(path: &Path) -> bool {
     file_name(path).contains('%')
 }
 
+/// Fails when pictures could not be written to `path`, which names a sequence.
+pub fn check_sequence(path: &Path) -> Result<()> {
+    Pattern::parse(path).map(drop)
+}
+
 /// Writes frames to `DIR/%06d.png` (any `%d` or `%0Nd`), numbered from 0, making the folder. A path
 /// without a number is taken as the folder. Returns how many were written.
 ///
