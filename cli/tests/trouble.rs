@@ -60,29 +60,30 @@ fn a_disk_that_is_full_when_the_film_comes_leaves_no_film() {
     worker.args(["worker", "--coordinator", &farm.url]);
     let _worker = support::Guard(worker.stderr(Stdio::null()).spawn().expect("a worker"));
     let at = ["--coordinator", farm.url.as_str(), "--json"];
-    let wait = ["submit"]
-        .iter()
-        .chain(&SMALL_FILM[1..])
-        .chain(&["--wait"])
-        .chain(&at);
-    json(&run(folder.path(), wait.clone()));
+    let film: Vec<&str> = SMALL_FILM[1..].to_vec();
+    let submit = |out| [&["submit", "--wait", "-o", out], &film[..]].concat();
+    let whole = submit("whole.mp4");
+    json(&run(folder.path(), whole.iter().chain(&at)));
+    let size = fs::metadata(folder.path().join("whole.mp4")).expect("the film");
 
     let out_of = tempfile::tempdir().expect("a folder");
-    // A limit of 512 bytes on every file stands for the full disk: the system refuses the bytes
-    // beyond it in the same way.
-    let full = |args: &[&str]| {
-        let mut command = longtake_after(out_of.path(), "ulimit -f 1;");
+    // A limit on the size of files, in blocks of 512 bytes, stands for the full disk: the system
+    // refuses the bytes beyond it in the same way.
+    let full = |blocks: u64, args: &[&str]| {
+        let limit = format!("ulimit -f {blocks};");
+        let mut command = longtake_after(out_of.path(), &limit);
         command.args(args).args(at).output().expect("runs")
     };
-    let film: Vec<&str> = SMALL_FILM[1..].to_vec();
-    let submit = [&["submit", "--wait", "-o", "full.mp4"], &film[..]].concat();
-    refusal(&full(&submit), "full.mp4");
+    // Room for all but the very last bytes: nothing is written after the write that fails.
+    let all_but_the_end = (size.len() - 1) / 512;
+    refusal(&full(all_but_the_end, &submit("full.mp4")), "full.mp4");
     let render = [&["render", "-o", "full.mp4"], &film[..]].concat();
-    refusal(&full(&render), "full.mp4");
+    refusal(&full(all_but_the_end, &render), "full.mp4");
+    refusal(&full(1, &render), "full.mp4");
     let pictures = [&["render", "-o", "full/%06d.png"], &film[..]].concat();
-    refusal(&full(&pictures), "full");
-    let latents = ["--save-latents", "l.safetensors"];
-    refusal(&full(&[&render, &latents[..]].concat()), "save the latents");
+    refusal(&full(1, &pictures), "full");
+    let latents = [&render, &["--save-latents", "l.safetensors"][..]].concat();
+    refusal(&full(1, &latents), "save the latents");
     assert_eq!(names(out_of.path()), Vec::<String>::new());
 }
 
