@@ -150,23 +150,23 @@ pub struct Claim {
 
 impl Claim {
     fn new(path: PathBuf, given: &Path) -> Result<Self> {
-        let failed = |error| anyhow!("cannot lock {} ({error})", path.display());
         loop {
             let mut options = File::options();
             let file = options.create(true).truncate(false).write(true);
-            let file = file.open(&path).map_err(failed)?;
+            let file = file.open(&path).map_err(|error| {
+                anyhow!(
+                    "cannot lock {} ({error}); choose another -o",
+                    path.display()
+                )
+            })?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => bail!(
                     "another longtake is making {}; wait for it, or choose another -o",
                     given.display()
                 ),
-                Err(TryLockError::Error(error))
-                    if error.kind() == std::io::ErrorKind::Unsupported =>
-                {
-                    return Ok(Self { path, lock: None });
-                }
-                Err(TryLockError::Error(error)) => return Err(failed(error)),
+                // Some network file systems know no locks; chance names keep films apart there.
+                Err(TryLockError::Error(_)) => return Ok(Self { path, lock: None }),
             }
             // Its last owner may have removed the file between our opening and locking it.
             if is_at(&file, &path) {
