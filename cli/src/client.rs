@@ -1,12 +1,13 @@
 //! The coordinator as a user's commands see it.
 
+use crate::access_args::AccessArgs;
 use crate::download::Download;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow};
+use longtake_agent::{Dial, DialError, Dialler, Link};
 use longtake_common::Hash;
 use longtake_proto::v1;
 use std::path::Path;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use v1::jobs_client::JobsClient;
 
@@ -31,6 +32,8 @@ pub struct FarmArgs {
         hide_env_values = true
     )]
     coordinator: Option<String>,
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 impl FarmArgs {
@@ -44,45 +47,36 @@ impl FarmArgs {
         let url = self.url().ok_or_else(|| {
             anyhow!("no coordinator is named; give --coordinator URL or set LONGTAKE_COORDINATOR")
         })?;
-        Client::connect(url).await
+        Client::connect(&self.access.dial(url)).await
     }
 }
 
 /// A connection to a coordinator.
 #[derive(Clone)]
 pub struct Client {
-    jobs: JobsClient<Channel>,
-    url: String,
+    jobs: JobsClient<Link>,
+    dialler: Dialler,
 }
 
 impl Client {
-    /// Connects to the coordinator at `url`.
-    pub async fn connect(url: &str) -> Result<Self> {
-        let shape =
-            || format!("'{url}' is not a coordinator's address; give one like http://host:7341");
-        if !url.starts_with("http://") {
-            bail!(shape());
-        }
-        let endpoint = Endpoint::from_shared(url.to_owned()).with_context(shape)?;
-        let endpoint = endpoint
-            .connect_timeout(CONNECT_DEADLINE)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true);
-        let channel = endpoint.connect().await.map_err(|error| {
-            let error = anyhow::Error::from(error);
-            anyhow!(
-                "no coordinator answers at {url} ({}); start one with `longtake coordinator` or \
-                 check --coordinator",
-                error.root_cause()
-            )
+    /// Connects to a coordinator.
+    pub async fn connect(dial: &Dial) -> Result<Self> {
+        let dialler = dial.prepare("user")?.keep_alive(KEEP_ALIVE);
+        let link = tokio::time::timeout(CONNECT_DEADLINE, dialler.connect());
+        let link = link.await.unwrap_or_else(|_| {
+            Err(DialError::Unreachable {
+                url: dialler.url().to_owned(),
+                reason: format!("nothing came back within {} s", CONNECT_DEADLINE.as_secs()),
+            })
+        });
+        let link = link.map_err(|error| match error {
+            DialError::Unreachable { .. } => {
+                anyhow!("{error}; start one with `longtake coordinator` or check --coordinator")
+            }
+            other => other.into(),
         })?;
-        let jobs = JobsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self {
-            jobs,
-            url: url.to_owned(),
-        })
+        let jobs = JobsClient::new(link).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Self { jobs, dialler })
     }
 
     /// Queues `spec`, or finds the unfinished job that equals it.
@@ -178,7 +172,7 @@ impl Client {
             Ok(Err(status)) => Err(self.explain(&status)),
             Err(_) => Err(anyhow!(
                 "the coordinator at {} took the request but did not answer within {} s; see whether it is overloaded or stopped, or check --coordinator",
-                self.url,
+                self.dialler.url(),
                 ANSWER_DEADLINE.as_secs()
             )),
         }
@@ -186,10 +180,13 @@ impl Client {
 
     /// A refusal in the coordinator's words; a broken connection in ours.
     fn explain(&self, status: &Status) -> anyhow::Error {
+        if let Some(error) = self.dialler.explain(status) {
+            return error.into();
+        }
         match status.code() {
-            Code::Unavailable | Code::Unknown => anyhow!(
+            Code::Unavailable | Code::Unknown | Code::Cancelled => anyhow!(
                 "the connection to the coordinator at {} broke ({}); see whether it still runs",
-                self.url,
+                self.dialler.url(),
                 status.message()
             ),
             _ => anyhow!("{}", status.message()),

@@ -6,6 +6,7 @@
 //! ([`terminal`]).
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod access_args;
 mod client;
 mod commands;
 mod download;
@@ -14,10 +15,14 @@ mod job_args;
 mod output;
 mod progress;
 mod render;
+mod telemetry_args;
 mod terminal;
 
 use clap::{Parser, Subcommand};
+use longtake_common::telemetry;
 use std::process::ExitCode;
+use telemetry_args::TelemetryArgs;
+use tracing::Instrument;
 
 /// Renders long videos as one shot: overlapping windows of LTX-Video, continued and joined so that
 /// nobody can point at a seam.
@@ -31,6 +36,8 @@ use std::process::ExitCode;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
 }
 
 #[derive(Subcommand)]
@@ -57,6 +64,8 @@ enum Command {
     Cancel(commands::jobs::CancelArgs),
     /// Compare two videos frame by frame
     Compare(commands::compare::CompareArgs),
+    /// Join clips where they overlap
+    Stitch(commands::stitch::StitchArgs),
 }
 
 impl Command {
@@ -68,14 +77,27 @@ impl Command {
             _ => "warn",
         }
     }
+
+    /// Who we are in traces.
+    fn service(&self) -> &'static str {
+        match self {
+            Self::Coordinator(_) => "longtake-coordinator",
+            Self::Worker(_) => "longtake-worker",
+            _ => "longtake",
+        }
+    }
+
+    /// What a user's command does is one span; a service would never end its own.
+    fn span(&self) -> tracing::Span {
+        match self {
+            Self::Coordinator(_) | Self::Worker(_) => tracing::Span::none(),
+            _ => tracing::info_span!("command"),
+        }
+    }
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(message) = longtake_common::telemetry::init(arguments.command.log_default()) {
-        terminal::remark(format_args!("error: {message}"));
-        return ExitCode::FAILURE;
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -89,15 +111,35 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let outcome = runtime.block_on(run(arguments.command));
+    let (command, telemetry_args) = (arguments.command, arguments.telemetry);
+    let settings = telemetry::Settings {
+        default_filter: command.log_default(),
+        format: telemetry_args.log_format(),
+        otlp: telemetry_args.otlp(),
+        service: command.service(),
+    };
+    let started = {
+        let _runtime = runtime.enter();
+        telemetry::init(&settings)
+    };
+    let telemetry = match started {
+        Ok(telemetry) => telemetry,
+        Err(message) => {
+            terminal::remark(format_args!("error: {message}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let span = command.span();
+    let outcome = runtime.block_on(run(command, &telemetry_args).instrument(span));
+    telemetry.finish();
     // Blocking work that nobody waits for any more must not hold up the exit.
     runtime.shutdown_background();
     exit::code(outcome)
 }
 
-async fn run(command: Command) -> anyhow::Result<()> {
+async fn run(command: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> {
     match command {
-        Command::Render(args) => render::run(args).await,
+        Command::Render(args) => render::run(args, telemetry).await,
         Command::Plan(args) => commands::plan::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Coordinator(args) => commands::coordinator::run(args).await,
@@ -108,5 +150,6 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::List(args) => commands::jobs::list(args).await,
         Command::Cancel(args) => commands::jobs::cancel(args).await,
         Command::Compare(args) => commands::compare::run(&args),
+        Command::Stitch(args) => commands::stitch::run(args).await,
     }
 }

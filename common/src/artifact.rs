@@ -1,8 +1,11 @@
 //! Files named by the hash of their bytes.
 //!
 //! Everything that passes from one task to the next lies here, so that a worker needs nothing but
-//! hashes to go on where another one stopped. The scheme of the URL decides where the bytes are;
-//! today that is `file:`. Knows nothing of jobs.
+//! hashes to go on where another one stopped. The scheme of the URL decides where the bytes are:
+//! `file:` a folder, `s3:` a bucket. Knows nothing of jobs.
+
+mod s3;
+mod usage;
 
 use crate::ids::Hash;
 use bytes::Bytes;
@@ -13,19 +16,49 @@ use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Bytes read, hashed and written at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Parts of one file on their way to the store at a time.
 const PARTS_IN_FLIGHT: usize = 4;
+/// How long a store that does not answer is asked again before a read or a write fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same when somebody waits to be told whether the store can be used.
+const CHECK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What can go wrong with artifacts.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     /// The URL's scheme is not one that this build speaks.
-    #[error("cannot use '{0}' for artifacts: give a folder as file:PATH")]
+    #[error(
+        "cannot use '{0}' for artifacts: give a folder as file:PATH, or a bucket as s3://BUCKET/PREFIX"
+    )]
     Scheme(String),
+    /// Not the URL of a bucket.
+    #[error(
+        "cannot use '{0}' for artifacts: write s3://BUCKET[/PREFIX], without empty parts, user, port or query"
+    )]
+    BucketUrl(String),
+    /// Something is wrong with what the environment says about S3.
+    #[error("cannot use {url} for artifacts: {reason}")]
+    Settings {
+        /// The store.
+        url: String,
+        /// What, and the way out.
+        reason: String,
+    },
+    /// A first artifact could not be written and read back.
+    #[error(
+        "the artifact store {url} cannot be used: {source}; check the address, the bucket and the credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or the folder and its disk"
+    )]
+    Unusable {
+        /// The store.
+        url: String,
+        /// Why.
+        source: Box<ArtifactError>,
+    },
     /// The path cannot be written as a URL.
     #[error("cannot use the folder '{0}' for artifacts: its name is not UTF-8")]
     Name(String),
@@ -46,7 +79,7 @@ pub enum ArtifactError {
         source: Box<object_store::Error>,
     },
     /// No artifact has that hash.
-    #[error("artifact {hash} is not in {url}: was the folder cleared?")]
+    #[error("artifact {hash} is not in {url}: was it removed there?")]
     Missing {
         /// Which.
         hash: Hash,
@@ -80,6 +113,14 @@ pub enum ArtifactError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// The store does not tell what it holds.
+    #[error("cannot list the artifacts in {url}: {source}")]
+    List {
+        /// Where.
+        url: String,
+        /// Why.
+        source: Box<object_store::Error>,
     },
     /// The store refused.
     #[error("cannot {action} artifact {hash} in {url}: {source}")]
@@ -119,11 +160,78 @@ pub fn file_path(url: &str) -> Option<PathBuf> {
 pub struct ArtifactStore {
     store: Arc<dyn ObjectStore>,
     url: String,
+    /// Files up to this size are sent whole, larger ones in parts of it.
+    part_bytes: usize,
+    settings: Settings,
+}
+
+/// Variables that say where and how to reach a bucket, as (name, value): the `AWS_*` of the usual
+/// tools. Their values are not shown, there are secrets among them.
+#[derive(Clone, Default)]
+pub struct Settings(Vec<(String, String)>);
+
+impl Settings {
+    /// What this process's environment says.
+    pub fn from_environment() -> Self {
+        let pairs = std::env::vars_os().filter_map(|(name, value)| {
+            let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
+            name.starts_with("AWS_").then_some((name, value))
+        });
+        Self(pairs.collect())
+    }
+
+    fn find(&self, names: &[&str]) -> Option<&str> {
+        let value = |name: &&str| self.0.iter().find(|(key, _)| key == name);
+        let found = names.iter().find_map(value);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Settings {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(pairs: I) -> Self {
+        let pairs = pairs.into_iter();
+        Self(
+            pairs
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
+        )
+    }
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.0.iter().map(|(name, _)| name))
+            .finish()
+    }
 }
 
 impl ArtifactStore {
-    /// Opens the store at `url`; a folder is made when it is not there.
+    /// Opens the store at `url`: `file:PATH`, a folder, which is made when it is not there; or
+    /// `s3://BUCKET[/PREFIX]`, with endpoint, region and credentials from the usual `AWS_*` variables
+    /// of the environment. Connects to nothing yet; see [`Self::check`].
     pub fn open(url: &str) -> Result<Self, ArtifactError> {
+        Self::open_with(url, Settings::from_environment())
+    }
+
+    /// The same with other settings than the environment's.
+    pub fn open_with(url: &str, settings: Settings) -> Result<Self, ArtifactError> {
+        Self::open_patient(url, settings, PATIENCE)
+    }
+
+    fn open_patient(
+        url: &str,
+        settings: Settings,
+        patience: Duration,
+    ) -> Result<Self, ArtifactError> {
+        if url.starts_with("s3:") {
+            return Ok(Self {
+                store: s3::open(url, &settings, patience)?,
+                url: url.to_owned(),
+                part_bytes: s3::PART_BYTES,
+                settings,
+            });
+        }
         let path = file_path(url).ok_or_else(|| ArtifactError::Scheme(url.to_owned()))?;
         let opened = std::fs::create_dir_all(&path).and_then(|()| path.canonicalize());
         let path = opened.map_err(|source| ArtifactError::Open { path, source })?;
@@ -138,10 +246,27 @@ impl ArtifactStore {
         Ok(Self {
             store: Arc::new(store),
             url,
+            part_bytes: CHUNK_BYTES,
+            settings,
         })
     }
 
-    /// Where the artifacts are, with an absolute path: others on this machine can open it.
+    /// Writes an empty artifact and reads it back, so that a wrong address, a missing bucket or
+    /// missing rights are known before anything was rendered.
+    pub async fn check(&self) -> Result<(), ArtifactError> {
+        let hasty = Self::open_patient(&self.url, self.settings.clone(), CHECK_PATIENCE)?;
+        let tried = match hasty.put(Bytes::new()).await {
+            Ok(hash) => hasty.get(hash).await.map(drop),
+            Err(error) => Err(error),
+        };
+        tried.map_err(|source| ArtifactError::Unusable {
+            url: self.url.clone(),
+            source: Box::new(source),
+        })
+    }
+
+    /// Where the artifacts are: a folder with its absolute path, so that others on this machine can
+    /// open it; a bucket without endpoint and credentials, which everybody has to know for himself.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -160,10 +285,14 @@ impl ArtifactStore {
 
     /// Stores a file without holding it in memory. Others see it whole or not at all.
     pub async fn put_file(&self, path: &Path) -> Result<Hash, ArtifactError> {
+        let mut reader = open_file(path).await?;
+        if let Some(bytes) = read_small(&mut reader, path, self.part_bytes).await? {
+            return self.put(bytes).await;
+        }
         let hash = hash_file(path).await?;
         let upload = self.store.put_multipart(&key(hash)).await;
         let upload = upload.map_err(|source| self.access("write", hash, source))?;
-        let mut writer = WriteMultipart::new_with_chunk_size(upload, CHUNK_BYTES);
+        let mut writer = WriteMultipart::new_with_chunk_size(upload, self.part_bytes);
         match self.upload(path, hash, &mut writer).await {
             Ok(()) => {
                 let finished = writer.finish().await;
@@ -207,7 +336,7 @@ impl ArtifactStore {
             .bytes()
             .await
             .map_err(|source| self.access("read", hash, source))?;
-        self.check(hash, Hash::of(&bytes))?;
+        self.verify(hash, Hash::of(&bytes))?;
         Ok(bytes)
     }
 
@@ -264,7 +393,7 @@ impl ArtifactStore {
                         }
                         Some(Err(source)) => Err(this.access("read", hash, source)),
                         None => {
-                            this.check(hash, hasher.finalize().into())?;
+                            this.verify(hash, hasher.finalize().into())?;
                             Ok(None)
                         }
                     }
@@ -296,7 +425,7 @@ impl ArtifactStore {
             })
     }
 
-    fn check(&self, hash: Hash, found: Hash) -> Result<(), ArtifactError> {
+    fn verify(&self, hash: Hash, found: Hash) -> Result<(), ArtifactError> {
         if hash == found {
             return Ok(());
         }
@@ -346,6 +475,22 @@ async fn open_file(path: &Path) -> Result<tokio::fs::File, ArtifactError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// A whole file, `None` when it has more than `bytes_max`.
+async fn read_small(
+    reader: &mut tokio::fs::File,
+    path: &Path,
+    bytes_max: usize,
+) -> Result<Option<Bytes>, ArtifactError> {
+    let mut all = bytes::BytesMut::new();
+    while let Some(bytes) = read_chunk(reader, path).await? {
+        if all.len() + bytes.len() > bytes_max {
+            return Ok(None);
+        }
+        all.extend_from_slice(&bytes);
+    }
+    Ok(Some(all.freeze()))
 }
 
 /// The next bytes of a file, `None` at its end.
@@ -461,12 +606,22 @@ mod tests {
         ] {
             assert_eq!(file_path(url), path.map(PathBuf::from), "{url}");
         }
-        let error = ArtifactStore::open("s3://bucket")
+        let error = ArtifactStore::open("gs://bucket")
             .expect_err("scheme")
             .to_string();
         assert!(
-            error.contains("s3://bucket") && error.contains("file:PATH"),
+            error.contains("gs://bucket") && error.contains("file:PATH"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_store_is_checked_by_using_it() {
+        let (folder, store) = store();
+        store.check().await.expect("usable");
+        std::fs::remove_dir_all(folder.path().join("a b")).expect("remove");
+        std::fs::write(folder.path().join("a b"), "a file in its place").expect("write");
+        let error = store.check().await.expect_err("unusable").to_string();
+        assert!(error.contains("a b"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! `worker`: one worker process, for a farm or for a `render` beside it.
 
+use crate::access_args::AccessArgs;
 use anyhow::{Context, Result, anyhow};
 use longtake_agent::AgentConfig;
 use std::io::Read;
@@ -16,6 +17,8 @@ pub struct WorkerArgs {
         hide_env_values = true
     )]
     coordinator: String,
+    #[command(flatten)]
+    access: AccessArgs,
     /// What to render on: cpu
     #[arg(long, default_value = "cpu", value_parser = crate::job_args::device)]
     device: String,
@@ -44,7 +47,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
     let scratch = args.scratch.unwrap_or_else(std::env::temp_dir);
     check_scratch(&scratch)?;
     let config = AgentConfig {
-        coordinator: args.coordinator,
+        coordinator: args.access.dial(&args.coordinator),
         name: args.name.unwrap_or_else(default_name),
         device: args.device,
         threads: args

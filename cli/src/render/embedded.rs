@@ -5,9 +5,11 @@ use super::workers::{WorkerSetup, Workers};
 use super::{Order, RenderArgs, carry_out, deliver, report::Report};
 use crate::client::Client;
 use crate::exit::Interrupted;
+use crate::telemetry_args::TelemetryArgs;
 use anyhow::{Result, anyhow};
+use longtake_agent::Dial;
 use longtake_common::artifact::file_url;
-use longtake_server::{Config, Coordinator, Handle, StartError};
+use longtake_server::{Access, Config, Coordinator, Handle, StartError};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -17,11 +19,12 @@ const WORKERS_DEFAULT_MAX: usize = 2;
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Renders with workers of our own.
-pub async fn render(args: &RenderArgs, order: &Order) -> Result<Report> {
+pub async fn render(args: &RenderArgs, order: &Order, telemetry: &TelemetryArgs) -> Result<Report> {
     longtake_agent::isa(args.isa.as_deref())?;
     let state = State::prepare(args, order)?;
     let mut handle = start_coordinator(&state).await?;
-    let outcome = drive(args, order, &state, &mut handle).await;
+    let setup = setup(args, &state, &handle, telemetry);
+    let outcome = drive(&setup, order, &state, &mut handle).await;
     handle.shutdown().await;
     let report = outcome?;
     state.clear()?;
@@ -29,15 +32,15 @@ pub async fn render(args: &RenderArgs, order: &Order) -> Result<Report> {
 }
 
 async fn drive(
-    args: &RenderArgs,
+    setup: &WorkerSetup,
     order: &Order,
     state: &State,
     handle: &mut Handle,
 ) -> Result<Report> {
     let stop = crate::commands::stop_signal()?;
     state.clear_scratch()?;
-    let mut workers = Workers::start(&setup(args, state, handle))?;
-    let mut client = Client::connect(&handle.url()).await?;
+    let mut workers = Workers::start(setup)?;
+    let mut client = Client::connect(&Dial::plain(handle.url())).await?;
     let work = async {
         // The coordinator is in this process: when it is away, it is gone.
         let job = carry_out(&mut client, order, Duration::ZERO).await?;
@@ -84,7 +87,12 @@ fn stopped(ended: Result<(), StartError>) -> anyhow::Error {
     }
 }
 
-fn setup(args: &RenderArgs, state: &State, handle: &Handle) -> WorkerSetup {
+fn setup(
+    args: &RenderArgs,
+    state: &State,
+    handle: &Handle,
+    telemetry: &TelemetryArgs,
+) -> WorkerSetup {
     let cores = longtake_agent::host::cores();
     let count = args
         .workers
@@ -98,6 +106,7 @@ fn setup(args: &RenderArgs, state: &State, handle: &Handle) -> WorkerSetup {
         coordinator: handle.url(),
         logs: state.folder().to_owned(),
         scratch: state.scratch(),
+        otlp: telemetry.otlp().map(str::to_owned),
     }
 }
 
@@ -109,6 +118,7 @@ async fn start_coordinator(state: &State) -> Result<Handle> {
         insecure: false,
         // Our workers died with the coordinator that had them: nobody will come back.
         adopt_ms: 0,
+        access: Access::default(),
     };
     Ok(Coordinator::start(config).await?)
 }

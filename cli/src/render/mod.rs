@@ -11,6 +11,7 @@ use crate::exit::Interrupted;
 use crate::job_args::{JobArgs, Wanted, Weights};
 use crate::output::{Claim, Target};
 use crate::progress::{Progress, duration};
+use crate::telemetry_args::TelemetryArgs;
 use crate::terminal::{print, remark};
 use anyhow::{Context, Result, bail};
 use deliver::LatentsTarget;
@@ -64,7 +65,7 @@ struct Order {
 }
 
 /// Renders, delivers, reports.
-pub async fn run(args: RenderArgs) -> Result<()> {
+pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
     let started = Instant::now();
     let target = Target::parse(&args.output)?;
     target.check()?;
@@ -84,11 +85,11 @@ pub async fn run(args: RenderArgs) -> Result<()> {
         started,
     };
     let report = match args.farm.url() {
-        Some(url) => {
+        Some(_) => {
             args.refuse_local_flags()?;
-            on_farm(url, &order).await?
+            on_farm(&args.farm, &order).await?
         }
-        None => embedded::render(&args, &order).await?,
+        None => embedded::render(&args, &order, telemetry).await?,
     };
     let text = serde_json::to_string(&report)?;
     crate::output::write_whole(&order.target.report(), format!("{text}\n").as_bytes())?;
@@ -123,9 +124,9 @@ impl RenderArgs {
     }
 }
 
-/// Renders on the farm at `url`.
-async fn on_farm(url: &str, order: &Order) -> Result<Report> {
-    let mut client = Client::connect(url).await?;
+/// Renders on a farm.
+async fn on_farm(farm: &FarmArgs, order: &Order) -> Result<Report> {
+    let mut client = farm.connect().await?;
     let patience = crate::commands::jobs::WATCH_PATIENCE;
     let stop = crate::commands::stop_signal()?;
     let job = tokio::select! {

@@ -32,6 +32,8 @@ pub struct WorkerSetup {
     pub logs: PathBuf,
     /// Folder for files that only they need.
     pub scratch: PathBuf,
+    /// Where they send traces, if anywhere.
+    pub otlp: Option<String>,
 }
 
 /// Running workers. Dropping it kills them.
@@ -153,6 +155,9 @@ impl Slot {
         command.arg("--scratch").arg(&setup.scratch);
         if let Some(isa) = &setup.isa {
             command.args(["--isa", isa]);
+        }
+        if let Some(url) = &setup.otlp {
+            command.args(["--otlp", url]);
         }
         // The pipe's other end closes when this process dies, however it does; a group of its own
         // keeps the terminal's Ctrl-C from the worker, so that we decide when it ends.

@@ -4,6 +4,7 @@
 //! no randomness, no async, no disk. [`Core::handle`] takes an [`Event`] and leaves [`Effects`]:
 //! records to store first, then messages to send. Start with [`plan::plan`], then [`Core`].
 
+mod census;
 mod dag;
 mod effects;
 mod estimate;
@@ -14,6 +15,7 @@ mod schedule;
 mod state;
 mod view;
 
+pub use census::Census;
 pub use effects::{Effect, Effects, Event, Running, Write};
 pub use plan::{Plan, plan};
 pub use record::RestoreError;

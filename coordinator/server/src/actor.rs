@@ -3,11 +3,14 @@
 //! Takes what has arrived, lets the core handle it, commits the records of all of it at once, and
 //! then answers: the more there is to do, the more goes into one commit.
 
+use crate::metrics::{Counters, count};
 use crate::store::{StateError, StateStore};
 use crate::{HEARTBEAT_MS, LEASE_MS, TICK_MS};
 use longtake_common::ids::{Epoch, FencingToken, JobId, TaskId, WorkerId};
 use longtake_common::spec::JobSpec;
-use longtake_core::{Core, Effect, Effects, Event, JobView, Running};
+use longtake_common::task::Assignment;
+use longtake_common::telemetry;
+use longtake_core::{Census, Core, Effect, Effects, Event, JobView, Running};
 use longtake_proto::v1;
 use longtake_proto::v1::coordinator_message::Message as ToWorker;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,8 +35,12 @@ pub enum Request {
     /// Queue a job.
     Submit {
         spec: Box<JobSpec>,
+        /// The trace that asks for it.
+        trace: Option<String>,
         reply: oneshot::Sender<Submitted>,
     },
+    /// Count everything.
+    Census { reply: oneshot::Sender<Census> },
     /// Stop a job. Answers with the job, if there is one.
     Cancel {
         job: JobId,
@@ -85,7 +92,11 @@ struct Link {
 enum Answer {
     Submit {
         proposed: JobId,
+        trace: Option<String>,
         reply: oneshot::Sender<Submitted>,
+    },
+    Census {
+        reply: oneshot::Sender<Census>,
     },
     View {
         job: JobId,
@@ -110,6 +121,9 @@ pub struct Actor {
     next_worker: u64,
     links: BTreeMap<WorkerId, Link>,
     watchers: BTreeMap<JobId, watch::Sender<JobView>>,
+    /// The trace of each job that was submitted in this term.
+    traces: BTreeMap<JobId, String>,
+    counters: Arc<Counters>,
     fx: Effects,
     effects: Vec<Effect>,
     answers: Vec<Answer>,
@@ -122,6 +136,7 @@ impl Actor {
         store: Arc<dyn StateStore>,
         artifacts_url: String,
         started: Instant,
+        counters: Arc<Counters>,
         fx: Effects,
     ) -> (Self, mpsc::Sender<Request>) {
         let (sender, mailbox) = mpsc::channel(MAILBOX_SIZE);
@@ -134,6 +149,8 @@ impl Actor {
             next_worker: 0,
             links: BTreeMap::new(),
             watchers: BTreeMap::new(),
+            traces: BTreeMap::new(),
+            counters,
             fx,
             effects: Vec::new(),
             answers: Vec::new(),
@@ -180,17 +197,8 @@ impl Actor {
 
     fn take(&mut self, request: Request) {
         match request {
-            Request::Submit { spec, reply } => {
-                let proposed = self.new_job_id();
-                self.answers.push(Answer::Submit {
-                    proposed: proposed.clone(),
-                    reply,
-                });
-                self.handle(Event::Submit {
-                    job: proposed,
-                    spec,
-                });
-            }
+            Request::Submit { spec, trace, reply } => self.submit(spec, trace, reply),
+            Request::Census { reply } => self.answers.push(Answer::Census { reply }),
             Request::Cancel { job, reply } => {
                 self.handle(Event::Cancel { job: job.clone() });
                 self.answers.push(Answer::View { job, reply });
@@ -204,12 +212,32 @@ impl Actor {
                 reply,
             } => self.attach(name, running, reply),
             Request::Event(event) => {
-                if let Event::Detach { worker } = &event {
-                    self.links.remove(worker);
+                match &event {
+                    Event::Detach { worker } => drop(self.links.remove(worker)),
+                    Event::Done { .. } => count(&self.counters.results),
+                    Event::Failed { .. } => count(&self.counters.failures),
+                    _ => {}
                 }
                 self.handle(event);
             }
         }
+    }
+
+    fn submit(
+        &mut self,
+        spec: Box<JobSpec>,
+        trace: Option<String>,
+        reply: oneshot::Sender<Submitted>,
+    ) {
+        let job = self.new_job_id();
+        let span = tracing::info_span!("plan", %job);
+        telemetry::continue_trace(&span, trace.as_deref());
+        self.answers.push(Answer::Submit {
+            proposed: job.clone(),
+            trace,
+            reply,
+        });
+        span.in_scope(|| self.handle(Event::Submit { job, spec }));
     }
 
     fn new_job_id(&self) -> JobId {
@@ -263,6 +291,7 @@ impl Actor {
 
     /// Stores what the last events led to, and only then acts on it.
     async fn settle(&mut self) -> Result<(), StateError> {
+        self.note_traces();
         let writes = self.fx.take_writes();
         if !writes.is_empty() {
             self.store.commit(self.core.epoch(), writes).await?;
@@ -295,15 +324,45 @@ impl Actor {
         Ok(())
     }
 
+    /// A job goes on in the trace that submitted it last.
+    fn note_traces(&mut self) {
+        for effect in &self.effects {
+            let Effect::Submitted { proposed, job, .. } = effect else {
+                continue;
+            };
+            let trace = self.answers.iter().find_map(|answer| match answer {
+                Answer::Submit {
+                    proposed: asked,
+                    trace,
+                    ..
+                } if asked == proposed => trace.clone(),
+                _ => None,
+            });
+            if let Some(trace) = trace {
+                self.traces.insert(job.clone(), trace);
+            }
+        }
+    }
+
+    fn assign(&mut self, worker: &WorkerId, assignment: &Assignment) {
+        let (job, task) = (&assignment.job, &assignment.task);
+        let span = tracing::info_span!("assign", %worker, %job, %task);
+        telemetry::continue_trace(&span, self.traces.get(job).map(String::as_str));
+        let assignment_json = serde_json::to_string(assignment);
+        let assign = v1::Assign {
+            assignment_json: assignment_json.expect("an assignment is plain data"),
+            traceparent: telemetry::traceparent(&span).unwrap_or_default(),
+        };
+        span.in_scope(|| {
+            tracing::debug!(attempt = assignment.attempt, "assign");
+            count(&self.counters.assignments);
+            self.send(worker, ToWorker::Assign(assign));
+        });
+    }
+
     fn tell_worker(&mut self, effect: Effect) {
         match effect {
-            Effect::Assign { worker, assignment } => {
-                let (job, task) = (&assignment.job, &assignment.task);
-                tracing::debug!(%worker, %job, %task, attempt = assignment.attempt, "assign");
-                let assignment_json = serde_json::to_string(&*assignment);
-                let assignment_json = assignment_json.expect("an assignment is plain data");
-                self.send(&worker, ToWorker::Assign(v1::Assign { assignment_json }));
-            }
+            Effect::Assign { worker, assignment } => self.assign(&worker, &assignment),
             Effect::Revoke {
                 worker,
                 job,
@@ -324,6 +383,7 @@ impl Actor {
             }
             Effect::Disconnect { worker } => {
                 if self.links.remove(&worker).is_some() {
+                    count(&self.counters.workers_lost);
                     tracing::warn!(%worker, "worker lost");
                 }
             }
@@ -368,7 +428,12 @@ impl Actor {
         let now_ms = self.now_ms();
         // A client that hung up is answered in vain.
         match answer {
-            Answer::Submit { proposed, reply } => {
+            Answer::Census { reply } => {
+                let _ = reply.send(self.core.census());
+            }
+            Answer::Submit {
+                proposed, reply, ..
+            } => {
                 let result = submitted
                     .remove(&proposed)
                     .expect("every submission is answered");

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 pub enum StartError {
     /// Others could reach it.
     #[error(
-        "{listen} can be reached from other machines and nothing is encrypted: listen on 127.0.0.1, or give --insecure if the network is trusted"
+        "{listen} can be reached from other machines and nothing is encrypted: give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure if the network is trusted"
     )]
     Exposed {
         /// Address asked for.
@@ -30,6 +30,12 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
+    /// The tokens cannot be used.
+    #[error(transparent)]
+    Tokens(#[from] crate::auth::TokenError),
     /// The artifact store cannot be used.
     #[error(transparent)]
     Artifacts(#[from] ArtifactError),

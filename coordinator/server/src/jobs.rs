@@ -5,12 +5,14 @@ use crate::convert::{spec_from_proto, view_to_proto};
 use futures::{Stream, StreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore};
 use longtake_common::ids::{Hash, JobId};
+use longtake_common::telemetry;
 use longtake_core::JobView;
 use longtake_proto::v1;
 use longtake_proto::v1::jobs_server::Jobs;
 use std::pin::Pin;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Response, Status};
+use tracing::Instrument;
 
 /// Bytes of an artifact in one message.
 const PIECE_BYTES: usize = 256 << 10;
@@ -64,12 +66,17 @@ impl Jobs for JobsService {
         &self,
         request: tonic::Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitReply>, Status> {
+        let span = tracing::info_span!("submit");
+        let parent = request.metadata().get(telemetry::TRACE_HEADER);
+        telemetry::continue_trace(&span, parent.and_then(|value| value.to_str().ok()));
+        let trace = telemetry::traceparent(&span);
         let spec = request.into_inner().spec;
         let spec = spec.ok_or_else(|| Status::invalid_argument("the request has no job"))?;
         let spec =
             spec_from_proto(spec).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let spec = Box::new(spec);
-        let submitted = ask(&self.actor, |reply| Request::Submit { spec, reply }).await?;
+        let submitted = ask(&self.actor, |reply| Request::Submit { spec, trace, reply });
+        let submitted = submitted.instrument(span).await?;
         let (job, continued) = submitted.map_err(Status::invalid_argument)?;
         Ok(Response::new(v1::SubmitReply {
             job: job.to_string(),

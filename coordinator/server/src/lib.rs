@@ -5,23 +5,34 @@
 //! be lost. Decides nothing by itself; that is the core's part.
 
 mod actor;
+mod auth;
 pub mod convert;
 mod error;
+mod http;
 mod jobs;
+mod metrics;
 pub mod store;
+mod tls;
 mod workers;
 
+pub use auth::{Role, TokenError};
 pub use error::StartError;
+pub use tls::{TlsError, TlsFiles};
 
 use actor::Actor;
+use auth::{Gate, Tokens};
+use http::{HttpServer, Sources};
 use longtake_common::artifact::ArtifactStore;
 use longtake_core::{Core, Effects, Limits};
 use longtake_proto::v1::jobs_server::JobsServer;
 use longtake_proto::v1::workers_server::WorkersServer;
+use metrics::Counters;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -37,6 +48,12 @@ const _: () = assert!(LEASE_MS > 4 * TICK_MS); // a late tick is not taken for a
 
 /// Largest request or report that is read. Two prompts of the longest kind fit in.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Largest sum of a request's headers; a token and a trace are a few hundred bytes.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Requests of one connection that are served at a time; more of them wait.
+const STREAMS_MAX: u32 = 256;
+/// How often the bytes in the artifact store are counted.
+const STORED_PERIOD: Duration = Duration::from_secs(60);
 /// How long connections get to end by themselves when the coordinator stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -55,6 +72,19 @@ pub struct Config {
     /// with it, [`LEASE_MS`] as a rule. 0 where the workers die with the coordinator, as embedded
     /// ones do.
     pub adopt_ms: u64,
+    /// Who is let in, and what is shown besides.
+    pub access: Access,
+}
+
+/// Who is let in, and what is shown besides. By default everybody who can connect, and nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Speak TLS with these.
+    pub tls: Option<TlsFiles>,
+    /// File with the tokens that are accepted; without one, none is asked for.
+    pub token_file: Option<PathBuf>,
+    /// Address and port for `/metrics`, `/healthz` and `/readyz`.
+    pub http: Option<SocketAddr>,
 }
 
 /// The coordinator.
@@ -63,19 +93,24 @@ pub struct Coordinator;
 impl Coordinator {
     /// Opens the stores, continues what they hold, and serves.
     pub async fn start(config: Config) -> Result<Handle, StartError> {
-        let listen = config.listen;
-        if !listen.ip().is_loopback() && !config.insecure {
-            return Err(StartError::Exposed { listen });
+        for listen in [Some(config.listen), config.access.http]
+            .into_iter()
+            .flatten()
+        {
+            let open = !config.insecure && config.access.tls.is_none();
+            if !listen.ip().is_loopback() && open {
+                return Err(StartError::Exposed { listen });
+            }
         }
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|source| match source.kind() {
-                std::io::ErrorKind::AddrInUse => StartError::Address { listen },
-                _ => StartError::Listen { listen, source },
-            })?;
-        let addr = listener
-            .local_addr()
-            .map_err(|source| StartError::Listen { listen, source })?;
+        let access = &config.access;
+        let tls = access.tls.as_ref().map(tls::load).transpose()?;
+        let tokens = access.token_file.as_deref().map(Tokens::read).transpose()?;
+        let tokens = tokens.map(Arc::new);
+        let listener = listen(config.listen).await?;
+        let addr = listener.local_addr().map_err(|source| StartError::Listen {
+            listen: config.listen,
+            source,
+        })?;
         let artifacts = ArtifactStore::open(&config.artifacts)?;
         let store = store::open(&config.state).await?;
         let claim = store.claim().await?;
@@ -87,17 +122,55 @@ impl Coordinator {
         };
         let core = Core::restore(0, claim.epoch, limits, claim.records, &mut fx)?;
         tracing::info!(%addr, epoch = %claim.epoch, jobs = core.jobs().count(), "coordinator started");
-        let (actor, requests) = Actor::new(core, store, artifacts.url().to_owned(), started, fx);
+        let counters = Arc::new(Counters::default());
+        let url = artifacts.url().to_owned();
+        let (actor, requests) = Actor::new(core, store, url, started, counters.clone(), fx);
+        let http = match access.http {
+            None => None,
+            Some(listen) => {
+                let sources = Sources {
+                    actor: requests.clone(),
+                    counters: counters.clone(),
+                    stored: measure(artifacts.clone()),
+                    tokens: tokens.clone(),
+                };
+                let config = tls.as_ref().map(|tls| tls.http.clone());
+                Some(HttpServer::start(listen, config, sources).await?)
+            }
+        };
+        let http_addr = http.as_ref().map(HttpServer::addr);
+        let secure = tls.is_some();
+        let mut server = Server::builder()
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .max_concurrent_streams(STREAMS_MAX);
+        if let Some(tls) = tls {
+            server = server.tls_config(tls.grpc)?;
+        }
         let jobs = jobs::JobsService::new(requests.clone(), artifacts.clone());
-        let workers = workers::WorkersService::new(requests);
-        let router = Server::builder()
+        let workers = workers::WorkersService::new(requests, counters);
+        let router = server
+            .layer(tower::layer::layer_fn(move |inner| {
+                Gate::new(tokens.clone(), inner)
+            }))
             .add_service(JobsServer::new(jobs).max_decoding_message_size(MESSAGE_BYTES_MAX))
             .add_service(WorkersServer::new(workers).max_decoding_message_size(MESSAGE_BYTES_MAX));
         let (stop, stopped) = oneshot::channel();
+        let (close, closed) = oneshot::channel::<()>();
+        let closing = async move {
+            // Dropped or sent: either way it is time.
+            let _ = closed.await;
+        };
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let running = tokio::spawn(run(actor, router, incoming, stopped));
+        let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, closing));
+        let running = tokio::spawn(async move {
+            let ended = run(actor, server, close, stopped).await;
+            drop(http);
+            ended
+        });
         Ok(Handle {
             addr,
+            http_addr,
+            secure,
             artifacts,
             stop: Some(stop),
             running: Some(running),
@@ -105,19 +178,41 @@ impl Coordinator {
     }
 }
 
+/// Listens, or says what is in the way.
+async fn listen(listen: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(listen)
+        .await
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => StartError::Address { listen },
+            _ => StartError::Listen { listen, source },
+        })
+}
+
+/// Counts what the artifact store holds, again and again until nobody wants to know.
+fn measure(artifacts: ArtifactStore) -> watch::Receiver<metrics::Stored> {
+    let (sender, stored) = watch::channel(None);
+    tokio::spawn(async move {
+        while !sender.is_closed() {
+            match artifacts.usage().await {
+                Ok(usage) => drop(sender.send_replace(Some(usage))),
+                Err(error) => tracing::warn!(%error, "the artifacts cannot be counted"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(STORED_PERIOD) => {}
+                () = sender.closed() => {}
+            }
+        }
+    });
+    stored
+}
+
 /// Serves until told to stop, or until the actor or the server cannot go on.
 async fn run(
     actor: Actor,
-    router: tonic::transport::server::Router,
-    incoming: TcpIncoming,
+    mut server: JoinHandle<Result<(), tonic::transport::Error>>,
+    close: oneshot::Sender<()>,
     stop: oneshot::Receiver<()>,
 ) -> Result<(), StartError> {
-    let (close, closed) = oneshot::channel::<()>();
-    let closing = async move {
-        // Dropped or sent: either way it is time.
-        let _ = closed.await;
-    };
-    let mut server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, closing));
     let mut actor = tokio::spawn(actor.run(stop));
     tokio::select! {
         ended = &mut actor => {
@@ -138,6 +233,8 @@ async fn run(
 /// A running coordinator. Dropping it stops it, which loses nothing.
 pub struct Handle {
     addr: SocketAddr,
+    http_addr: Option<SocketAddr>,
+    secure: bool,
     artifacts: ArtifactStore,
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<Result<(), StartError>>>,
@@ -149,9 +246,19 @@ impl Handle {
         self.addr
     }
 
-    /// `http://ADDRESS`, for clients and workers.
+    /// `http://ADDRESS`, or `https://ADDRESS` with TLS, for clients and workers.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        self.scheme(self.addr)
+    }
+
+    /// The same for `/metrics`, `/healthz` and `/readyz`, where they are served.
+    pub fn http_url(&self) -> Option<String> {
+        self.http_addr.map(|addr| self.scheme(addr))
+    }
+
+    fn scheme(&self, addr: SocketAddr) -> String {
+        let scheme = if self.secure { "https" } else { "http" };
+        format!("{scheme}://{addr}")
     }
 
     /// The artifacts, for whoever runs in the same process.

@@ -3,6 +3,7 @@
 use crate::HEARTBEAT_MS;
 use crate::actor::{Connection, Request};
 use crate::jobs::ask;
+use crate::metrics::{Counters, count};
 use futures::{Stream, StreamExt};
 use longtake_common::ids::{Epoch, FencingToken, JobId, TaskId, WorkerId};
 use longtake_common::task::TaskOutput;
@@ -11,6 +12,7 @@ use longtake_proto::v1;
 use longtake_proto::v1::worker_message::Message;
 use longtake_proto::v1::workers_server::Workers;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,12 +26,13 @@ const NAME_BYTES_MAX: usize = 64;
 /// The service.
 pub struct WorkersService {
     actor: mpsc::Sender<Request>,
+    counters: Arc<Counters>,
 }
 
 impl WorkersService {
     /// Workers for the actor's core.
-    pub fn new(actor: mpsc::Sender<Request>) -> Self {
-        Self { actor }
+    pub fn new(actor: mpsc::Sender<Request>, counters: Arc<Counters>) -> Self {
+        Self { actor, counters }
     }
 }
 
@@ -66,10 +69,10 @@ impl Workers for WorkersService {
             outbox,
             mut open,
         } = connection;
-        let actor = self.actor.clone();
+        let (actor, counters) = (self.actor.clone(), self.counters.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = listen(&actor, &worker, epoch, inbound) => {}
+                () = listen(&actor, &counters, &worker, epoch, inbound) => {}
                 // The coordinator is through with it: nothing more is to be heard.
                 _ = open.changed() => {}
             }
@@ -113,6 +116,7 @@ fn running(running: Vec<v1::Running>) -> Vec<Running> {
 /// Passes on what a worker says, until it stops or says something that it should not.
 async fn listen(
     actor: &mpsc::Sender<Request>,
+    counters: &Counters,
     worker: &WorkerId,
     epoch: Epoch,
     mut inbound: Streaming<v1::WorkerMessage>,
@@ -122,6 +126,7 @@ async fn listen(
             Ok(Some(message)) => message,
             Ok(None) => return tracing::info!(%worker, "worker left"),
             Err(status) => {
+                count(&counters.workers_lost);
                 return tracing::info!(%worker, error = status.message(), "worker's connection broke");
             }
         };

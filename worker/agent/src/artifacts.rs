@@ -20,6 +20,7 @@ impl Artifacts {
     }
 
     /// The bytes of an artifact.
+    #[tracing::instrument(skip_all, fields(%hash))]
     pub fn get(&self, hash: Hash) -> Result<Vec<u8>, TaskError> {
         let bytes = self
             .runtime
@@ -29,6 +30,7 @@ impl Artifacts {
     }
 
     /// Stores `bytes`.
+    #[tracing::instrument(skip_all, fields(bytes = bytes.len()))]
     pub fn put(&self, bytes: Vec<u8>) -> Result<Hash, TaskError> {
         self.runtime
             .block_on(self.store.put(bytes))
@@ -36,6 +38,7 @@ impl Artifacts {
     }
 
     /// Stores a file, without holding it in memory.
+    #[tracing::instrument(skip_all)]
     pub fn put_file(&self, path: &Path) -> Result<Hash, TaskError> {
         self.runtime
             .block_on(self.store.put_file(path))

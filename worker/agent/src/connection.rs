@@ -1,16 +1,14 @@
 //! One connection to the coordinator: registration, heartbeats, orders in, results out.
 
+use crate::dial::{CONNECT_DEADLINE, Dial, DialError, Dialler, Link};
 use crate::error::AgentError;
 use longtake_proto::v1;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
 use v1::workers_client::WorkersClient;
 
-/// Longest wait for a connection, and then for the coordinator's welcome.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// An idle connection is probed this often, and given up when a probe is not answered as long.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Messages on their way out; a worker has two tasks and a heartbeat, so this never fills.
@@ -43,6 +41,9 @@ pub enum LostConnection {
     /// The socket.
     #[error("{0}")]
     Transport(String),
+    /// The other side does not let us in, now or later.
+    #[error("{0}")]
+    Barred(DialError),
     /// The other side said no.
     #[error("the coordinator refused: {0}")]
     Refused(String),
@@ -54,33 +55,26 @@ pub enum LostConnection {
     Closed,
 }
 
-/// Checks a coordinator's address; makes no connection.
-pub fn endpoint(url: &str) -> Result<Endpoint, AgentError> {
-    let bad = |reason: &str| AgentError::Address {
-        url: url.to_owned(),
-        reason: reason.to_owned(),
-    };
-    if !url.starts_with("http://") {
-        return Err(bad("it does not begin with http://"));
+/// Checks a coordinator's address and the files that go with it; makes no connection.
+pub fn dialler(dial: &Dial) -> Result<Dialler, AgentError> {
+    Ok(dial.prepare("worker")?.keep_alive(KEEP_ALIVE))
+}
+
+impl From<DialError> for LostConnection {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Unreachable { reason, .. } => Self::Transport(reason),
+            other => Self::Barred(other),
+        }
     }
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_| bad("it is not a URL"))?;
-    if endpoint.uri().port().is_none() {
-        return Err(bad("it has no port"));
-    }
-    Ok(endpoint
-        .connect_timeout(CONNECT_DEADLINE)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true))
 }
 
 impl Connection {
     /// Dials, registers and waits for the welcome.
-    pub async fn open(endpoint: &Endpoint, register: v1::Register) -> Result<Self, LostConnection> {
+    pub async fn open(dialler: &Dialler, register: v1::Register) -> Result<Self, LostConnection> {
         let handshake = async {
-            let channel = endpoint.connect().await.map_err(|e| transport(&e))?;
-            Self::attach(channel, register).await
+            let link = dialler.connect().await?;
+            Self::attach(dialler, link, register).await
         };
         match tokio::time::timeout(CONNECT_DEADLINE, handshake).await {
             Ok(result) => result,
@@ -88,7 +82,11 @@ impl Connection {
         }
     }
 
-    async fn attach(channel: Channel, register: v1::Register) -> Result<Self, LostConnection> {
+    async fn attach(
+        dialler: &Dialler,
+        link: Link,
+        register: v1::Register,
+    ) -> Result<Self, LostConnection> {
         use v1::{coordinator_message as theirs, worker_message as ours};
         let (outbox, messages) = mpsc::channel(OUTBOX_LENGTH);
         let first = v1::WorkerMessage {
@@ -98,14 +96,16 @@ impl Connection {
             .send(first)
             .await
             .map_err(|_| LostConnection::Closed)?;
-        let reply = WorkersClient::new(channel)
+        let reply = WorkersClient::new(link)
             .attach(ReceiverStream::new(messages))
             .await;
-        let mut inbox = reply.map_err(|status| refused(&status))?.into_inner();
+        let mut inbox = reply
+            .map_err(|status| refused(dialler, &status))?
+            .into_inner();
         match inbox
             .message()
             .await
-            .map_err(|status| refused(&status))?
+            .map_err(|status| refused(dialler, &status))?
             .and_then(|m| m.message)
         {
             Some(theirs::Message::Welcome(welcome)) => Ok(Self {
@@ -153,43 +153,12 @@ fn terms(welcome: v1::Welcome) -> Terms {
     }
 }
 
-fn transport(error: &tonic::transport::Error) -> LostConnection {
-    LostConnection::Transport(innermost(error).to_string())
-}
-
-/// The cause at the bottom, which names what happened; the layers above only say "transport error".
-fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a dyn std::error::Error {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(next) = cause.source() {
-        cause = next;
+fn refused(dialler: &Dialler, status: &tonic::Status) -> LostConnection {
+    if let Some(error) = dialler.explain(status) {
+        return LostConnection::Barred(error);
     }
-    cause
-}
-
-fn refused(status: &tonic::Status) -> LostConnection {
     match status.code() {
         tonic::Code::Unavailable => LostConnection::Transport(status.message().to_owned()),
         _ => LostConnection::Refused(status.message().to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_checked_before_anything_is_dialled() {
-        assert!(endpoint("http://127.0.0.1:7341").is_ok());
-        for bad in [
-            "",
-            "127.0.0.1:7341",
-            "http://",
-            "http://host",
-            "ftp://host:1",
-            "http://a b:1",
-        ] {
-            let error = endpoint(bad).expect_err(bad).to_string();
-            assert!(error.contains("http://host:7341"), "{error}");
-        }
     }
 }

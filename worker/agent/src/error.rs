@@ -3,14 +3,9 @@
 /// Why the worker itself ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The coordinator's address cannot be used.
-    #[error("'{url}' is not a coordinator's address: {reason}; give one like http://host:7341")]
-    Address {
-        /// As given.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    /// The coordinator cannot be dialled, or does not let us in.
+    #[error(transparent)]
+    Dial(#[from] crate::dial::DialError),
     /// No coordinator answered in the time given for the first contact.
     #[error(
         "no coordinator answers at {url}: {reason}; start one with `longtake coordinator --listen` \

@@ -11,6 +11,7 @@
 mod artifacts;
 mod connection;
 mod control;
+mod dial;
 mod drain;
 mod error;
 pub mod host;
@@ -18,8 +19,10 @@ mod lane;
 mod ledger;
 mod model_cache;
 mod serve;
+mod tls;
 mod work;
 
+pub use dial::{Credentials, Dial, DialError, Dialler, Link};
 pub use error::{AgentError, TaskError};
 pub use longtake_cpu::Isa;
 
@@ -41,8 +44,8 @@ const DRAIN_GRACE: Duration = Duration::from_secs(10);
 /// How a worker is set up.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
-    /// Address of the coordinator, like `http://host:7341`.
-    pub coordinator: String,
+    /// The coordinator.
+    pub coordinator: Dial,
     /// Name shown in reports.
     pub name: String,
     /// What to render on; `cpu`.
@@ -61,7 +64,7 @@ pub async fn run(
     config: AgentConfig,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), AgentError> {
-    let endpoint = serve::dialler(&config.coordinator)?;
+    let dialler = serve::dialler(&config.coordinator)?;
     let isa = isa(config.isa.as_deref())?;
     let backend = CpuBackend::new(config.threads, isa)
         .map_err(|error| AgentError::Device(error.to_string()))?;
@@ -78,8 +81,7 @@ pub async fn run(
     };
     let server = Server {
         identity,
-        url: config.coordinator,
-        endpoint,
+        dialler,
         patience: PATIENCE,
         lanes,
         ledger: Ledger::default(),

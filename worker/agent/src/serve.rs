@@ -1,6 +1,7 @@
 //! The life of a worker: connect, work, reconnect, leave.
 
 use crate::connection::{self, Connection, LostConnection};
+use crate::dial::{Dial, Dialler};
 use crate::drain::Drain;
 use crate::error::AgentError;
 use crate::host;
@@ -10,7 +11,6 @@ use longtake_common::task;
 use longtake_proto::v1;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tonic::transport::Endpoint;
 use v1::coordinator_message::Message;
 
 /// The first wait before dialling again; doubles up to [`BACKOFF_MAX`].
@@ -36,6 +36,8 @@ pub struct Identity {
 pub struct OrderContext {
     /// URL of the artifact store.
     pub artifacts: String,
+    /// The trace that the task belongs to.
+    pub traceparent: String,
 }
 
 /// The threads that work.
@@ -70,10 +72,8 @@ impl Lanes {
 pub struct Server {
     /// Who we are.
     pub identity: Identity,
-    /// Where the coordinator is, as it was given.
-    pub url: String,
-    /// The same, ready to be dialled.
-    pub endpoint: Endpoint,
+    /// The coordinator, ready to be dialled.
+    pub dialler: Dialler,
     /// How long the first contact may take.
     pub patience: Duration,
     /// The threads that work.
@@ -100,7 +100,7 @@ impl Server {
             if self.may_leave(&drain) {
                 return Ok(());
             }
-            let lost = match Connection::open(&self.endpoint, self.registration()).await {
+            let lost = match Connection::open(&self.dialler, self.registration()).await {
                 Ok(connection) => {
                     tracing::info!(worker = connection.terms.worker, "connected");
                     (met, backoff) = (true, BACKOFF_FIRST);
@@ -111,9 +111,14 @@ impl Server {
                 }
                 Err(reason) => reason,
             };
+            let lost = match lost {
+                // Waiting does not help; once we were let in, it may: tokens are renewed.
+                LostConnection::Barred(error) if !met => return Err(error.into()),
+                other => other,
+            };
             if !met && started.elapsed() >= self.patience {
                 return Err(AgentError::Unreachable {
-                    url: self.url,
+                    url: self.dialler.url().to_owned(),
                     reason: lost.to_string(),
                 });
             }
@@ -228,6 +233,7 @@ impl Server {
         };
         let context = OrderContext {
             artifacts: connection.terms.artifacts.clone(),
+            traceparent: assign.traceparent.clone(),
         };
         tracing::debug!(job = %key.job, task = %key.task, attempt = assignment.attempt, "taken");
         if !lane.order(assignment, context, control) {
@@ -238,7 +244,7 @@ impl Server {
     }
 }
 
-/// Checks an address and prepares to dial it.
-pub fn dialler(url: &str) -> Result<Endpoint, AgentError> {
-    connection::endpoint(url)
+/// Checks an address and the files that go with it.
+pub fn dialler(dial: &Dial) -> Result<Dialler, AgentError> {
+    connection::dialler(dial)
 }

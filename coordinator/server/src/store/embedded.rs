@@ -136,56 +136,6 @@ impl StateStore for RedbStore {
 mod tests {
     use super::*;
 
-    fn write(key: &str, value: &str) -> Write {
-        (
-            key.to_owned(),
-            (!value.is_empty()).then(|| value.as_bytes().to_vec()),
-        )
-    }
-
-    #[tokio::test]
-    async fn records_outlive_the_process_and_terms_grow() {
-        let folder = tempfile::tempdir().expect("folder");
-        {
-            let store = RedbStore::open(folder.path()).await.expect("open");
-            let claim = store.claim().await.expect("claim");
-            assert_eq!((claim.epoch, claim.records.len()), (Epoch(1), 0));
-            let writes = vec![write("a", "1"), write("b", "2")];
-            store.commit(Epoch(1), writes).await.expect("commit");
-            store
-                .commit(Epoch(1), vec![write("a", ""), write("c", "3")])
-                .await
-                .expect("commit");
-        }
-        let store = RedbStore::open(folder.path()).await.expect("open again");
-        let claim = store.claim().await.expect("claim");
-        assert_eq!(claim.epoch, Epoch(2));
-        let records = [
-            ("b".to_owned(), b"2".to_vec()),
-            ("c".to_owned(), b"3".to_vec()),
-        ];
-        assert_eq!(claim.records, records);
-    }
-
-    #[tokio::test]
-    async fn an_earlier_term_cannot_write() {
-        let folder = tempfile::tempdir().expect("folder");
-        let store = RedbStore::open(folder.path()).await.expect("open");
-        let first = store.claim().await.expect("claim").epoch;
-        let second = store.claim().await.expect("claim").epoch;
-        let error = store
-            .commit(first, vec![write("a", "old")])
-            .await
-            .expect_err("fenced");
-        assert!(matches!(error, StateError::Superseded { .. }), "{error}");
-        store
-            .commit(second, vec![write("b", "new")])
-            .await
-            .expect("commit");
-        let records = store.claim().await.expect("claim").records;
-        assert_eq!(records, [("b".to_owned(), b"new".to_vec())]);
-    }
-
     #[tokio::test]
     async fn a_second_opening_is_refused() {
         let folder = tempfile::tempdir().expect("folder");

@@ -1,8 +1,10 @@
 //! Where the coordinator's records are kept.
 
 mod embedded;
+mod etcd;
 
 pub use embedded::RedbStore;
+pub use etcd::EtcdStore;
 
 use async_trait::async_trait;
 use longtake_common::artifact::file_path;
@@ -15,8 +17,41 @@ use std::sync::Arc;
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The URL's scheme is not one that this build speaks.
-    #[error("cannot keep state in '{0}': give a folder as file:PATH")]
+    #[error(
+        "cannot keep state in '{0}': give a folder as file:PATH, or an etcd cluster as etcd://HOST:PORT,..."
+    )]
     Scheme(String),
+    /// Not the URL of an etcd cluster.
+    #[error(
+        "cannot use '{0}' as an etcd cluster: write etcd://HOST:PORT[,HOST:PORT...][/PREFIX], the prefix of letters, digits and ._-/"
+    )]
+    EtcdUrl(String),
+    /// The cluster does not answer.
+    #[error(
+        "cannot reach the state store {place}: {reason}; is it running, and is the address right?"
+    )]
+    Unreachable {
+        /// The cluster.
+        place: String,
+        /// What the last try met.
+        reason: String,
+    },
+    /// The database holds what this program does not write.
+    #[error(
+        "what is stored in {place} is damaged or not longtake's: restore a backup, or start with another prefix in --state"
+    )]
+    Damaged {
+        /// The cluster.
+        place: String,
+    },
+    /// Nobody knows what is stored.
+    #[error(
+        "the state {place} was not read since a write to it was broken off: start the coordinator again"
+    )]
+    Unclaimed {
+        /// The cluster.
+        place: String,
+    },
     /// The folder cannot be made.
     #[error("cannot make the state folder {path}: {source}")]
     Folder {
@@ -72,12 +107,21 @@ pub trait StateStore: Send + Sync {
     /// Begins a new term and reads everything, in one step. Earlier terms cannot write any more.
     async fn claim(&self) -> Result<Claim, StateError>;
 
-    /// Writes all of `writes` durably or none, and none when `epoch` is not the latest term.
+    /// Writes all of `writes` durably or none, and none when `epoch` is not the latest term. Waits
+    /// out a store that cannot be reached for a while, however long that is.
     async fn commit(&self, epoch: Epoch, writes: Vec<Write>) -> Result<(), StateError>;
+
+    /// What keeps the store from answering right now, as a sentence for whoever asks how we are.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
-/// Opens the store at `url`: `file:FOLDER`.
+/// Opens the store at `url`: `file:FOLDER`, or `etcd://HOST:PORT,...[/PREFIX]`.
 pub async fn open(url: &str) -> Result<Arc<dyn StateStore>, StateError> {
+    if url.starts_with("etcd:") {
+        return Ok(Arc::new(EtcdStore::new(url)?));
+    }
     let folder = file_path(url).ok_or_else(|| StateError::Scheme(url.to_owned()))?;
     Ok(Arc::new(RedbStore::open(&folder).await?))
 }

@@ -10,7 +10,7 @@ use longtake_proto::v1::coordinator_message::Message as FromCoordinator;
 use longtake_proto::v1::jobs_client::JobsClient;
 use longtake_proto::v1::worker_message::Message as ToCoordinator;
 use longtake_proto::v1::workers_client::WorkersClient;
-use longtake_server::{Config, Coordinator, Handle, LEASE_MS, StartError};
+use longtake_server::{Access, Config, Coordinator, Handle, LEASE_MS, StartError};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -28,6 +28,7 @@ pub fn config(folder: &Path) -> Config {
         artifacts: file_url(&folder.join("artifacts")).expect("UTF-8"),
         insecure: false,
         adopt_ms: LEASE_MS,
+        access: Access::default(),
     }
 }
 

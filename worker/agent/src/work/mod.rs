@@ -15,6 +15,7 @@ use crate::model_cache::ModelCache;
 use crate::serve::OrderContext;
 use longtake_common::Frame;
 use longtake_common::task::{Assignment, TaskOutput, Work};
+use longtake_common::telemetry;
 use longtake_ltx::Video;
 use longtake_tensor::Backend;
 use std::collections::BTreeMap;
@@ -52,6 +53,7 @@ pub struct Clock {
 impl Clock {
     /// Runs `body` on the account of `phase`.
     pub fn time<T>(&mut self, phase: &str, body: impl FnOnce() -> T) -> T {
+        let _span = tracing::info_span!("phase", otel.name = phase).entered();
         let started = Instant::now();
         let result = body();
         *self.seconds.entry(phase.to_owned()).or_default() += started.elapsed().as_secs_f64();
@@ -87,8 +89,12 @@ where
         context: &OrderContext,
         control: &Control,
     ) -> Result<TaskOutput, TaskError> {
-        run(context, control, &self.runtime, |desk| {
-            match &assignment.work {
+        run(
+            assignment,
+            context,
+            control,
+            &self.runtime,
+            |desk| match &assignment.work {
                 Work::Text { model, .. } => {
                     text::run(self.models.get(model)?, &assignment.work, desk)
                 }
@@ -99,8 +105,8 @@ where
                     decode::run(self.models.get(model)?, &assignment.work, desk)
                 }
                 Work::Seam { .. } | Work::Mux { .. } => Err(wrong_lane(assignment)),
-            }
-        })
+            },
+        )
     }
 
     fn reset(&mut self) {
@@ -141,15 +147,19 @@ impl Executor for HostExecutor {
         context: &OrderContext,
         control: &Control,
     ) -> Result<TaskOutput, TaskError> {
-        run(context, control, &self.runtime, |desk| {
-            match &assignment.work {
+        run(
+            assignment,
+            context,
+            control,
+            &self.runtime,
+            |desk| match &assignment.work {
                 Work::Seam { .. } => seam::run(&assignment.work, &self.pool, desk),
                 Work::Mux { .. } => mux::run(&assignment.work, &self.pool, &self.scratch, desk),
                 Work::Text { .. } | Work::Denoise { .. } | Work::Decode { .. } => {
                     Err(wrong_lane(assignment))
                 }
-            }
-        })
+            },
+        )
     }
 
     fn reset(&mut self) {}
@@ -161,11 +171,18 @@ fn wrong_lane(assignment: &Assignment) -> TaskError {
 
 /// Everything around a task that is the same for all kinds.
 fn run(
+    assignment: &Assignment,
     context: &OrderContext,
     control: &Control,
     runtime: &Handle,
     body: impl FnOnce(&mut Desk<'_>) -> Result<TaskOutput, TaskError>,
 ) -> Result<TaskOutput, TaskError> {
+    let (job, task) = (&assignment.job, &assignment.task);
+    let name = task.0.as_str();
+    let span =
+        tracing::info_span!("task", otel.name = name, %job, %task, attempt = assignment.attempt);
+    telemetry::continue_trace(&span, Some(&context.traceparent));
+    let _span = span.entered();
     let started = Instant::now();
     let artifacts = Artifacts::open(&context.artifacts, runtime.clone())?;
     let mut clock = Clock::default();
