@@ -7,6 +7,7 @@ pub mod coordinator;
 pub mod doctor;
 pub mod jobs;
 pub mod plan;
+pub mod stitch;
 pub mod submit;
 pub mod worker;
 

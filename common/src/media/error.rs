@@ -133,6 +133,16 @@ pub enum MediaError {
         #[source]
         source: io::Error,
     },
+    /// ffmpeg failed.
+    #[error("ffmpeg could not {action} {what}: {why}")]
+    External {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        what: String,
+        /// Its last words.
+        why: String,
+    },
     /// A PNG could not be written.
     #[error("a frame cannot be stored as PNG")]
     PngEncode(#[source] ::png::EncodingError),

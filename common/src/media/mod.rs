@@ -13,6 +13,7 @@ mod color;
 mod decoder;
 mod demux;
 mod error;
+mod external;
 mod h264;
 mod mux;
 mod pack;
@@ -29,6 +30,9 @@ pub use annexb::{ParameterSets, parameter_sets};
 pub use chunk::{ChunkReader, ChunkWriter, encode_chunk, read_chunk};
 pub use color::{ColorSpace, Matrix, Yuv420};
 pub use error::{MediaError, Result};
+pub use external::{
+    ExternalCodec, ExternalInfo, ExternalReader, ExternalWriter, Ffmpeg, SoundPart,
+};
 pub use h264::{ChunkEncoder, DEFAULT_QP, MAX_PIXELS};
 pub use mux::{MuxReport, Muxer};
 pub use pack::{PackReader, PackWriter, read_pack, write_pack};

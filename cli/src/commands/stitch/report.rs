@@ -1,0 +1,146 @@
+//! What `stitch` says about what it made.
+
+use super::check;
+use super::clip::Clip;
+use super::film::Film;
+use super::overlaps::Overlap;
+use super::target::{Stage, StitchCodec};
+use crate::terminal::print;
+use anyhow::{Context, Result};
+use longtake_common::media::Ffmpeg;
+use longtake_stitch::{Method, SeamScorer};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// The JSON object of `--json` and `--report`.
+#[derive(Serialize)]
+pub struct Report {
+    /// The film, as the user named it.
+    pub output: PathBuf,
+    pub codec: StitchCodec,
+    pub width: u32,
+    pub height: u32,
+    pub fps: f64,
+    pub frames: u64,
+    pub clips: Vec<ClipJson>,
+    pub seams: Vec<SeamJson>,
+    /// `kept` (cross-faded), `none` (no clip has any), `lost`, or `unknown` (nobody could look).
+    pub sound: &'static str,
+    pub notices: Vec<String>,
+    pub seconds_total: f64,
+}
+
+/// One clip and its place in the film.
+#[derive(Serialize)]
+pub struct ClipJson {
+    path: PathBuf,
+    first_frame: u64,
+    frames: u64,
+    sound: bool,
+}
+
+/// One join. Scores: docs/quality.md.
+#[derive(Serialize)]
+pub struct SeamJson {
+    /// First frame of the overlap.
+    frame: u32,
+    overlap_frames: u32,
+    relax_frames: u32,
+    /// How sure the overlap is; null where it was given.
+    confidence: Option<f64>,
+    method: Method,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seam_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warp_ratio: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sharpness: Option<f64>,
+}
+
+/// The clips with their places.
+pub fn clips(clips: &[Clip], film: &Film<'_>) -> Vec<ClipJson> {
+    let places = film.places();
+    let json = |(clip, (first_frame, frames)): (&Clip, (u64, u64))| ClipJson {
+        path: clip.path().to_owned(),
+        first_frame,
+        frames,
+        sound: clip.has_sound(),
+    };
+    clips.iter().zip(places).map(json).collect()
+}
+
+/// The joins, without scores.
+pub fn seams(film: &Film<'_>, overlaps: &[Overlap], method: Method) -> Vec<SeamJson> {
+    let each = film.seams().iter().zip(overlaps);
+    each.map(|(seam, overlap)| SeamJson {
+        frame: seam.frame,
+        overlap_frames: seam.overlap_frames,
+        relax_frames: seam.relax_frames,
+        confidence: overlap.confidence,
+        method,
+        seam_ratio: None,
+        warp_ratio: None,
+        sharpness: None,
+    })
+    .collect()
+}
+
+/// What became of the sound.
+pub fn sound(clips: &[Clip], kept: bool) -> &'static str {
+    let could_look = clips.iter().all(|c| c.is_pictures()) || Ffmpeg::find().is_some();
+    match (kept, could_look, clips.iter().any(Clip::has_sound)) {
+        (true, ..) => "kept",
+        (_, false, _) => "unknown",
+        (_, _, true) => "lost",
+        _ => "none",
+    }
+}
+
+impl Report {
+    /// Scores the seams as a viewer gets them: decoded from what was written.
+    pub fn score(
+        &mut self,
+        stage: &Stage<'_>,
+        method: Method,
+        ffmpeg: Option<Ffmpeg>,
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        let places: Vec<_> = self
+            .seams
+            .iter()
+            .map(|s| (s.frame, s.overlap_frames))
+            .collect();
+        let mut scorer = SeamScorer::new(self.fps, &places, method)?;
+        let film = Clip::open(&stage.film(), ffmpeg)?;
+        for frame in film.frames()? {
+            check(stop)?;
+            scorer.push(&frame.context("read the stitched film back")?)?;
+        }
+        for (seam, score) in self.seams.iter_mut().zip(scorer.finish()?) {
+            seam.seam_ratio = Some(score.seam_ratio);
+            seam.warp_ratio = Some(score.warp_ratio);
+            seam.sharpness = Some(score.sharpness);
+        }
+        Ok(())
+    }
+
+    /// Writes the report to `path` and prints it.
+    pub fn deliver(&self, path: Option<&Path>, json: bool) -> Result<()> {
+        let text = serde_json::to_string(self)?;
+        if let Some(path) = path {
+            crate::output::write_whole(path, format!("{text}\n").as_bytes())?;
+        }
+        if json {
+            return print(text);
+        }
+        print(format_args!(
+            "{}: {} frames of {} clips, sound {}, {:.1} s",
+            self.output.display(),
+            self.frames,
+            self.clips.len(),
+            self.sound,
+            self.seconds_total
+        ))
+    }
+}
