@@ -1,4 +1,5 @@
 //! A coordinator on loopback, a user and workers that make up results without a model.
+#![allow(dead_code)] // each test file uses its part of this
 
 use futures::Stream;
 use longtake_common::artifact::{ArtifactStore, file_url};

@@ -66,7 +66,8 @@ impl EtcdStore {
             prefix => prefix,
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-        if !prefix.chars().all(plain) || hosts.contains('@') {
+        let nameless = |host: &str| host.is_empty() || host.starts_with(':');
+        if !prefix.chars().all(plain) || hosts.contains('@') || hosts.split(',').any(nameless) {
             return Err(bad());
         }
         let hosts: Vec<String> = hosts.split(',').map(with_port).collect();
