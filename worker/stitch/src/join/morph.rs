@@ -20,8 +20,9 @@ use rayon::prelude::*;
 /// Frames that a change of something without a match takes.
 const QUICK_FRAMES: f32 = 4.0;
 /// Displacement that fades by so many pixels a frame is not seen, in a picture of [`SIDE`] pixels
-/// and, in proportion, in larger ones.
-const DRIFT_PER_FRAME: f32 = 0.1;
+/// and, in proportion, in larger ones. A slow object moves by less than two pixels a frame, and a
+/// fiftieth of a pixel more is the unevenness that its motion has anyway.
+const DRIFT_PER_FRAME: f32 = 0.02;
 /// See [`DRIFT_PER_FRAME`].
 const SIDE: f32 = 256.0;
 /// Pixels of a picture above which frames are worked on one after another, to save memory.
