@@ -1,8 +1,15 @@
-//! Brings the outside programs that tests compare against.
+//! Brings the outside programs that tests compare against and run on.
 
 use crate::run;
 use anyhow::{Context, Result};
+use std::path::Path;
 use std::process::{Command, Stdio};
+
+/// An S3-speaking server from PyPI: alive, Apache-2.0, and installed in seconds. Its own extra
+/// `server` would bring every other service along.
+const S3_SERVER: &[&str] = &["moto[s3]==5.2.5", "flask", "flask-cors"];
+/// Name of its folder below the target folder; `tests/src/services.rs` looks there.
+const S3_FOLDER: &str = "tools/moto";
 
 /// Installs ffmpeg and ffprobe from the system's packages unless they are there.
 pub fn ffmpeg() -> Result<()> {
@@ -11,6 +18,35 @@ pub fn ffmpeg() -> Result<()> {
     }
     apt(&["ffmpeg"]).context(
         "install ffmpeg: the tests read the films back with it; put ffmpeg and ffprobe on the PATH",
+    )
+}
+
+/// Installs etcd from the system's packages unless it is there.
+pub fn etcd() -> Result<()> {
+    if answers("etcd", "--version") {
+        return Ok(());
+    }
+    apt(&["etcd-server"])
+        .context("install etcd: the tests keep a farm's state in it; put etcd on the PATH")
+}
+
+/// Installs an S3-speaking server under `target` unless it is there.
+pub fn s3(target: &Path) -> Result<()> {
+    let folder = target.join(S3_FOLDER);
+    let program = |name: &str| folder.join("bin").join(name).display().to_string();
+    if answers(&program("moto_server"), "--help") {
+        return Ok(());
+    }
+    let install = || {
+        if !answers("python3", "-m ensurepip --version") {
+            apt(&["python3-venv"])?;
+        }
+        run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        run(Command::new(program("python")).args(pip).args(S3_SERVER))
+    };
+    install().context(
+        "install moto, an S3 server: the tests keep a farm's artifacts in it; it needs python3 with venv and pip",
     )
 }
 
@@ -37,9 +73,10 @@ fn is_root() -> bool {
         .is_ok_and(|out| out.stdout.trim_ascii() == b"0")
 }
 
-fn answers(program: &str, flag: &str) -> bool {
+fn answers(program: &str, flags: &str) -> bool {
     Command::new(program)
-        .arg(flag)
+        .args(flags.split(' '))
+        .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()

@@ -19,7 +19,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the tests need (ffmpeg) and run every test on the release build.
+    /// Install what the tests need (ffmpeg, etcd, an S3-speaking server) and run every test on the release build.
     Test {
         /// Passed on to the test runner, for example a part of a test's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -51,8 +51,17 @@ fn workspace_root() -> PathBuf {
         .to_owned()
 }
 
+/// Where cargo builds.
+fn target_folder(root: &Path) -> Result<PathBuf> {
+    let mut metadata = cargo_metadata::MetadataCommand::new();
+    let metadata = metadata.manifest_path(root.join("Cargo.toml")).no_deps();
+    Ok(metadata.exec()?.target_directory.into_std_path_buf())
+}
+
 fn test(root: &Path, filter: &[String]) -> Result<()> {
     install::ffmpeg()?;
+    install::etcd()?;
+    install::s3(&target_folder(root)?)?;
     // Tests of whole processes run the binary: it is built once, first, in the profile users run.
     cargo(root, &["build", "--release", "--package", "longtake"])?;
     let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];
