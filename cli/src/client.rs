@@ -2,7 +2,7 @@
 
 use crate::access_args::AccessArgs;
 use crate::download::Download;
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use longtake_agent::{Dial, DialError, Dialler, Link};
 use longtake_common::Hash;
 use longtake_proto::v1;
@@ -79,9 +79,15 @@ impl Client {
         Ok(Self { jobs, dialler })
     }
 
-    /// Queues `spec`, or finds the unfinished job that equals it.
-    pub async fn submit(&mut self, spec: v1::JobSpec) -> Result<v1::SubmitReply> {
-        let request = v1::SubmitRequest { spec: Some(spec) };
+    /// Queues `spec`, or finds the unfinished job that equals it. `isa` is the instruction-set level
+    /// to render on, if that matters.
+    pub async fn submit(
+        &mut self,
+        spec: v1::JobSpec,
+        isa: Option<String>,
+    ) -> Result<v1::SubmitReply> {
+        let spec = Some(spec);
+        let request = v1::SubmitRequest { spec, isa };
         self.answer(self.jobs.clone().submit(request)).await
     }
 
@@ -90,7 +96,7 @@ impl Client {
         self.answer(self.jobs.clone().get(named(job))).await
     }
 
-    /// All jobs.
+    /// All jobs, without their segments.
     pub async fn list(&mut self) -> Result<Vec<v1::Job>> {
         let mut jobs = self.jobs.clone();
         let reply = self.answer(jobs.list(v1::ListRequest {})).await?;
@@ -100,6 +106,54 @@ impl Client {
     /// Cancels a job.
     pub async fn cancel(&mut self, job: &str) -> Result<v1::Job> {
         self.answer(self.jobs.clone().cancel(named(job))).await
+    }
+
+    /// Has a job wait.
+    pub async fn pause(&mut self, job: &str) -> Result<v1::Job> {
+        self.answer(self.jobs.clone().pause(named(job))).await
+    }
+
+    /// Has a paused job go on.
+    pub async fn resume(&mut self, job: &str) -> Result<v1::Job> {
+        self.answer(self.jobs.clone().resume(named(job))).await
+    }
+
+    /// Has a failed or cancelled job go on.
+    pub async fn retry(&mut self, job: &str) -> Result<v1::Job> {
+        self.answer(self.jobs.clone().retry(named(job))).await
+    }
+
+    /// Has one window rendered anew.
+    pub async fn retake(&mut self, request: v1::RetakeRequest) -> Result<v1::Job> {
+        self.answer(self.jobs.clone().retake(request)).await
+    }
+
+    /// Why a job is where it is.
+    pub async fn reasons(&mut self, job: &str) -> Result<v1::Explanation> {
+        self.answer(self.jobs.clone().explain(named(job))).await
+    }
+
+    /// The workers that are connected.
+    pub async fn workers(&mut self) -> Result<Vec<v1::Worker>> {
+        let mut jobs = self.jobs.clone();
+        let reply = jobs.list_workers(v1::ListWorkersRequest {});
+        Ok(self.answer(reply).await?.workers)
+    }
+
+    /// Gives a worker nothing new. Returns what is connected under its name.
+    pub async fn drain_worker(&mut self, name: &str) -> Result<Vec<v1::Worker>> {
+        let name = name.to_owned();
+        let mut jobs = self.jobs.clone();
+        let reply = jobs.drain_worker(v1::WorkerRequest { name });
+        Ok(self.answer(reply).await?.workers)
+    }
+
+    /// Lets a drained worker work again. Returns what is connected under its name.
+    pub async fn resume_worker(&mut self, name: &str) -> Result<Vec<v1::Worker>> {
+        let name = name.to_owned();
+        let mut jobs = self.jobs.clone();
+        let reply = jobs.resume_worker(v1::WorkerRequest { name });
+        Ok(self.answer(reply).await?.workers)
     }
 
     /// Follows a job until it ends, showing every state of it to `see`. A connection that breaks is
@@ -178,6 +232,26 @@ impl Client {
         }
     }
 
+    /// The bytes of an artifact that fits into memory.
+    pub async fn fetch_bytes(&mut self, artifact: &str) -> Result<Vec<u8>> {
+        let wanted: Hash = artifact.parse()?;
+        let artifact = artifact.to_owned();
+        let request = v1::FetchRequest { artifact };
+        let mut stream = self.answer(self.jobs.clone().fetch(request)).await?;
+        let mut bytes = Vec::new();
+        while let Some(part) = stream
+            .message()
+            .await
+            .map_err(|status| self.explain(&status))?
+        {
+            bytes.extend_from_slice(&part.data);
+        }
+        if Hash::of(&bytes) != wanted {
+            bail!("artifact {wanted} came with other bytes than it is named for; fetch it again");
+        }
+        Ok(bytes)
+    }
+
     /// A refusal in the coordinator's words; a broken connection in ours.
     fn explain(&self, status: &Status) -> anyhow::Error {
         if let Some(error) = self.dialler.explain(status) {
@@ -212,13 +286,9 @@ pub fn state_name(state: v1::JobState) -> &'static str {
         v1::JobState::Unspecified => "unknown",
         v1::JobState::Queued => "queued",
         v1::JobState::Running => "running",
+        v1::JobState::Paused => "paused",
         v1::JobState::Done => "done",
         v1::JobState::Failed => "failed",
         v1::JobState::Cancelled => "cancelled",
     }
-}
-
-/// Windows of `job` that are decoded and stored.
-pub fn segments_done(job: &v1::Job) -> usize {
-    job.segments.iter().filter(|segment| segment.done).count()
 }

@@ -55,13 +55,27 @@ enum Command {
     /// Submit a job to a coordinator
     Submit(commands::submit::SubmitArgs),
     /// Show how far a job is
-    Status(commands::jobs::StatusArgs),
+    Status(commands::jobs::JobArgs),
     /// Follow a job until it ends
-    Watch(commands::jobs::WatchArgs),
+    Watch(commands::jobs::JobArgs),
     /// List the jobs that a coordinator knows
     List(commands::jobs::ListArgs),
     /// Cancel a job
-    Cancel(commands::jobs::CancelArgs),
+    Cancel(commands::jobs::JobArgs),
+    /// Have a job wait: nothing more of it is given out, what runs is finished
+    Pause(commands::jobs::JobArgs),
+    /// Have a paused job go on
+    Resume(commands::jobs::JobArgs),
+    /// Have a failed or cancelled job go on from what is stored
+    Retry(commands::jobs::JobArgs),
+    /// Say why a job is where it is
+    Explain(commands::jobs::JobArgs),
+    /// Fetch a film, or one segment of it while the job runs
+    Download(commands::download::DownloadArgs),
+    /// Render one segment of a complete film again; the rest stays as it is
+    Retake(commands::retake::RetakeArgs),
+    /// Show the workers of a farm; drain one, or let it work again
+    Workers(commands::workers::WorkersArgs),
     /// Compare two videos frame by frame
     Compare(commands::compare::CompareArgs),
     /// Join clips where they overlap
@@ -149,6 +163,13 @@ async fn run(command: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> 
         Command::Watch(args) => commands::jobs::watch(args).await,
         Command::List(args) => commands::jobs::list(args).await,
         Command::Cancel(args) => commands::jobs::cancel(args).await,
+        Command::Pause(args) => commands::jobs::pause(args).await,
+        Command::Resume(args) => commands::jobs::resume(args).await,
+        Command::Retry(args) => commands::jobs::retry(args).await,
+        Command::Explain(args) => commands::jobs::explain(args).await,
+        Command::Download(args) => commands::download::run(args).await,
+        Command::Retake(args) => commands::retake::run(args).await,
+        Command::Workers(args) => commands::workers::run(args).await,
         Command::Compare(args) => commands::compare::run(&args),
         Command::Stitch(args) => commands::stitch::run(args).await,
     }

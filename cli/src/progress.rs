@@ -1,6 +1,6 @@
 //! How far a job is, on stderr: a bar where somebody looks at a terminal, else plain lines.
 
-use crate::client::{has_ended, segments_done, state_name};
+use crate::client::{has_ended, state_name};
 use crate::terminal::remark;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use longtake_proto::v1;
@@ -92,7 +92,7 @@ fn bar() -> ProgressBar {
 }
 
 fn summary(job: &v1::Job) -> String {
-    let windows = format!("{} of {} windows", segments_done(job), job.segments.len());
+    let windows = format!("{} of {} windows", job.segments_done, job.segments_total);
     match (job.state(), job.eta_s) {
         (v1::JobState::Running, Some(eta_s)) => format!("{windows}, {} left", duration(eta_s)),
         (v1::JobState::Running, None) => windows,

@@ -181,6 +181,9 @@ pub struct FilmMetadata {
     pub continuity: crate::spec::Continuity,
     /// The windows with their seeds.
     pub windows: Vec<Window>,
+    /// Prompts of the windows that have one of their own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prompts: BTreeMap<u32, String>,
 }
 
 /// A piece of work in a worker's hands.

@@ -1,6 +1,7 @@
-//! `status`, `watch`, `list` and `cancel`: what a farm's jobs are doing.
+//! `status`, `watch`, `list`, `explain`, and what a user does to a job: `cancel`, `pause`, `resume`,
+//! `retry`.
 
-use crate::client::{FarmArgs, segments_done, state_name};
+use crate::client::{FarmArgs, state_name};
 use crate::progress::{Progress, duration};
 use crate::terminal;
 use anyhow::{Result, bail};
@@ -15,31 +16,17 @@ pub const WATCH_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(clap::Args)]
 pub struct JobRef {
     /// The job, like j-0123456789
-    job: String,
+    pub job: String,
     #[command(flatten)]
-    farm: FarmArgs,
+    pub farm: FarmArgs,
     /// Print one JSON object on stdout
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
-/// Flags of `status`.
+/// Flags of a command that needs no more than a job.
 #[derive(clap::Args)]
-pub struct StatusArgs {
-    #[command(flatten)]
-    of: JobRef,
-}
-
-/// Flags of `watch`.
-#[derive(clap::Args)]
-pub struct WatchArgs {
-    #[command(flatten)]
-    of: JobRef,
-}
-
-/// Flags of `cancel`.
-#[derive(clap::Args)]
-pub struct CancelArgs {
+pub struct JobArgs {
     #[command(flatten)]
     of: JobRef,
 }
@@ -56,11 +43,11 @@ pub struct ListArgs {
 
 /// A job's state as the JSON has it.
 #[derive(Serialize)]
-struct StatusJson<'a> {
+pub struct StatusJson<'a> {
     job: &'a str,
     state: &'static str,
-    segments_done: usize,
-    segments_total: usize,
+    segments_done: u32,
+    segments_total: u32,
     eta_s: Option<f64>,
     error: Option<&'a str>,
 }
@@ -70,8 +57,8 @@ impl<'a> From<&'a v1::Job> for StatusJson<'a> {
         Self {
             job: &job.job,
             state: state_name(job.state()),
-            segments_done: segments_done(job),
-            segments_total: job.segments.len(),
+            segments_done: job.segments_done,
+            segments_total: job.segments_total,
             eta_s: job.eta_s,
             error: (!job.error.is_empty()).then_some(job.error.as_str()),
         }
@@ -79,18 +66,19 @@ impl<'a> From<&'a v1::Job> for StatusJson<'a> {
 }
 
 /// Shows a job once.
-pub async fn status(args: StatusArgs) -> Result<()> {
+pub async fn status(args: JobArgs) -> Result<()> {
     let job = args.of.farm.connect().await?.get(&args.of.job).await?;
     print(&job, args.of.json)
 }
 
 /// Follows a job until it ends. Fails when the job did.
-pub async fn watch(args: WatchArgs) -> Result<()> {
+pub async fn watch(args: JobArgs) -> Result<()> {
     let mut client = args.of.farm.connect().await?;
     let job = follow(&mut client, &args.of.job).await?;
     print(&job, args.of.json)?;
     match job.state() {
         v1::JobState::Failed => bail!("job {} failed: {}", job.job, job.error),
+        v1::JobState::Cancelled => bail!("job {} was cancelled", job.job),
         _ => Ok(()),
     }
 }
@@ -106,9 +94,55 @@ pub async fn follow(client: &mut crate::client::Client, job: &str) -> Result<v1:
 }
 
 /// Cancels a job; what it has rendered stays in the artifact store.
-pub async fn cancel(args: CancelArgs) -> Result<()> {
+pub async fn cancel(args: JobArgs) -> Result<()> {
     let job = args.of.farm.connect().await?.cancel(&args.of.job).await?;
     print(&job, args.of.json)
+}
+
+/// Has a job wait: nothing more of it is given out, what runs is finished.
+pub async fn pause(args: JobArgs) -> Result<()> {
+    let job = args.of.farm.connect().await?.pause(&args.of.job).await?;
+    print(&job, args.of.json)
+}
+
+/// Has a paused job go on.
+pub async fn resume(args: JobArgs) -> Result<()> {
+    let job = args.of.farm.connect().await?.resume(&args.of.job).await?;
+    print(&job, args.of.json)
+}
+
+/// Has a failed or cancelled job go on from what is stored.
+pub async fn retry(args: JobArgs) -> Result<()> {
+    let job = args.of.farm.connect().await?.retry(&args.of.job).await?;
+    print(&job, args.of.json)
+}
+
+/// A job's state and why it is like that, as the JSON has it.
+#[derive(Serialize)]
+struct ExplainJson<'a> {
+    #[serde(flatten)]
+    status: StatusJson<'a>,
+    isa: Option<&'a str>,
+    reasons: &'a [String],
+}
+
+/// Says why a job is where it is.
+pub async fn explain(args: JobArgs) -> Result<()> {
+    let explanation = args.of.farm.connect().await?.reasons(&args.of.job).await?;
+    let job = explanation.job.unwrap_or_default();
+    if args.of.json {
+        let json = ExplainJson {
+            status: StatusJson::from(&job),
+            isa: job.isa.as_deref(),
+            reasons: &explanation.reasons,
+        };
+        return terminal::print(serde_json::to_string(&json)?);
+    }
+    terminal::print(line(&job))?;
+    for reason in &explanation.reasons {
+        terminal::print(format_args!("  {reason}"))?;
+    }
+    Ok(())
 }
 
 /// Lists all jobs.
@@ -125,7 +159,8 @@ pub async fn list(args: ListArgs) -> Result<()> {
     Ok(())
 }
 
-fn print(job: &v1::Job, json: bool) -> Result<()> {
+/// Prints a job as it is now.
+pub fn print(job: &v1::Job, json: bool) -> Result<()> {
     if json {
         return terminal::print(serde_json::to_string(&StatusJson::from(job))?);
     }
@@ -137,8 +172,8 @@ fn line(job: &v1::Job) -> String {
         "{}  {:9}  {} of {} windows",
         job.job,
         state_name(job.state()),
-        segments_done(job),
-        job.segments.len()
+        job.segments_done,
+        job.segments_total
     );
     if let Some(eta_s) = job.eta_s {
         text = format!("{text}, {} left", duration(eta_s));

@@ -5,11 +5,14 @@ use anyhow::{Context, Result};
 pub mod compare;
 pub mod coordinator;
 pub mod doctor;
+pub mod download;
 pub mod jobs;
 pub mod plan;
+pub mod retake;
 pub mod stitch;
 pub mod submit;
 pub mod worker;
+pub mod workers;
 
 /// Resolves at the first SIGINT or SIGTERM.
 pub fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {

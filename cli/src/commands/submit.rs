@@ -19,6 +19,10 @@ pub struct SubmitArgs {
     job: JobArgs,
     #[command(flatten)]
     farm: FarmArgs,
+    /// Instruction-set level to render on: avx512, avx2 or scalar. Workers of one level make equal
+    /// films [default: that of the first worker that takes the job]
+    #[arg(long)]
+    isa: Option<String>,
     /// Wait until the job ends; fail when it does
     #[arg(long)]
     wait: bool,
@@ -36,13 +40,14 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     if let Some(target) = &target {
         target.check()?;
     }
+    longtake_agent::check_isa(args.isa.as_deref())?;
     let codec = target.as_ref().map_or(Codec::H264, Target::codec);
     let wanted = args.job.wanted(codec, Weights::Required)?;
     for notice in &wanted.notices {
         remark(format_args!("note: {notice}"));
     }
     let mut client = args.farm.connect().await?;
-    let reply = client.submit(spec_to_proto(&wanted.spec)).await?;
+    let reply = client.submit(spec_to_proto(&wanted.spec), args.isa).await?;
     if reply.continued {
         remark(format_args!(
             "an equal job is under way already: {}",

@@ -34,6 +34,9 @@ pub struct WorkerArgs {
     /// Folder for files that only this worker needs [default: the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     scratch: Option<std::path::PathBuf>,
+    /// How long to finish what was begun when told to stop (SIGTERM, Ctrl-C); nothing new is taken
+    #[arg(long, value_name = "S", default_value_t = longtake_agent::DRAIN_GRACE.as_secs())]
+    drain_seconds: u64,
     /// Leave as soon as standard input ends, that is when the process that started us is gone
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -55,6 +58,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
             .map_or_else(longtake_agent::host::cores, usize::from),
         isa: args.isa,
         scratch,
+        drain_grace: std::time::Duration::from_secs(args.drain_seconds),
     };
     let stop = super::stop_signal()?;
     Ok(longtake_agent::run(config, stop).await?)

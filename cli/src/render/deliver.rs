@@ -3,8 +3,9 @@
 use crate::client::Client;
 use crate::output::{Claim, Stage, Target, folder_of, unfinished};
 use anyhow::{Context, Result, anyhow, bail};
-use longtake_common::media::{MediaError, PackReader, write_png_sequence_from};
+use longtake_common::media::{MediaError, Muxer, PackReader, write_png_sequence_from};
 use longtake_common::spec::Codec;
+use longtake_common::task::Picture;
 use longtake_proto::v1;
 use std::path::{Path, PathBuf};
 
@@ -21,13 +22,59 @@ pub async fn fetch_claimed(
     target: &Target,
     _claim: &Claim,
 ) -> Result<()> {
+    check_codec(job, target)?;
     let stage = target.stage()?;
     let fetched = match target.codec() {
         Codec::H264 => fetch_film(client, job, &stage.film()).await,
-        Codec::Png => fetch_sequence(client, job, target, &stage).await,
+        Codec::Png => {
+            let stretch = Stretch {
+                chunks: job.chunks.iter().map(String::as_str).collect(),
+                first_number: FIRST_NUMBER,
+                frames: job.spec.as_ref().map_or(0, |spec| spec.frames),
+            };
+            fetch_sequence(client, &stretch, target, &stage).await
+        }
     };
     fetched.with_context(|| format!("save the film as {}", target.given().display()))?;
     stage.publish()
+}
+
+/// Claims `target` and fetches what is encoded of one segment.
+pub async fn fetch_segment(
+    client: &mut Client,
+    job: &v1::Job,
+    segment: &v1::Segment,
+    target: &Target,
+) -> Result<()> {
+    check_codec(job, target)?;
+    let _claim = target.claim()?;
+    let first_frame = segment.chunks.first().map_or(0, |chunk| chunk.first_frame);
+    let chunks = segment.chunks.iter();
+    let stretch = Stretch {
+        frames: chunks.clone().map(|chunk| chunk.frames).sum(),
+        chunks: chunks.map(|chunk| chunk.artifact.as_str()).collect(),
+        first_number: FIRST_NUMBER + u64::from(first_frame),
+    };
+    let stage = target.stage()?;
+    let fetched = match target.codec() {
+        Codec::H264 => mux(client, job, &stretch, &stage.film()).await,
+        Codec::Png => fetch_sequence(client, &stretch, target, &stage).await,
+    };
+    fetched.with_context(|| format!("save the segment as {}", target.given().display()))?;
+    stage.publish()
+}
+
+/// A job is stored as it was asked for; nothing is encoded again on the way out.
+fn check_codec(job: &v1::Job, target: &Target) -> Result<()> {
+    let stored = (job.spec.as_ref()).map_or(v1::Codec::Unspecified, v1::JobSpec::codec);
+    let (codec, kind, way_out) = match stored {
+        v1::Codec::Png => (Codec::Png, "a PNG sequence", "DIR/%06d.png"),
+        _ => (Codec::H264, "H.264", "FILE.mp4"),
+    };
+    if codec != target.codec() {
+        bail!("job {} is stored as {kind}: give -o {way_out}", job.job);
+    }
+    Ok(())
 }
 
 async fn fetch_film(client: &mut Client, job: &v1::Job, partial: &Path) -> Result<()> {
@@ -38,10 +85,52 @@ async fn fetch_film(client: &mut Client, job: &v1::Job, partial: &Path) -> Resul
     client.fetch_to(video, partial).await
 }
 
+/// A stretch of a film.
+struct Stretch<'a> {
+    /// Its chunks in order.
+    chunks: Vec<&'a str>,
+    /// Number of its first picture.
+    first_number: u64,
+    /// Its length.
+    frames: u32,
+}
+
+/// Puts encoded chunks into a file of their own; one of them is in memory at a time.
+async fn mux(
+    client: &mut Client,
+    job: &v1::Job,
+    stretch: &Stretch<'_>,
+    partial: &Path,
+) -> Result<()> {
+    let spec = (job.spec.as_ref()).ok_or_else(|| anyhow!("job {} has no spec", job.job))?;
+    let picture = Picture {
+        width: spec.width,
+        height: spec.height,
+        fps: spec.fps,
+        codec: Codec::H264,
+    };
+    let mut muxer = Muxer::new(partial, &picture, None)?;
+    for chunk in &stretch.chunks {
+        let bytes = client.fetch_bytes(chunk).await?;
+        muxer.push(&bytes)?;
+    }
+    check_length(muxer.frame_count().into(), stretch)?;
+    muxer.finish()?;
+    Ok(())
+}
+
+fn check_length(written: u64, stretch: &Stretch<'_>) -> Result<()> {
+    let expected = stretch.frames;
+    if written != u64::from(expected) {
+        bail!("the film has {written} pictures instead of {expected}; render it again");
+    }
+    Ok(())
+}
+
 /// Unpacks the chunks, which are frame packs, into numbered pictures; one pack is on disk at a time.
 async fn fetch_sequence(
     client: &mut Client,
-    job: &v1::Job,
+    stretch: &Stretch<'_>,
     target: &Target,
     stage: &Stage<'_>,
 ) -> Result<()> {
@@ -49,7 +138,7 @@ async fn fetch_sequence(
     let pattern = stage.film().join(name);
     let pack = stage.chunk();
     let runtime = tokio::runtime::Handle::current();
-    let frames = job.chunks.iter().flat_map(|chunk| {
+    let frames = stretch.chunks.iter().flat_map(|chunk| {
         // The media code is synchronous and asks for frames one by one.
         let opened = tokio::task::block_in_place(|| {
             runtime.block_on(client.fetch_to(chunk, &pack))?;
@@ -69,13 +158,9 @@ async fn fetch_sequence(
             .map(|frame| frame.map_err(Failed::from));
         frames.chain(failed.map(|error| Err(Failed(error))))
     });
-    let written =
-        write_png_sequence_from(&pattern, FIRST_NUMBER, frames).map_err(|Failed(error)| error)?;
-    let expected = job.spec.as_ref().map_or(0, |spec| spec.frames);
-    if written != u64::from(expected) {
-        bail!("the film has {written} pictures instead of {expected}; render it again");
-    }
-    Ok(())
+    let written = write_png_sequence_from(&pattern, stretch.first_number, frames)
+        .map_err(|Failed(error)| error)?;
+    check_length(written, stretch)
 }
 
 /// The first picture of a sequence, as ffmpeg numbers them.

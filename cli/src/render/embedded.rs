@@ -19,8 +19,14 @@ const WORKERS_DEFAULT_MAX: usize = 2;
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Renders with workers of our own.
-pub async fn render(args: &RenderArgs, order: &Order, telemetry: &TelemetryArgs) -> Result<Report> {
-    longtake_agent::isa(args.isa.as_deref())?;
+pub async fn render(
+    args: &RenderArgs,
+    order: &mut Order,
+    telemetry: &TelemetryArgs,
+) -> Result<Report> {
+    // Named even when nobody chose it: what an earlier run began on another level stays there.
+    let isa = longtake_agent::isa(args.isa.as_deref())?;
+    order.isa = Some(isa.name().to_owned());
     let state = State::prepare(args, order)?;
     let mut handle = start_coordinator(&state).await?;
     let setup = setup(args, &state, &handle, telemetry);

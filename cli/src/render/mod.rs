@@ -61,6 +61,8 @@ struct Order {
     target: Target,
     claim: Claim,
     latents: Option<LatentsTarget>,
+    /// Instruction-set level to render on, if one was chosen.
+    isa: Option<String>,
     started: Instant,
 }
 
@@ -77,19 +79,21 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         .map(|path| LatentsTarget::new(path, plan.windows.len()))
         .transpose()?;
     let claim = target.claim()?;
-    let order = Order {
+    let mut order = Order {
         wanted,
         target,
         claim,
         latents,
+        isa: args.isa.clone(),
         started,
     };
     let report = match args.farm.url() {
         Some(_) => {
             args.refuse_local_flags()?;
+            longtake_agent::check_isa(order.isa.as_deref())?;
             on_farm(&args.farm, &order).await?
         }
-        None => embedded::render(&args, &order, telemetry).await?,
+        None => embedded::render(&args, &mut order, telemetry).await?,
     };
     let text = serde_json::to_string(&report)?;
     crate::output::write_whole(&order.target.report(), format!("{text}\n").as_bytes())?;
@@ -111,7 +115,6 @@ impl RenderArgs {
         let given = [
             ("--workers", self.workers.is_some()),
             ("--threads", self.threads.is_some()),
-            ("--isa", self.isa.is_some()),
             ("--state", self.state.is_some()),
         ];
         if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
@@ -148,7 +151,9 @@ async fn carry_out(client: &mut Client, order: &Order, patience: Duration) -> Re
     for notice in &order.wanted.notices {
         progress.note(notice);
     }
-    let reply = client.submit(spec_to_proto(&order.wanted.spec)).await?;
+    let reply = client
+        .submit(spec_to_proto(&order.wanted.spec), order.isa.clone())
+        .await?;
     if reply.continued {
         progress.note("going on where an earlier run was stopped");
     }

@@ -139,6 +139,7 @@ pub fn metadata() -> FilmMetadata {
         negative: String::new(),
         model: Hash::of(b"model"),
         continuity: Continuity::Chain,
+        prompts: std::collections::BTreeMap::new(),
         windows: vec![Window {
             index: 0,
             first_frame: 0,

@@ -38,7 +38,9 @@ fn lane_name(lane: Lane) -> &'static str {
 
 fn lane(kind: TaskKind) -> Lane {
     match kind {
-        TaskKind::Text | TaskKind::Denoise(_) | TaskKind::Decode(_) => Lane::Device,
+        TaskKind::Text | TaskKind::OwnText(_) | TaskKind::Denoise(_) | TaskKind::Decode(_) => {
+            Lane::Device
+        }
         TaskKind::Seam(_) | TaskKind::Mux => Lane::Host,
     }
 }
@@ -92,6 +94,7 @@ impl Core {
         for state in [
             JobState::Queued,
             JobState::Running,
+            JobState::Paused,
             JobState::Done,
             JobState::Failed,
             JobState::Cancelled,

@@ -11,6 +11,8 @@ use std::fmt;
 pub enum TaskKind {
     /// Encodes the prompts.
     Text,
+    /// Encodes the prompt of a window that has one of its own.
+    OwnText(u32),
     /// Denoises this window.
     Denoise(u32),
     /// Decodes this window.
@@ -25,6 +27,7 @@ impl fmt::Display for TaskKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text => f.write_str("text"),
+            Self::OwnText(index) => write!(f, "text/{index}"),
             Self::Denoise(index) => write!(f, "denoise/{index}"),
             Self::Decode(index) => write!(f, "decode/{index}"),
             Self::Seam(index) => write!(f, "seam/{index}"),
@@ -50,6 +53,7 @@ impl TaskKind {
             Some((kind, index)) => {
                 let index = index.parse().ok()?;
                 match kind {
+                    "text" => Self::OwnText(index),
                     "denoise" => Self::Denoise(index),
                     "decode" => Self::Decode(index),
                     "seam" => Self::Seam(index),
@@ -68,6 +72,7 @@ impl TaskKind {
     pub fn priority(self, continuity: Continuity) -> (u32, u32) {
         let (rank, index) = match self {
             Self::Text => (0, 0),
+            Self::OwnText(index) => (0, index),
             Self::Denoise(index) => (1, index),
             Self::Decode(index) => (2, index),
             Self::Seam(index) => (3, index),
@@ -83,21 +88,32 @@ impl TaskKind {
 /// All tasks of a plan.
 pub fn tasks(plan: &Plan) -> impl Iterator<Item = TaskKind> {
     let windows = plan.window_count();
+    let own_texts = plan.prompts.keys().copied().map(TaskKind::OwnText);
     std::iter::once(TaskKind::Text)
+        .chain(own_texts)
         .chain((0..windows).map(TaskKind::Denoise))
         .chain((0..windows).map(TaskKind::Decode))
         .chain((0..windows - 1).map(TaskKind::Seam))
         .chain(std::iter::once(TaskKind::Mux))
 }
 
+/// What encodes the prompt of a window.
+fn text(plan: &Plan, window: u32) -> TaskKind {
+    if plan.prompts.contains_key(&window) {
+        TaskKind::OwnText(window)
+    } else {
+        TaskKind::Text
+    }
+}
+
 /// What has to be done before `kind`.
 pub fn inputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
     match kind {
-        TaskKind::Text => vec![],
+        TaskKind::Text | TaskKind::OwnText(_) => vec![],
         TaskKind::Denoise(index) if index > 0 && spec.continuity == Continuity::Chain => {
-            vec![TaskKind::Text, TaskKind::Denoise(index - 1)]
+            vec![text(plan, index), TaskKind::Denoise(index - 1)]
         }
-        TaskKind::Denoise(_) => vec![TaskKind::Text],
+        TaskKind::Denoise(index) => vec![text(plan, index)],
         TaskKind::Decode(index) => vec![TaskKind::Denoise(index)],
         TaskKind::Seam(index) => vec![TaskKind::Decode(index), TaskKind::Decode(index + 1)],
         TaskKind::Mux => {
@@ -113,7 +129,11 @@ pub fn inputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
 /// What may have waited for `kind`: every task that has it among its [`inputs`].
 pub fn dependents(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
     match kind {
-        TaskKind::Text => (0..plan.window_count()).map(TaskKind::Denoise).collect(),
+        TaskKind::Text => (0..plan.window_count())
+            .filter(|window| !plan.prompts.contains_key(window))
+            .map(TaskKind::Denoise)
+            .collect(),
+        TaskKind::OwnText(index) => vec![TaskKind::Denoise(index)],
         TaskKind::Denoise(index) => {
             let mut tasks = vec![TaskKind::Decode(index)];
             if spec.continuity == Continuity::Chain && index < plan.seam_count() {
@@ -138,7 +158,7 @@ pub fn dependents(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> 
 pub fn outputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<&'static str> {
     let wanted = |name, frames| (frames > 0).then_some(name);
     match kind {
-        TaskKind::Text => vec!["text"],
+        TaskKind::Text | TaskKind::OwnText(_) => vec!["text"],
         TaskKind::Denoise(index) => {
             let tail = conditions_next(spec, plan, index).then_some("tail");
             ["latents"].into_iter().chain(tail).collect()
@@ -190,9 +210,9 @@ pub fn work<'a>(
         codec: spec.codec,
     };
     Ok(match kind {
-        TaskKind::Text => Work::Text {
+        TaskKind::Text | TaskKind::OwnText(_) => Work::Text {
             model: spec.model.clone(),
-            prompt: spec.prompt.clone(),
+            prompt: prompt(spec, plan, kind).to_owned(),
             negative: (spec.sampling.guidance_scale > 1.0).then(|| spec.negative.clone()),
             text_tokens: spec.sampling.text_tokens,
         },
@@ -203,7 +223,7 @@ pub fn work<'a>(
             padded_height: spec.padded_height(),
             fps: spec.fps,
             sampling: spec.sampling.clone(),
-            text: artifact(TaskKind::Text, "text")?,
+            text: artifact(text(plan, index), "text")?,
             conditioning: match index.checked_sub(1) {
                 Some(before) if conditions_next(spec, plan, before) => {
                     Some(artifact(TaskKind::Denoise(before), "tail")?)
@@ -244,10 +264,35 @@ pub fn work<'a>(
                 model: spec.model.hash,
                 continuity: spec.continuity,
                 windows: plan.windows.clone(),
+                prompts: plan.prompts.clone(),
             },
             seams: plan.overlaps(),
         },
     })
+}
+
+/// What a text task encodes.
+fn prompt<'a>(spec: &'a JobSpec, plan: &'a Plan, kind: TaskKind) -> &'a str {
+    match kind {
+        TaskKind::OwnText(index) => plan.prompts.get(&index).unwrap_or(&spec.prompt),
+        _ => &spec.prompt,
+    }
+}
+
+/// The tasks whose results change when window `index` is rendered anew. The window after it keeps
+/// what it was held to, or a change of one window would change all that follow.
+pub fn retaken(plan: &Plan, index: u32) -> Vec<TaskKind> {
+    let own_text = plan.prompts.contains_key(&index);
+    let seams = [
+        index.checked_sub(1),
+        Some(index).filter(|index| *index < plan.seam_count()),
+    ];
+    let own = [TaskKind::Denoise(index), TaskKind::Decode(index)];
+    (own_text.then_some(TaskKind::OwnText(index)).into_iter())
+        .chain(own)
+        .chain(seams.into_iter().flatten().map(TaskKind::Seam))
+        .chain([TaskKind::Mux])
+        .collect()
 }
 
 /// The film's chunks in order.
@@ -266,7 +311,7 @@ pub fn chunks<E>(
 /// How much there is to do, in frames.
 pub fn units(plan: &Plan, kind: TaskKind) -> f64 {
     f64::from(match kind {
-        TaskKind::Text => 1,
+        TaskKind::Text | TaskKind::OwnText(_) => 1,
         TaskKind::Denoise(index) | TaskKind::Decode(index) => plan.windows[index as usize].frames,
         TaskKind::Seam(index) => plan.seam_frames(index),
         TaskKind::Mux => plan
@@ -280,7 +325,7 @@ pub fn units(plan: &Plan, kind: TaskKind) -> f64 {
 /// it only has to keep a progress bar from jumping.
 pub fn unit_weight(kind: TaskKind) -> f64 {
     match kind {
-        TaskKind::Text => 5.0,
+        TaskKind::Text | TaskKind::OwnText(_) => 5.0,
         TaskKind::Denoise(_) => 1.0,
         TaskKind::Decode(_) => 0.6,
         TaskKind::Seam(_) => 0.3,
@@ -291,7 +336,7 @@ pub fn unit_weight(kind: TaskKind) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::plan;
+    use crate::plan::{Take, plan};
     use longtake_common::spec::{Codec, ModelRef, Sampling, Schedule};
 
     fn spec(frames: u32, continuity: Continuity) -> JobSpec {
@@ -321,12 +366,46 @@ mod tests {
         }
     }
 
+    fn take(prompt: &str) -> Take {
+        Take {
+            number: 1,
+            seed: 9,
+            prompt: Some(prompt.to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_retake_touches_the_window_and_what_is_made_of_it() {
+        let mut plan = plan(&spec(500, Continuity::Chain));
+        let names = |plan: &Plan, index| {
+            let kinds = retaken(plan, index).into_iter();
+            kinds.map(|kind| kind.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(&plan, 2),
+            ["denoise/2", "decode/2", "seam/1", "seam/2", "mux"]
+        );
+        plan.apply(0, &take("blue"));
+        assert_eq!(
+            names(&plan, 0),
+            ["text/0", "denoise/0", "decode/0", "seam/0", "mux"]
+        );
+        let last = plan.seam_count();
+        assert_eq!(
+            names(&plan, last)[2..],
+            [format!("seam/{}", last - 1), "mux".to_owned()]
+        );
+    }
+
     #[test]
     fn dependents_are_inputs_backwards() {
         for frames in [1, 121, 122, 288, 1000] {
             for continuity in [Continuity::Chain, Continuity::None] {
                 let spec = spec(frames, continuity);
-                let plan = plan(&spec);
+                let mut plan = plan(&spec);
+                for index in [0, 2] {
+                    plan.apply(index, &take("blue"));
+                }
                 let (mut forwards, mut backwards) = (Vec::new(), Vec::new());
                 for kind in tasks(&plan) {
                     forwards.extend(
@@ -349,7 +428,8 @@ mod tests {
 
     #[test]
     fn ids_are_read_as_they_are_written() {
-        let plan = plan(&spec(500, Continuity::Chain));
+        let mut plan = plan(&spec(500, Continuity::Chain));
+        plan.apply(1, &take("blue"));
         for kind in tasks(&plan) {
             assert_eq!(TaskKind::parse(&kind.to_string()), Some(kind));
         }

@@ -1,5 +1,6 @@
 //! What comes in and what goes out.
 
+use crate::workers::WorkerInfo;
 use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
 use longtake_common::spec::JobSpec;
 use longtake_common::task::{Assignment, TaskOutput};
@@ -27,18 +28,57 @@ pub enum Event {
         job: JobId,
         /// What is wanted.
         spec: Box<JobSpec>,
+        /// Instruction-set level to render on; `None` takes that of the first worker.
+        isa: Option<String>,
     },
     /// A user wants no more of a job.
     Cancel {
         /// Which; a finished one stays as it is.
         job: JobId,
     },
+    /// A user wants a job to wait: nothing more of it is given out, what runs is finished.
+    Pause {
+        /// Which.
+        job: JobId,
+    },
+    /// A user wants a paused job to go on.
+    Resume {
+        /// Which.
+        job: JobId,
+    },
+    /// A user wants a failed or cancelled job to go on from what is stored.
+    Retry {
+        /// Which.
+        job: JobId,
+    },
+    /// A user wants one window of a film again. Its seams and the film follow; its neighbours stay.
+    Retake {
+        /// The job.
+        job: JobId,
+        /// Place of the window in the film.
+        window: u32,
+        /// Seed for it; `None` takes one that the job has not used, or, when the prompt is new,
+        /// keeps the window's.
+        seed: Option<u64>,
+        /// Prompt for it; `None` keeps the window's.
+        prompt: Option<String>,
+    },
+    /// An operator wants a worker to get nothing new, now and when it connects again.
+    Drain {
+        /// Its name.
+        name: String,
+    },
+    /// An operator wants a drained worker to work again.
+    Undrain {
+        /// Its name.
+        name: String,
+    },
     /// A worker connected.
     Attach {
         /// Never used before, not in an earlier term either.
         worker: WorkerId,
-        /// What people call it; stays the same when it connects again.
-        name: String,
+        /// What it is.
+        info: WorkerInfo,
         /// Work that it has from an earlier connection.
         running: Vec<Running>,
     },
@@ -55,6 +95,8 @@ pub enum Event {
         running: Vec<Running>,
         /// Peak memory of its process so far, in bytes.
         peak_rss_bytes: u64,
+        /// It was told to stop and takes nothing new.
+        leaving: bool,
     },
     /// A worker has a result. Answered by [`Effect::Ack`] or, when it is not wanted,
     /// [`Effect::Revoke`].
@@ -189,5 +231,9 @@ impl Effects {
 
     pub(crate) fn write(&mut self, key: String, value: Vec<u8>) {
         self.writes.insert(key, Some(value));
+    }
+
+    pub(crate) fn remove(&mut self, key: String) {
+        self.writes.insert(key, None);
     }
 }

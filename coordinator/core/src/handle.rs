@@ -2,12 +2,10 @@
 
 use crate::dag::{self, TaskKind};
 use crate::effects::{Effect, Effects, Event, Running};
-use crate::record::PLAN_VERSION;
-use crate::state::{Core, Finish, Job, JobRecord, LANES, Status, StoredState, Worker};
+use crate::state::{Core, Finish, Status};
+use crate::workers::{Worker, WorkerInfo};
 use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
-use longtake_common::spec::JobSpec;
 use longtake_common::task::TaskOutput;
-use std::collections::BTreeMap;
 
 /// Where a report stands against what the core knows.
 enum Claim {
@@ -24,24 +22,29 @@ impl Core {
     /// follows is added to `fx`: store its writes first, then run its effects.
     pub fn handle(&mut self, now_ms: u64, event: Event, fx: &mut Effects) {
         match event {
-            Event::Submit { job, spec } => self.submit(job, *spec, fx),
-            Event::Cancel { job } => {
-                if self.jobs.get(&job).is_some_and(Job::is_open) {
-                    self.end_job(&job, StoredState::Cancelled, String::new(), fx);
-                }
-            }
+            Event::Submit { .. }
+            | Event::Cancel { .. }
+            | Event::Pause { .. }
+            | Event::Resume { .. }
+            | Event::Retry { .. }
+            | Event::Retake { .. }
+            | Event::Drain { .. }
+            | Event::Undrain { .. } => self.command(event, fx),
             Event::Attach {
                 worker,
-                name,
+                info,
                 running,
-            } => self.attach(now_ms, worker, name, running, fx),
+            } => self.attach(now_ms, worker, info, running, fx),
             Event::Detach { worker } => self.lose_worker(&worker, fx),
             Event::Heartbeat {
                 worker,
                 running,
                 peak_rss_bytes,
+                leaving,
             } => {
-                self.heartbeat(now_ms, &worker, running, peak_rss_bytes, fx);
+                if self.sign_of_life(now_ms, &worker, peak_rss_bytes, leaving, fx) {
+                    self.name_work(now_ms, &worker, running, fx);
+                }
             }
             Event::Done {
                 worker,
@@ -69,64 +72,11 @@ impl Core {
         self.schedule(now_ms, fx);
     }
 
-    fn submit(&mut self, proposed: JobId, spec: JobSpec, fx: &mut Effects) {
-        if let Err(error) = spec.check() {
-            return fx.push(Effect::Refused {
-                proposed,
-                error: error.to_string(),
-            });
-        }
-        let mut jobs = self.jobs.iter();
-        if let Some((id, _)) = jobs.find(|(_, job)| job.is_open() && job.record.spec == spec) {
-            let job = id.clone();
-            self.mark_reused(&job, fx);
-            return fx.push(Effect::Submitted {
-                proposed,
-                job,
-                continued: true,
-            });
-        }
-        if self.jobs.contains_key(&proposed) {
-            let error = format!("the job id {proposed} is in use: submit again");
-            return fx.push(Effect::Refused { proposed, error });
-        }
-        let record = JobRecord {
-            seq: self.next_seq,
-            plan_version: PLAN_VERSION,
-            spec,
-            state: StoredState::Open,
-            error: String::new(),
-        };
-        self.next_seq += 1;
-        fx.write_meta(self);
-        fx.write_job(&proposed, &record);
-        self.job_by_seq.insert(record.seq, proposed.clone());
-        self.jobs.insert(proposed.clone(), Job::new(record));
-        self.open_task(&proposed, TaskKind::Text, fx);
-        fx.changed(&proposed);
-        fx.push(Effect::Submitted {
-            job: proposed.clone(),
-            proposed,
-            continued: false,
-        });
-    }
-
-    /// Whoever submits a job again sees what was there already as reused.
-    fn mark_reused(&mut self, id: &JobId, fx: &mut Effects) {
-        for (kind, task) in &mut self.job_mut(id).tasks {
-            if let Some(finish) = task.record.finish.as_mut().filter(|finish| !finish.reused) {
-                finish.reused = true;
-                fx.write_task(id, *kind, &task.record);
-            }
-        }
-        fx.changed(id);
-    }
-
     fn attach(
         &mut self,
         now_ms: u64,
         worker: WorkerId,
-        name: String,
+        info: WorkerInfo,
         running: Vec<Running>,
         fx: &mut Effects,
     ) {
@@ -135,19 +85,10 @@ impl Core {
             self.lose_worker(&worker, fx);
             return fx.push(Effect::Disconnect { worker });
         }
-        let state = Worker {
-            name,
-            last_seen_ms: now_ms,
-            lanes: BTreeMap::new(),
-            peak_rss_bytes: 0,
-        };
-        self.workers.insert(worker.clone(), state);
-        for lane in LANES {
-            self.free
-                .get_mut(&lane)
-                .expect("every lane has a set")
-                .insert(worker.clone());
-        }
+        let earlier = self.earlier_connections(&info);
+        self.workers
+            .insert(worker.clone(), Worker::new(now_ms, info));
+        self.refresh(&worker);
         for running in running {
             if !self.adopt(now_ms, &worker, &running, fx) {
                 let Running {
@@ -160,6 +101,12 @@ impl Core {
                     token,
                 });
             }
+        }
+        // The same process had a connection that broke without a word. What it still has, it has
+        // named, so nothing is lost with that one.
+        for before in earlier {
+            self.lose_worker(&before, fx);
+            fx.push(Effect::Disconnect { worker: before });
         }
     }
 
@@ -190,7 +137,7 @@ impl Core {
         };
         self.withdraw(id, kind);
         self.hold(now_ms, worker, id, kind);
-        let name = self.workers[worker].name.clone();
+        let name = self.workers[worker].info.name.clone();
         let task = self.task_mut(id, kind);
         task.progress = if running.progress > 0.0 {
             running.progress.min(1.0)
@@ -316,7 +263,7 @@ impl Core {
         fx: &mut Effects,
     ) {
         self.withdraw(id, kind);
-        let name = self.workers.get(worker).map(|worker| worker.name.clone());
+        let name = (self.workers.get(worker)).map(|worker| worker.info.name.clone());
         let failures_max = self.limits.failures_max;
         let task = self.task_mut(id, kind);
         task.record.failures += 1;
@@ -324,6 +271,7 @@ impl Core {
         // The report is settled: a second one for the same token must not count again.
         task.record.token = None;
         task.record.failed_on.extend(name.clone());
+        task.record.last_error.clone_from(&error);
         let failures = task.record.failures;
         fx.write_task(id, kind, &task.record);
         fx.changed(id);
@@ -341,21 +289,36 @@ impl Core {
         self.fail_job(id, format!("{kind} failed on {name}{tries}: {error}"), fx);
     }
 
-    fn heartbeat(
+    /// Notes that a worker lives. False when it is not one of ours.
+    fn sign_of_life(
+        &mut self,
+        now_ms: u64,
+        worker: &WorkerId,
+        peak_rss_bytes: u64,
+        leaving: bool,
+        fx: &mut Effects,
+    ) -> bool {
+        let Some(state) = self.workers.get_mut(worker) else {
+            fx.push(Effect::Disconnect {
+                worker: worker.clone(),
+            });
+            return false;
+        };
+        state.last_seen_ms = now_ms;
+        state.peak_rss_bytes = state.peak_rss_bytes.max(peak_rss_bytes);
+        state.leaving |= leaving;
+        self.refresh(worker);
+        true
+    }
+
+    /// A worker names what it has in hand.
+    fn name_work(
         &mut self,
         now_ms: u64,
         worker: &WorkerId,
         running: Vec<Running>,
-        peak_rss_bytes: u64,
         fx: &mut Effects,
     ) {
-        let Some(state) = self.workers.get_mut(worker) else {
-            return fx.push(Effect::Disconnect {
-                worker: worker.clone(),
-            });
-        };
-        state.last_seen_ms = now_ms;
-        state.peak_rss_bytes = state.peak_rss_bytes.max(peak_rss_bytes);
         for running in running {
             if !self.still_held(now_ms, worker, &running, fx) {
                 let Running {

@@ -5,19 +5,25 @@
 //! records to store first, then messages to send. Start with [`plan::plan`], then [`Core`].
 
 mod census;
+mod commands;
 mod dag;
 mod effects;
 mod estimate;
+mod explain;
 mod handle;
 pub mod plan;
 mod record;
 mod schedule;
 mod state;
 mod view;
+mod workers;
 
 pub use census::Census;
 pub use effects::{Effect, Effects, Event, Running, Write};
+pub use explain::Explanation;
 pub use plan::{Plan, plan};
 pub use record::RestoreError;
+pub use schedule::result_key;
 pub use state::{Core, Limits};
-pub use view::{JobState, JobView, SegmentView};
+pub use view::{ChunkView, JobState, JobView, SegmentView};
+pub use workers::{WorkerInfo, WorkerState, WorkerTask, WorkerView};

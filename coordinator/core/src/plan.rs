@@ -6,6 +6,8 @@
 use longtake_common::request::smallest_latents;
 use longtake_common::spec::JobSpec;
 use longtake_common::task::Window;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Most frames after an overlap over which a seam's corrections fade out.
 pub const RELAX_FRAMES_MAX: u32 = 48;
@@ -22,6 +24,19 @@ pub struct Plan {
     pub windows: Vec<Window>,
     /// Frames that neighbours share.
     pub overlap_frames: u32,
+    /// Prompts of the windows that do not show the job's.
+    pub prompts: BTreeMap<u32, String>,
+}
+
+/// Another rendering of a window than the one that the job asked for at first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Take {
+    /// 1 for the first retake of the window.
+    pub number: u32,
+    /// Seed of its noise.
+    pub seed: u64,
+    /// What to show; `None` is the job's prompt.
+    pub prompt: Option<String>,
 }
 
 /// How the frames that a window shows are shared out, in film order.
@@ -82,10 +97,22 @@ pub fn plan(spec: &JobSpec) -> Plan {
     Plan {
         windows: (0..count).map(window).collect(),
         overlap_frames: overlap,
+        prompts: BTreeMap::new(),
     }
 }
 
 impl Plan {
+    /// Plans window `index` as `take` wants it. Where it lies in the film stays.
+    pub fn apply(&mut self, index: u32, take: &Take) {
+        if let Some(window) = self.windows.get_mut(index as usize) {
+            window.seed = take.seed;
+            match &take.prompt {
+                Some(prompt) => self.prompts.insert(index, prompt.clone()),
+                None => self.prompts.remove(&index),
+            };
+        }
+    }
+
     /// Number of windows.
     pub fn window_count(&self) -> u32 {
         self.windows.len() as u32

@@ -6,10 +6,11 @@
 //! | `job/JOB`         | the spec and how the job ended                                |
 //! | `task/JOB/TASK`   | attempts, latest token, result; absent until first given out  |
 //! | `memo/KEY`        | the result of the work with that key                          |
+//! | `drained/NAME`    | nothing: the worker of that name gets no new work             |
 //!
 //! Values are JSON. A record for each task keeps a commit small however long the film is.
 
-use crate::dag::{self, TaskKind};
+use crate::dag::TaskKind;
 use crate::effects::Effects;
 use crate::state::{Core, Job, JobRecord, Limits, Status, StoredState, TaskRecord};
 use longtake_common::ids::{Epoch, Hash, JobId};
@@ -20,6 +21,9 @@ use std::collections::BTreeMap;
 
 /// Raised whenever the planner would cut the same job otherwise.
 pub(crate) const PLAN_VERSION: u32 = 1;
+
+/// Where the names of drained workers stand.
+const DRAINED: &str = "drained/";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
@@ -58,6 +62,15 @@ impl Effects {
         self.write(format!("task/{job}/{kind}"), json(task));
     }
 
+    pub(crate) fn write_drained(&mut self, name: &str, drained: bool) {
+        let key = format!("{DRAINED}{name}");
+        if drained {
+            self.write(key, json(&()));
+        } else {
+            self.remove(key);
+        }
+    }
+
     pub(crate) fn write_memo(&mut self, key: Hash, output: &TaskOutput) {
         self.write(format!("memo/{key}"), json(output));
     }
@@ -94,6 +107,11 @@ impl Core {
         let mut core = Self::empty(now_ms, epoch, limits);
         let mut tasks: BTreeMap<JobId, BTreeMap<TaskKind, TaskRecord>> = BTreeMap::new();
         for (key, value) in records {
+            // A name may hold anything, slashes too.
+            if let Some(name) = key.strip_prefix(DRAINED) {
+                core.drained.insert(name.to_owned());
+                continue;
+            }
             let parts: Vec<&str> = key.splitn(3, '/').collect();
             match parts[..] {
                 ["meta"] => {
@@ -161,20 +179,8 @@ impl Core {
         if job.record.state != StoredState::Open {
             return;
         }
-        let done = |kind: &TaskKind| job.tasks[kind].status == Status::Done;
-        let missing = |kind: TaskKind| {
-            let inputs = dag::inputs(&job.record.spec, &job.plan, kind);
-            inputs.iter().filter(|input| !done(input)).count()
-        };
-        let open = job.tasks.keys().copied().filter(|kind| !done(kind));
-        let waiting: Vec<_> = open.map(|kind| (kind, missing(kind))).collect();
-        for &(kind, missing) in &waiting {
-            job.tasks.get_mut(&kind).expect("listed").status = Status::Waiting(missing);
-        }
-        for (kind, missing) in waiting {
-            if missing == 0 {
-                self.open_restored(now_ms, id, kind, fx);
-            }
+        for kind in job.recount() {
+            self.open_restored(now_ms, id, kind, fx);
         }
     }
 

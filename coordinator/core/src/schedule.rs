@@ -2,10 +2,20 @@
 
 use crate::dag::{self, TaskKind};
 use crate::effects::{Effect, Effects};
-use crate::state::{Core, Finish, Job, LANES, Place, Status, StoredState, Task, TaskRecord};
-use longtake_common::ids::{FencingToken, JobId, WorkerId};
+use crate::state::{Core, Finish, Job, LANES, Place, Status, StoredState, Task};
+use longtake_common::ids::{FencingToken, Hash, JobId, WorkerId};
 use longtake_common::task::{Assignment, Lane, Work};
 use std::ops::Bound;
+
+/// Name of the result of `work` as workers of one instruction-set level make it. What the model
+/// computes differs in the last bits from level to level; joining and packing does not.
+pub fn result_key(work: &Work, isa: Option<&str>) -> Hash {
+    let key = work.key();
+    match (work.lane(), isa) {
+        (Lane::Device, Some(isa)) => Hash::of(format!("{key} {isa}").as_bytes()),
+        _ => key,
+    }
+}
 
 impl Core {
     pub(crate) fn job_mut(&mut self, id: &JobId) -> &mut Job {
@@ -37,7 +47,7 @@ impl Core {
                 Ok(work) => work,
                 Err(error) => return self.fail_job(id, error.to_string(), fx),
             };
-            let (key, lane) = (work.key(), work.lane());
+            let (key, lane) = (result_key(&work, job.record.isa.as_deref()), work.lane());
             let place = self.place(job, kind);
             let task = self.task_mut(id, kind);
             task.work = Some((key, lane));
@@ -50,8 +60,16 @@ impl Core {
                 opened.extend(self.finish_task(id, kind, finish, fx));
             } else {
                 self.task_mut(id, kind).status = Status::Ready;
-                self.queue(lane).insert(place);
+                self.enqueue(lane, place);
             }
+        }
+    }
+
+    /// Puts a ready task into its queue, unless its job is paused.
+    pub(crate) fn enqueue(&mut self, lane: Lane, place: Place) {
+        let job = &self.jobs[&self.job_by_seq[&place.seq]];
+        if job.may_run() {
+            self.queue(lane).insert(place);
         }
     }
 
@@ -108,7 +126,7 @@ impl Core {
         }
     }
 
-    fn queue(&mut self, lane: Lane) -> &mut std::collections::BTreeSet<Place> {
+    pub(crate) fn queue(&mut self, lane: Lane) -> &mut std::collections::BTreeSet<Place> {
         self.ready.get_mut(&lane).expect("every lane has a queue")
     }
 
@@ -133,10 +151,7 @@ impl Core {
     fn release(&mut self, worker: &WorkerId, lane: Lane) {
         if let Some(state) = self.workers.get_mut(worker) {
             state.lanes.remove(&lane);
-            self.free
-                .get_mut(&lane)
-                .expect("every lane has a set")
-                .insert(worker.clone());
+            self.refresh(worker);
         }
     }
 
@@ -147,7 +162,7 @@ impl Core {
         let (_, lane) = task.work.expect("it was given out");
         task.status = Status::Ready;
         task.progress = 0.0;
-        self.queue(lane).insert(place);
+        self.enqueue(lane, place);
     }
 
     /// Gives the task to the worker under a token that is current already (or was just made so).
@@ -156,16 +171,13 @@ impl Core {
         task.status = Status::Running(worker.clone());
         task.seen_ms = now_ms;
         let (_, lane) = task.work.expect("it was queued");
-        self.free
-            .get_mut(&lane)
-            .expect("every lane has a set")
-            .remove(worker);
         let state = self
             .workers
             .get_mut(worker)
             .expect("only attached workers get work");
         let before = state.lanes.insert(lane, (id.clone(), kind));
         assert!(before.is_none(), "a lane does one thing at a time");
+        self.refresh(worker);
     }
 
     /// Gives ready tasks to free workers until one of them runs out.
@@ -185,6 +197,12 @@ impl Core {
                 };
                 after = Bound::Excluded(place);
                 let id = self.job_by_seq[&place.seq].clone();
+                let Some(worker) = self.choose(lane, &self.jobs[&id], place.kind) else {
+                    continue;
+                };
+                if lane == Lane::Device {
+                    self.pin(&id, &worker, fx);
+                }
                 let task = &self.jobs[&id].tasks[&place.kind];
                 let (key, _) = task.work.expect("it was queued");
                 if self.memo.contains_key(&key) {
@@ -198,9 +216,7 @@ impl Core {
                     self.complete(&id, place.kind, finish, fx);
                     return true;
                 }
-                if let Some(worker) = self.choose(lane, &task.record) {
-                    self.assign(now_ms, &worker, &id, place.kind, fx);
-                }
+                self.assign(now_ms, &worker, &id, place.kind, fx);
             }
         }
         false
@@ -208,14 +224,45 @@ impl Core {
 
     /// A free worker that the task has not failed on. When every worker has seen it fail, any; but
     /// not while one that has not is merely busy.
-    fn choose(&self, lane: Lane, task: &TaskRecord) -> Option<WorkerId> {
-        let free = &self.free[&lane];
-        let is_new = |worker: &WorkerId| !task.failed_on.contains(&self.workers[worker].name);
-        if let Some(worker) = free.iter().find(|worker| is_new(worker)) {
+    fn choose(&self, lane: Lane, job: &Job, kind: TaskKind) -> Option<WorkerId> {
+        let failed_on = &job.tasks[&kind].record.failed_on;
+        let is_new = |worker: &WorkerId| !failed_on.contains(&self.workers[worker].info.name);
+        let fits = |worker: &&WorkerId| self.workers[*worker].fits(lane, job);
+        let free = || self.free[&lane].iter().filter(fits);
+        if let Some(worker) = free().find(|worker| is_new(worker)) {
             return Some(worker.clone());
         }
-        let all_failed = !self.workers.keys().any(is_new);
-        free.first().filter(|_| all_failed).cloned()
+        let first = free().next()?;
+        let mut others = self.workers.keys().filter(fits);
+        let is_tried = !others.any(|worker| is_new(worker) && self.accepts(worker));
+        is_tried.then(|| first.clone())
+    }
+
+    /// A job is rendered by workers of one instruction-set level: the first worker's, unless its
+    /// user has chosen.
+    fn pin(&mut self, id: &JobId, worker: &WorkerId, fx: &mut Effects) {
+        let isa = self.workers[worker].info.isa.clone();
+        let job = self.job_mut(id);
+        if job.record.isa.is_some() {
+            return;
+        }
+        job.record.isa = Some(isa);
+        fx.write_job(id, &job.record);
+        // The results of what is queued now have names of their own.
+        let job = &self.jobs[id];
+        let named = |(&kind, task): (&TaskKind, &Task)| {
+            task.work?;
+            let work = self.build(job, kind).ok()?;
+            let key = result_key(&work, job.record.isa.as_deref());
+            Some((kind, (key, work.lane())))
+        };
+        let queued = job
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.status != Status::Done);
+        for (kind, work) in queued.filter_map(named).collect::<Vec<_>>() {
+            self.task_mut(id, kind).work = Some(work);
+        }
     }
 
     fn assign(
@@ -234,7 +281,7 @@ impl Core {
         let token = FencingToken(self.next_token);
         self.next_token += 1;
         fx.write_meta(self);
-        let name = self.workers[worker].name.clone();
+        let name = self.workers[worker].info.name.clone();
         let task = self.task_mut(id, kind);
         task.assigned_ms = Some(now_ms);
         task.record.attempts += 1;

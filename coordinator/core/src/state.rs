@@ -1,8 +1,9 @@
 //! What the coordinator knows: jobs with their tasks, workers, results by content.
 
 use crate::dag::{self, TaskKind};
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, Take, plan};
 use crate::view::JobState;
+use crate::workers::Worker;
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::JobSpec;
 use longtake_common::task::{Lane, TaskOutput};
@@ -59,6 +60,9 @@ pub(crate) struct TaskRecord {
     pub worker: String,
     /// Names of the workers that it failed on.
     pub failed_on: BTreeSet<String>,
+    /// What the last of them said.
+    #[serde(default)]
+    pub last_error: String,
     /// It is in a worker's hands, as far as is known.
     pub in_flight: bool,
     /// Set once it is done.
@@ -94,6 +98,20 @@ pub(crate) struct Task {
     pub seen_ms: u64,
 }
 
+impl Task {
+    /// A task that nobody has touched and that waits for `missing` others.
+    pub fn new(missing: usize) -> Self {
+        Self {
+            status: Status::Waiting(missing),
+            record: TaskRecord::default(),
+            work: None,
+            progress: 0.0,
+            assigned_ms: None,
+            seen_ms: 0,
+        }
+    }
+}
+
 /// The part of a job that outlives the coordinator, besides its tasks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct JobRecord {
@@ -105,6 +123,16 @@ pub(crate) struct JobRecord {
     pub state: StoredState,
     /// Why it failed.
     pub error: String,
+    /// Nothing more of it is given out until a user resumes it.
+    #[serde(default)]
+    pub paused: bool,
+    /// Instruction-set level of the workers that may render it: its user's choice, or that of the
+    /// first worker that took some of it.
+    #[serde(default)]
+    pub isa: Option<String>,
+    /// The latest take of each window that was rendered anew.
+    #[serde(default)]
+    pub takes: BTreeMap<u32, Take>,
 }
 
 /// Queued and running are not told apart in storage: the tasks say which.
@@ -128,17 +156,15 @@ pub(crate) struct Job {
 
 impl Job {
     pub fn new(record: JobRecord) -> Self {
-        let plan = plan(&record.spec);
+        let mut plan = plan(&record.spec);
+        for (window, take) in &record.takes {
+            plan.apply(*window, take);
+        }
         let task = |kind| {
-            let task = Task {
-                status: Status::Waiting(dag::inputs(&record.spec, &plan, kind).len()),
-                record: TaskRecord::default(),
-                work: None,
-                progress: 0.0,
-                assigned_ms: None,
-                seen_ms: 0,
-            };
-            (kind, task)
+            (
+                kind,
+                Task::new(dag::inputs(&record.spec, &plan, kind).len()),
+            )
         };
         let tasks: BTreeMap<_, _> = dag::tasks(&plan).map(task).collect();
         Self {
@@ -153,11 +179,37 @@ impl Job {
         self.record.state == StoredState::Open
     }
 
+    /// Whether what is ready may be given out.
+    pub fn may_run(&self) -> bool {
+        self.is_open() && !self.record.paused
+    }
+
+    /// Counts anew what each unfinished task waits for; none of them is queued or in anybody's
+    /// hands. Returns those that wait for nothing.
+    pub fn recount(&mut self) -> Vec<TaskKind> {
+        let done = |kind: &TaskKind| self.tasks[kind].status == Status::Done;
+        let open = self.tasks.keys().copied().filter(|kind| !done(kind));
+        let missing = |kind: TaskKind| {
+            let inputs = dag::inputs(&self.record.spec, &self.plan, kind);
+            (kind, inputs.iter().filter(|input| !done(input)).count())
+        };
+        let waiting: Vec<_> = open.map(missing).collect();
+        self.left = waiting.len();
+        for &(kind, missing) in &waiting {
+            let task = self.tasks.get_mut(&kind).expect("listed");
+            (task.status, task.progress) = (Status::Waiting(missing), 0.0);
+            task.work = None;
+        }
+        let free = waiting.into_iter().filter(|(_, missing)| *missing == 0);
+        free.map(|(kind, _)| kind).collect()
+    }
+
     pub fn state(&self) -> JobState {
         match self.record.state {
             StoredState::Done => JobState::Done,
             StoredState::Failed => JobState::Failed,
             StoredState::Cancelled => JobState::Cancelled,
+            StoredState::Open if self.record.paused => JobState::Paused,
             StoredState::Open => {
                 let started = |task: &Task| task.record.attempts > 0 || task.status == Status::Done;
                 let started = self.tasks.values().any(started);
@@ -169,15 +221,6 @@ impl Job {
             }
         }
     }
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Worker {
-    pub name: String,
-    pub last_seen_ms: u64,
-    /// What it does in each lane.
-    pub lanes: BTreeMap<Lane, (JobId, TaskKind)>,
-    pub peak_rss_bytes: u64,
 }
 
 /// A ready task's place in its lane's queue.
@@ -199,11 +242,13 @@ pub struct Core {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) job_by_seq: BTreeMap<u64, JobId>,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
-    /// Results by [`longtake_common::task::Work::key`].
+    /// Names of the workers that get nothing new, connected or not.
+    pub(crate) drained: BTreeSet<String>,
+    /// Results by [`crate::result_key`].
     pub(crate) memo: BTreeMap<Hash, TaskOutput>,
     /// Ready tasks by lane.
     pub(crate) ready: BTreeMap<Lane, BTreeSet<Place>>,
-    /// Workers with nothing to do, by lane.
+    /// Workers that may be given something, by lane.
     pub(crate) free: BTreeMap<Lane, BTreeSet<WorkerId>>,
     /// Tasks that wait for their workers to come back.
     pub(crate) orphans: BTreeSet<(JobId, TaskKind)>,
@@ -222,6 +267,7 @@ impl Core {
             jobs: BTreeMap::new(),
             job_by_seq: BTreeMap::new(),
             workers: BTreeMap::new(),
+            drained: BTreeSet::new(),
             memo: BTreeMap::new(),
             ready: LANES.map(|lane| (lane, BTreeSet::new())).into(),
             free: LANES.map(|lane| (lane, BTreeSet::new())).into(),

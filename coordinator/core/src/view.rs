@@ -1,6 +1,7 @@
 //! What users are shown of a job.
 
 use crate::dag::{self, TaskKind};
+use crate::plan::Source;
 use crate::state::{Core, Job, Task};
 use longtake_common::ids::{Hash, JobId};
 use longtake_common::spec::JobSpec;
@@ -16,6 +17,8 @@ pub enum JobState {
     Queued,
     /// Some of it was started or is done.
     Running,
+    /// A user has it wait.
+    Paused,
     /// The film is stored.
     Done,
     /// A task cannot be done; see the error.
@@ -35,11 +38,23 @@ impl JobState {
         match self {
             Self::Queued => "queued",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
         }
     }
+}
+
+/// An encoded stretch of the film that is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ChunkView {
+    /// First frame in the film.
+    pub first_frame: u32,
+    /// Length.
+    pub frames: u32,
+    /// The artifact.
+    pub chunk: Hash,
 }
 
 /// A window of a job, as users see it.
@@ -65,6 +80,13 @@ pub struct SegmentView {
     pub seconds: BTreeMap<String, f64>,
     /// Its latents, once denoised.
     pub latents: Option<Hash>,
+    /// How often it was rendered anew after the film was there.
+    pub take: u32,
+    /// What it shows, when that is not the job's prompt.
+    pub prompt: Option<String>,
+    /// What is stored of the stretch that it shows: the seam before it, its interior, the seam after
+    /// it, without gaps. There is more of it the further its neighbours are.
+    pub chunks: Vec<ChunkView>,
 }
 
 /// A job, as users see it.
@@ -94,6 +116,8 @@ pub struct JobView {
     pub notices: Vec<String>,
     /// Sum over the job's workers of each one's peak memory.
     pub workers_peak_rss_bytes: u64,
+    /// Instruction-set level of the workers that render it, once that is settled.
+    pub isa: Option<String>,
 }
 
 impl Core {
@@ -103,7 +127,11 @@ impl Core {
         let state = job.state();
         let mux = self.output(&job.tasks[&TaskKind::Mux]);
         let mux = mux.filter(|_| state == JobState::Done);
-        let segment = |window| self.segment(job, window);
+        let chunks = self.stored_chunks(job);
+        let segment = |window: &Window| SegmentView {
+            chunks: chunks[window.index as usize].clone(),
+            ..self.segment(job, window)
+        };
         Some(JobView {
             job: id.clone(),
             spec: job.record.spec.clone(),
@@ -111,12 +139,15 @@ impl Core {
             error: job.record.error.clone(),
             segments: job.plan.windows.iter().map(segment).collect(),
             seams: mux.map(|output| output.seams.clone()).unwrap_or_default(),
-            eta_s: self.eta_s(now_ms, job),
+            eta_s: (state != JobState::Paused)
+                .then(|| self.eta_s(now_ms, job))
+                .flatten(),
             progress: self.progress(job),
             video: mux.and_then(|output| output.artifacts.get("video").copied()),
             chunks: mux.and_then(|_| self.chunks(job)).unwrap_or_default(),
             notices: self.notices(job),
             workers_peak_rss_bytes: self.workers_peak_rss_bytes(id, job),
+            isa: job.record.isa.clone(),
         })
     }
 
@@ -147,7 +178,33 @@ impl Core {
             reused: both.into_iter().all(reused),
             seconds: self.seconds(job, index),
             latents: latents.and_then(|output| output.artifacts.get("latents").copied()),
+            take: job.record.takes.get(&index).map_or(0, |take| take.number),
+            prompt: job.plan.prompts.get(&index).cloned(),
+            chunks: Vec::new(),
         }
+    }
+
+    /// The chunks that are stored, for each window those that show it.
+    fn stored_chunks(&self, job: &Job) -> Vec<Vec<ChunkView>> {
+        let mut chunks = vec![Vec::new(); job.plan.windows.len()];
+        for span in job.plan.spans() {
+            let (kind, name, windows) = match span.source {
+                Source::Interior(index) => (TaskKind::Decode(index), "interior", index..index + 1),
+                Source::Seam(index) => (TaskKind::Seam(index), "chunk", index..index + 2),
+            };
+            let output = self.output(&job.tasks[&kind]);
+            let Some(&chunk) = output.and_then(|output| output.artifacts.get(name)) else {
+                continue;
+            };
+            for window in windows {
+                chunks[window as usize].push(ChunkView {
+                    first_frame: span.first_frame,
+                    frames: span.frames,
+                    chunk,
+                });
+            }
+        }
+        chunks
     }
 
     /// Sums the phases of a window's tasks. Prompts count to the first window.
@@ -159,7 +216,8 @@ impl Core {
             Some(TaskKind::Decode(index)),
         ];
         let mut seconds = BTreeMap::new();
-        for kind in [text, seam].into_iter().chain(own).flatten() {
+        let own_text = Some(TaskKind::OwnText(index));
+        for kind in [text, own_text, seam].into_iter().chain(own).flatten() {
             let Some(output) = job.tasks.get(&kind).and_then(|task| self.output(task)) else {
                 continue;
             };
@@ -211,8 +269,8 @@ impl Core {
         }
         for worker in self.workers.values() {
             let works_on_it = worker.lanes.values().any(|(held, _)| held == id);
-            if works_on_it || peaks.contains_key(worker.name.as_str()) {
-                let peak = peaks.entry(&worker.name).or_default();
+            if works_on_it || peaks.contains_key(worker.info.name.as_str()) {
+                let peak = peaks.entry(&worker.info.name).or_default();
                 *peak = worker.peak_rss_bytes.max(*peak);
             }
         }

@@ -257,6 +257,7 @@ fn bad_jobs_are_refused() {
     let effects = farm.handle(Event::Submit {
         job: JobId("j".into()),
         spec,
+        isa: None,
     });
     let [Effect::Refused { error, .. }] = &effects[..] else {
         panic!("{effects:?}")

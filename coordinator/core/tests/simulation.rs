@@ -5,10 +5,13 @@ mod support;
 
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::{Continuity, JobSpec};
-use longtake_common::task::{Assignment, TaskOutput, Work};
-use longtake_core::{Core, Effect, Effects, Event, JobState, Limits, Running, plan};
+use longtake_common::task::{Assignment, Lane, TaskOutput, Work};
+use longtake_core::plan::Source;
+use longtake_core::{
+    Core, Effect, Effects, Event, JobState, JobView, Limits, Running, WorkerInfo, plan, result_key,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use support::{result, spec};
+use support::{result, spec, worker_info};
 
 /// SplitMix64.
 struct Random(u64);
@@ -42,7 +45,7 @@ struct Link {
 
 /// A worker process.
 struct Process {
-    name: String,
+    info: WorkerInfo,
     link: Option<Link>,
     /// What it has in hand; with a result once that is there.
     held: BTreeMap<Key, (Work, Option<TaskOutput>)>,
@@ -65,8 +68,12 @@ struct Simulation {
     latest: BTreeMap<(JobId, TaskId), FencingToken>,
     /// Jobs that were seen at their end, and how they ended.
     ended: BTreeMap<JobId, JobState>,
+    /// Jobs that a user cancelled, and has not tried again since.
     cancelled: BTreeSet<JobId>,
+    /// Films before their last retakes, and the windows that were retaken since.
+    retaken: BTreeMap<JobId, (Vec<Hash>, BTreeSet<u32>)>,
     restarts: usize,
+    retakes: usize,
 }
 
 impl Simulation {
@@ -82,7 +89,10 @@ impl Simulation {
         let mut fx = Effects::new();
         let core = Core::restore(0, Epoch(1), limits, [], &mut fx).expect("nothing to restore");
         let process = |i| Process {
-            name: format!("w{i}"),
+            info: WorkerInfo {
+                isa: if i % 3 == 2 { "avx512" } else { "avx2" }.into(),
+                ..worker_info(&format!("w{i}"))
+            },
             link: None,
             held: BTreeMap::new(),
         };
@@ -102,7 +112,9 @@ impl Simulation {
             latest: BTreeMap::new(),
             ended: BTreeMap::new(),
             cancelled: BTreeSet::new(),
+            retaken: BTreeMap::new(),
             restarts: 0,
+            retakes: 0,
         }
     }
 
@@ -123,7 +135,11 @@ impl Simulation {
 
     fn commit(&mut self, fx: &mut Effects) {
         for (key, value) in fx.take_writes() {
-            let value = value.expect("nothing is removed");
+            let Some(value) = value else {
+                assert!(key.starts_with("drained/"), "{key} is removed");
+                self.records.remove(&key);
+                continue;
+            };
             if key.starts_with("memo/") {
                 // Workers make different bytes each time, so this would be another result.
                 let before = self.records.get(&key);
@@ -162,7 +178,7 @@ impl Simulation {
         for effect in effects {
             let worker = match &effect {
                 Effect::Assign { worker, assignment } => {
-                    self.check_assignment(assignment);
+                    self.check_assignment(worker, assignment);
                     worker
                 }
                 Effect::Revoke { worker, .. } => worker,
@@ -199,7 +215,39 @@ impl Simulation {
 
     // ---- invariants ----
 
-    fn check_assignment(&mut self, assignment: &Assignment) {
+    /// A job's stored record.
+    fn job_record(&self, job: &JobId) -> serde_json::Value {
+        serde_json::from_slice(&self.records[&format!("job/{job}")]).expect("JSON")
+    }
+
+    fn check_worker(&self, worker: &WorkerId, assignment: &Assignment) {
+        let name = worker.0.split('#').next().unwrap_or_default();
+        let drained = self.records.contains_key(&format!("drained/{name}"));
+        assert!(!drained, "{worker} is drained");
+        let record = self.job_record(&assignment.job);
+        assert_eq!(record["paused"], false, "{} is paused", assignment.job);
+        let process = self
+            .processes
+            .iter()
+            .find(|process| process.info.name == name);
+        if assignment.work.lane() == Lane::Device {
+            let isa = &process.expect("a process").info.isa;
+            assert_eq!(
+                record["isa"],
+                isa.as_str(),
+                "{} is on another level",
+                assignment.task
+            );
+        }
+    }
+
+    fn memo_key(&self, job: &JobId, work: &Work) -> String {
+        let record = self.job_record(job);
+        format!("memo/{}", result_key(work, record["isa"].as_str()))
+    }
+
+    fn check_assignment(&mut self, worker: &WorkerId, assignment: &Assignment) {
+        self.check_worker(worker, assignment);
         assert!(
             assignment.token > self.last_token,
             "tokens grow, over restarts too"
@@ -216,7 +264,7 @@ impl Simulation {
             "stored before it is given out"
         );
         assert!(!self.ended.contains_key(&assignment.job), "the job is over");
-        let key = format!("memo/{}", assignment.work.key());
+        let key = self.memo_key(&assignment.job, &assignment.work);
         assert!(
             !self.records.contains_key(&key),
             "{} is done already",
@@ -239,6 +287,9 @@ impl Simulation {
         for job in self.core.jobs().cloned().collect::<Vec<_>>() {
             let view = self.core.view(self.now_ms, &job).expect("listed");
             assert!((0.0..=1.0).contains(&view.progress));
+            if view.state == JobState::Done {
+                self.check_retakes(&job, &view);
+            }
             if view.state.is_final() {
                 let before = *self.ended.entry(job.clone()).or_insert(view.state);
                 assert_eq!(before, view.state, "{job} ended twice");
@@ -249,6 +300,26 @@ impl Simulation {
         }
     }
 
+    /// A retake changes its window's chunk and those of its seams, and no other.
+    fn check_retakes(&mut self, job: &JobId, view: &JobView) {
+        let Some((before, windows)) = self.retaken.remove(job) else {
+            return;
+        };
+        let spans = plan(&view.spec).spans();
+        for ((span, before), after) in spans.iter().zip(&before).zip(&view.chunks) {
+            let touched = match span.source {
+                Source::Interior(index) => windows.contains(&index),
+                Source::Seam(index) => windows.contains(&index) || windows.contains(&(index + 1)),
+            };
+            assert!(
+                touched || before == after,
+                "{job}: {:?} changed",
+                span.source
+            );
+        }
+        self.retakes += 1;
+    }
+
     // ---- what happens ----
 
     fn submit(&mut self, number: usize) {
@@ -256,7 +327,8 @@ impl Simulation {
         let id = JobId(format!("j{}", self.nonce));
         self.nonce += 1;
         let spec = Box::new(spec);
-        self.handle(Event::Submit { job: id, spec }, 2);
+        let isa = None;
+        self.handle(Event::Submit { job: id, spec, isa }, 2);
     }
 
     fn connect(&mut self, at: usize) {
@@ -264,12 +336,12 @@ impl Simulation {
         if let Some(link) = process.link.take() {
             self.broken.push(link.worker);
         }
-        let worker = WorkerId(format!("{}#{}", process.name, self.next_link));
+        let worker = WorkerId(format!("{}#{}", process.info.name, self.next_link));
         self.next_link += 1;
         let in_hand = held(process);
         let attach = Event::Attach {
             worker: worker.clone(),
-            name: process.name.clone(),
+            info: process.info.clone(),
             running: in_hand,
         };
         let mut to_core = VecDeque::from([attach]);
@@ -352,6 +424,7 @@ impl Simulation {
                 worker,
                 running,
                 peak_rss_bytes: 1,
+                leaving: false,
             });
         }
     }
@@ -393,8 +466,9 @@ impl Simulation {
             Effect::Ack {
                 job, task, token, ..
             } => {
-                if let Some((work, Some(_))) = process.held.remove(&(job, task, token)) {
-                    let key = format!("memo/{}", work.key());
+                let held = process.held.remove(&(job.clone(), task, token));
+                if let Some((work, Some(_))) = held {
+                    let key = self.memo_key(&job, &work);
                     assert!(
                         self.records.contains_key(&key),
                         "acknowledged before it was stored"
@@ -438,27 +512,71 @@ impl Simulation {
                     self.handle(Event::Detach { worker }, 1);
                 }
             }
-            94..98 => {
+            94..97 => {
                 self.now_ms += if self.random.chance(3) { 20_000 } else { 250 };
                 self.handle(Event::Tick, 1);
             }
-            98 => {
+            97 => {
                 let number = self.random.below(3);
                 self.submit(number);
             }
-            _ => self.cancel(),
+            _ => self.command(),
         }
     }
 
-    fn cancel(&mut self) {
+    /// A user or an operator does something, sensible or not.
+    fn command(&mut self) {
         let jobs: Vec<_> = self.core.jobs().cloned().collect();
-        if !jobs.is_empty() && self.random.chance(5) {
-            let job = jobs[self.random.below(jobs.len())].clone();
-            if !self.ended.contains_key(&job) {
-                self.cancelled.insert(job.clone());
-            }
-            self.handle(Event::Cancel { job }, 0);
+        if jobs.is_empty() {
+            return;
         }
+        let job = jobs[self.random.below(jobs.len())].clone();
+        let name = self.processes[self.random.below(self.processes.len())]
+            .info
+            .name
+            .clone();
+        match self.random.below(40) {
+            0 => self.cancel(job),
+            1..8 => self.handle(Event::Pause { job }, 1),
+            8..20 => self.handle(Event::Resume { job }, 1),
+            20..25 => self.reopen(Event::Retry { job: job.clone() }, &job),
+            25..32 => self.retake(&job),
+            32..35 => self.handle(Event::Drain { name }, 1),
+            _ => self.handle(Event::Undrain { name }, 1),
+        }
+    }
+
+    fn cancel(&mut self, job: JobId) {
+        if !self.ended.contains_key(&job) {
+            self.cancelled.insert(job.clone());
+        }
+        self.handle(Event::Cancel { job }, 0);
+    }
+
+    /// A job that has ended may go on after this.
+    fn reopen(&mut self, event: Event, job: &JobId) {
+        if self.core.refusal(&event).is_none() {
+            self.ended.remove(job);
+            self.cancelled.remove(job);
+        }
+        self.handle(event, 0);
+    }
+
+    fn retake(&mut self, job: &JobId) {
+        let view = self.core.view(self.now_ms, job).expect("listed");
+        let window = self.random.below(view.segments.len()) as u32;
+        let event = Event::Retake {
+            job: job.clone(),
+            window,
+            seed: self.random.chance(20).then_some(7),
+            prompt: self.random.chance(30).then(|| "a blue square".to_owned()),
+        };
+        if self.core.refusal(&event).is_none() {
+            let entry = self.retaken.entry(job.clone());
+            let (_, windows) = entry.or_insert((view.chunks, BTreeSet::new()));
+            windows.insert(window);
+        }
+        self.reopen(event, job);
     }
 
     /// Nothing bad happens any more: everything has to end.
@@ -467,8 +585,20 @@ impl Simulation {
             let event = Event::Submit {
                 job: JobId(format!("last{number}")),
                 spec: Box::new(job(number)),
+                isa: None,
             };
             self.handle(event, 0);
+        }
+        for job in self.core.jobs().cloned().collect::<Vec<_>>() {
+            self.handle(Event::Resume { job }, 0);
+        }
+        for name in self
+            .processes
+            .iter()
+            .map(|p| p.info.name.clone())
+            .collect::<Vec<_>>()
+        {
+            self.handle(Event::Undrain { name }, 0);
         }
         for at in 0..self.processes.len() {
             self.connect(at);
@@ -572,7 +702,7 @@ fn done(worker: &WorkerId, key: &Key, output: TaskOutput) -> Event {
 
 #[test]
 fn every_history_ends_well() {
-    let (mut restarts, mut assigned) = (0, 0);
+    let (mut restarts, mut assigned, mut retakes) = (0, 0, 0);
     for seed in 0..300 {
         let outcome = std::panic::catch_unwind(|| {
             let mut simulation = Simulation::new(seed);
@@ -582,15 +712,21 @@ fn every_history_ends_well() {
             }
             simulation.settle();
             simulation.check_films();
-            (simulation.restarts, simulation.last_token.0)
+            (
+                simulation.restarts,
+                simulation.last_token.0,
+                simulation.retakes,
+            )
         });
-        let Ok((more_restarts, more_assigned)) = outcome else {
+        let Ok((more_restarts, more_assigned, more_retakes)) = outcome else {
             panic!("seed {seed}")
         };
         restarts += more_restarts;
         assigned += more_assigned;
+        retakes += more_retakes;
     }
     // Otherwise this would not have tested anything.
     assert!(restarts > 1000, "{restarts} restarts");
     assert!(assigned > 10_000, "{assigned} assignments");
+    assert!(retakes > 200, "{retakes} retakes");
 }

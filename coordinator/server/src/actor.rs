@@ -10,7 +10,9 @@ use longtake_common::ids::{Epoch, FencingToken, JobId, TaskId, WorkerId};
 use longtake_common::spec::JobSpec;
 use longtake_common::task::Assignment;
 use longtake_common::telemetry;
-use longtake_core::{Census, Core, Effect, Effects, Event, JobView, Running};
+use longtake_core::{
+    Census, Core, Effect, Effects, Event, Explanation, JobView, Running, WorkerInfo, WorkerView,
+};
 use longtake_proto::v1;
 use longtake_proto::v1::coordinator_message::Message as ToWorker;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,21 +32,41 @@ const OUTBOX_SIZE: usize = 256;
 /// Answer to a submission: the job and whether it is continued; or what is wrong with it.
 pub type Submitted = Result<(JobId, bool), String>;
 
+/// Answer to a command: the job as it is then, if there is one; or why the command is not followed.
+pub type Commanded = Result<Option<JobView>, String>;
+
 /// What the services ask of the actor.
 pub enum Request {
     /// Queue a job.
     Submit {
         spec: Box<JobSpec>,
+        isa: Option<String>,
         /// The trace that asks for it.
         trace: Option<String>,
         reply: oneshot::Sender<Submitted>,
     },
     /// Count everything.
     Census { reply: oneshot::Sender<Census> },
-    /// Stop a job. Answers with the job, if there is one.
-    Cancel {
+    /// Do something with a job. Answers with the job, if there is one.
+    Command {
         job: JobId,
-        reply: oneshot::Sender<Option<JobView>>,
+        event: Event,
+        reply: oneshot::Sender<Commanded>,
+    },
+    /// Drain a worker or let it work again. Answers with what is connected under its name.
+    Worker {
+        name: String,
+        event: Event,
+        reply: oneshot::Sender<Result<Vec<WorkerView>, String>>,
+    },
+    /// Show all workers.
+    Workers {
+        reply: oneshot::Sender<Vec<WorkerView>>,
+    },
+    /// Say why a job is where it is.
+    Explain {
+        job: JobId,
+        reply: oneshot::Sender<Option<(JobView, Explanation)>>,
     },
     /// Show a job.
     View {
@@ -62,9 +84,9 @@ pub enum Request {
     },
     /// A worker connected.
     Attach {
-        name: String,
+        info: WorkerInfo,
         running: Vec<Running>,
-        reply: oneshot::Sender<Connection>,
+        reply: oneshot::Sender<Result<Connection, String>>,
     },
     /// A worker reports or is gone.
     Event(Event),
@@ -101,6 +123,14 @@ enum Answer {
     View {
         job: JobId,
         reply: oneshot::Sender<Option<JobView>>,
+    },
+    Command {
+        job: JobId,
+        reply: oneshot::Sender<Commanded>,
+    },
+    Worker {
+        name: String,
+        reply: oneshot::Sender<Result<Vec<WorkerView>, String>>,
     },
     List {
         reply: oneshot::Sender<Vec<JobView>>,
@@ -197,20 +227,45 @@ impl Actor {
 
     fn take(&mut self, request: Request) {
         match request {
-            Request::Submit { spec, trace, reply } => self.submit(spec, trace, reply),
+            Request::Submit {
+                spec,
+                isa,
+                trace,
+                reply,
+            } => self.submit(spec, isa, trace, reply),
             Request::Census { reply } => self.answers.push(Answer::Census { reply }),
-            Request::Cancel { job, reply } => {
-                self.handle(Event::Cancel { job: job.clone() });
-                self.answers.push(Answer::View { job, reply });
+            Request::Command { job, event, reply } => match self.core.refusal(&event) {
+                Some(reason) => drop(reply.send(Err(reason))),
+                None => {
+                    self.handle(event);
+                    self.answers.push(Answer::Command { job, reply });
+                }
+            },
+            Request::Worker { name, event, reply } => match self.core.refusal(&event) {
+                Some(reason) => drop(reply.send(Err(reason))),
+                None => {
+                    self.handle(event);
+                    self.answers.push(Answer::Worker { name, reply });
+                }
+            },
+            // Nobody acts on these in a way that would have to be stored first.
+            Request::Workers { reply } => drop(reply.send(self.core.workers().collect())),
+            Request::Explain { job, reply } => {
+                let now_ms = self.now_ms();
+                let view = self.core.view(now_ms, &job);
+                let _ = reply.send(view.zip(self.core.explain(now_ms, &job)));
             }
             Request::View { job, reply } => self.answers.push(Answer::View { job, reply }),
             Request::List { reply } => self.answers.push(Answer::List { reply }),
             Request::Watch { job, reply } => self.answers.push(Answer::Watch { job, reply }),
             Request::Attach {
-                name,
+                info,
                 running,
                 reply,
-            } => self.attach(name, running, reply),
+            } => match self.core.refuse_attach(&info) {
+                Some(reason) => drop(reply.send(Err(reason))),
+                None => self.attach(info, running, reply),
+            },
             Request::Event(event) => {
                 match &event {
                     Event::Detach { worker } => drop(self.links.remove(worker)),
@@ -226,6 +281,7 @@ impl Actor {
     fn submit(
         &mut self,
         spec: Box<JobSpec>,
+        isa: Option<String>,
         trace: Option<String>,
         reply: oneshot::Sender<Submitted>,
     ) {
@@ -237,7 +293,7 @@ impl Actor {
             trace,
             reply,
         });
-        span.in_scope(|| self.handle(Event::Submit { job, spec }));
+        span.in_scope(|| self.handle(Event::Submit { job, spec, isa }));
     }
 
     fn new_job_id(&self) -> JobId {
@@ -251,8 +307,14 @@ impl Actor {
         }
     }
 
-    fn attach(&mut self, name: String, running: Vec<Running>, reply: oneshot::Sender<Connection>) {
+    fn attach(
+        &mut self,
+        info: WorkerInfo,
+        running: Vec<Running>,
+        reply: oneshot::Sender<Result<Connection, String>>,
+    ) {
         let epoch = self.core.epoch();
+        let name = &info.name;
         let worker = WorkerId(format!("{name}#{epoch}.{}", self.next_worker));
         self.next_worker += 1;
         let (sender, outbox) = mpsc::channel(OUTBOX_SIZE);
@@ -263,7 +325,7 @@ impl Actor {
             outbox,
             open,
         };
-        if reply.send(connection).is_err() {
+        if reply.send(Ok(connection)).is_err() {
             return; // gone before it was there
         }
         tracing::info!(%worker, "worker attached");
@@ -284,7 +346,7 @@ impl Actor {
         self.send(&worker, ToWorker::Welcome(welcome));
         self.handle(Event::Attach {
             worker,
-            name,
+            info,
             running,
         });
     }
@@ -441,6 +503,16 @@ impl Actor {
             }
             Answer::View { job, reply } => {
                 let _ = reply.send(self.core.view(now_ms, &job));
+            }
+            Answer::Command { job, reply } => {
+                let _ = reply.send(Ok(self.core.view(now_ms, &job)));
+            }
+            Answer::Worker { name, reply } => {
+                let named = self
+                    .core
+                    .workers()
+                    .filter(|worker| worker.info.name == name);
+                let _ = reply.send(Ok(named.collect()));
             }
             Answer::List { reply } => {
                 let jobs = self.core.jobs();

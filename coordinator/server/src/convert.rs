@@ -4,7 +4,7 @@ use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
 use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
 use longtake_common::task::SeamScore;
-use longtake_core::{JobState, JobView, SegmentView};
+use longtake_core::{ChunkView, JobState, JobView, SegmentView, WorkerTask, WorkerView};
 use longtake_proto::v1;
 
 /// A message that does not say a job.
@@ -110,27 +110,61 @@ pub fn spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, ConvertError> {
 
 /// A job's state for the wire.
 pub fn view_to_proto(view: &JobView) -> v1::Job {
-    let text = |hash: &Hash| hash.to_string();
+    v1::Job {
+        segments: view.segments.iter().map(segment_to_proto).collect(),
+        seams: view.seams.iter().map(seam_to_proto).collect(),
+        chunks: view.chunks.iter().map(Hash::to_string).collect(),
+        ..outline_to_proto(view)
+    }
+}
+
+/// A job's state without what grows with the length of the film: many jobs fit in one message.
+pub fn outline_to_proto(view: &JobView) -> v1::Job {
+    let done = view.segments.iter().filter(|segment| segment.done);
     v1::Job {
         job: view.job.to_string(),
         spec: Some(spec_to_proto(&view.spec)),
         state: match view.state {
             JobState::Queued => v1::JobState::Queued,
             JobState::Running => v1::JobState::Running,
+            JobState::Paused => v1::JobState::Paused,
             JobState::Done => v1::JobState::Done,
             JobState::Failed => v1::JobState::Failed,
             JobState::Cancelled => v1::JobState::Cancelled,
         }
         .into(),
         error: view.error.clone(),
-        segments: view.segments.iter().map(segment_to_proto).collect(),
-        seams: view.seams.iter().map(seam_to_proto).collect(),
+        segments: Vec::new(),
+        seams: Vec::new(),
         eta_s: view.eta_s,
         progress: view.progress,
-        video: view.video.as_ref().map(text),
+        video: view.video.as_ref().map(Hash::to_string),
         notices: view.notices.clone(),
-        chunks: view.chunks.iter().map(text).collect(),
+        chunks: Vec::new(),
         workers_peak_rss_bytes: view.workers_peak_rss_bytes,
+        segments_done: done.count() as u32,
+        segments_total: view.segments.len() as u32,
+        isa: view.isa.clone(),
+    }
+}
+
+/// A worker for the wire.
+pub fn worker_to_proto(view: &WorkerView) -> v1::Worker {
+    let task = |task: &WorkerTask| v1::WorkerTask {
+        job: task.job.to_string(),
+        task: task.task.to_string(),
+        progress: task.progress,
+    };
+    v1::Worker {
+        worker: view.worker.to_string(),
+        name: view.info.name.clone(),
+        device: view.info.device.clone(),
+        isa: view.info.isa.clone(),
+        threads: view.info.threads,
+        memory_bytes: view.info.memory_bytes,
+        peak_rss_bytes: view.peak_rss_bytes,
+        state: view.state.name().to_owned(),
+        tasks: view.tasks.iter().map(task).collect(),
     }
 }
 
@@ -146,6 +180,17 @@ fn segment_to_proto(segment: &SegmentView) -> v1::Segment {
         reused: segment.reused,
         seconds: segment.seconds.clone().into_iter().collect(),
         latents: segment.latents.map(|hash| hash.to_string()),
+        chunks: segment.chunks.iter().map(chunk_to_proto).collect(),
+        take: segment.take,
+        prompt: segment.prompt.clone(),
+    }
+}
+
+fn chunk_to_proto(chunk: &ChunkView) -> v1::Chunk {
+    v1::Chunk {
+        first_frame: chunk.first_frame,
+        frames: chunk.frames,
+        artifact: chunk.chunk.to_string(),
     }
 }
 

@@ -1,12 +1,12 @@
 //! What users ask: the `Jobs` service.
 
 use crate::actor::Request;
-use crate::convert::{spec_from_proto, view_to_proto};
+use crate::convert::{outline_to_proto, spec_from_proto, view_to_proto, worker_to_proto};
 use futures::{Stream, StreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore};
 use longtake_common::ids::{Hash, JobId};
 use longtake_common::telemetry;
-use longtake_core::JobView;
+use longtake_core::{Event, JobView, WorkerView};
 use longtake_proto::v1;
 use longtake_proto::v1::jobs_server::Jobs;
 use std::pin::Pin;
@@ -48,16 +48,40 @@ impl JobsService {
         Self { actor, artifacts }
     }
 
-    async fn view(
+    /// Has the actor do something with a job.
+    async fn command(
         &self,
         job: String,
-        request: impl FnOnce(JobId, oneshot::Sender<Option<JobView>>) -> Request,
+        event: impl FnOnce(JobId) -> Event,
     ) -> Result<Response<v1::Job>, Status> {
         let id = JobId(job.clone());
-        let view = ask(&self.actor, |reply| request(id, reply)).await?;
+        let event = event(id.clone());
+        let done = ask(&self.actor, |reply| Request::Command {
+            job: id,
+            event,
+            reply,
+        });
+        let view = done.await?.map_err(Status::failed_precondition)?;
         view.map(|view| Response::new(view_to_proto(&view)))
             .ok_or_else(|| no_such_job(&job))
     }
+
+    /// Has the actor do something with a worker.
+    async fn worker(
+        &self,
+        name: String,
+        event: impl FnOnce(String) -> Event,
+    ) -> Result<Response<v1::ListWorkersReply>, Status> {
+        let event = event(name.clone());
+        let done = ask(&self.actor, |reply| Request::Worker { name, event, reply });
+        let workers = done.await?.map_err(Status::failed_precondition)?;
+        Ok(workers_reply(&workers))
+    }
+}
+
+fn workers_reply(workers: &[WorkerView]) -> Response<v1::ListWorkersReply> {
+    let workers = workers.iter().map(worker_to_proto).collect();
+    Response::new(v1::ListWorkersReply { workers })
 }
 
 #[tonic::async_trait]
@@ -70,12 +94,17 @@ impl Jobs for JobsService {
         let parent = request.metadata().get(telemetry::TRACE_HEADER);
         telemetry::continue_trace(&span, parent.and_then(|value| value.to_str().ok()));
         let trace = telemetry::traceparent(&span);
-        let spec = request.into_inner().spec;
+        let v1::SubmitRequest { spec, isa } = request.into_inner();
         let spec = spec.ok_or_else(|| Status::invalid_argument("the request has no job"))?;
         let spec =
             spec_from_proto(spec).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let spec = Box::new(spec);
-        let submitted = ask(&self.actor, |reply| Request::Submit { spec, trace, reply });
+        let submitted = ask(&self.actor, |reply| Request::Submit {
+            spec,
+            isa,
+            trace,
+            reply,
+        });
         let submitted = submitted.instrument(span).await?;
         let (job, continued) = submitted.map_err(Status::invalid_argument)?;
         Ok(Response::new(v1::SubmitReply {
@@ -88,11 +117,11 @@ impl Jobs for JobsService {
         &self,
         request: tonic::Request<v1::JobRequest>,
     ) -> Result<Response<v1::Job>, Status> {
-        self.view(request.into_inner().job, |job, reply| Request::View {
-            job,
-            reply,
-        })
-        .await
+        let job = request.into_inner().job;
+        let id = JobId(job.clone());
+        let view = ask(&self.actor, |reply| Request::View { job: id, reply }).await?;
+        view.map(|view| Response::new(view_to_proto(&view)))
+            .ok_or_else(|| no_such_job(&job))
     }
 
     async fn list(
@@ -100,7 +129,7 @@ impl Jobs for JobsService {
         _request: tonic::Request<v1::ListRequest>,
     ) -> Result<Response<v1::ListReply>, Status> {
         let views = ask(&self.actor, |reply| Request::List { reply }).await?;
-        let jobs = views.iter().map(view_to_proto).collect();
+        let jobs = views.iter().map(outline_to_proto).collect();
         Ok(Response::new(v1::ListReply { jobs }))
     }
 
@@ -121,11 +150,89 @@ impl Jobs for JobsService {
         &self,
         request: tonic::Request<v1::JobRequest>,
     ) -> Result<Response<v1::Job>, Status> {
-        self.view(request.into_inner().job, |job, reply| Request::Cancel {
+        self.command(request.into_inner().job, |job| Event::Cancel { job })
+            .await
+    }
+
+    async fn pause(
+        &self,
+        request: tonic::Request<v1::JobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        self.command(request.into_inner().job, |job| Event::Pause { job })
+            .await
+    }
+
+    async fn resume(
+        &self,
+        request: tonic::Request<v1::JobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        self.command(request.into_inner().job, |job| Event::Resume { job })
+            .await
+    }
+
+    async fn retry(
+        &self,
+        request: tonic::Request<v1::JobRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        self.command(request.into_inner().job, |job| Event::Retry { job })
+            .await
+    }
+
+    async fn retake(
+        &self,
+        request: tonic::Request<v1::RetakeRequest>,
+    ) -> Result<Response<v1::Job>, Status> {
+        let v1::RetakeRequest {
             job,
-            reply,
-        })
-        .await
+            segment,
+            seed,
+            prompt,
+        } = request.into_inner();
+        let event = |job| Event::Retake {
+            job,
+            window: segment,
+            seed,
+            prompt,
+        };
+        self.command(job, event).await
+    }
+
+    async fn explain(
+        &self,
+        request: tonic::Request<v1::JobRequest>,
+    ) -> Result<Response<v1::Explanation>, Status> {
+        let job = request.into_inner().job;
+        let id = JobId(job.clone());
+        let found = ask(&self.actor, |reply| Request::Explain { job: id, reply }).await?;
+        let (view, explanation) = found.ok_or_else(|| no_such_job(&job))?;
+        Ok(Response::new(v1::Explanation {
+            job: Some(outline_to_proto(&view)),
+            reasons: explanation.reasons,
+        }))
+    }
+
+    async fn list_workers(
+        &self,
+        _request: tonic::Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersReply>, Status> {
+        let workers = ask(&self.actor, |reply| Request::Workers { reply }).await?;
+        Ok(workers_reply(&workers))
+    }
+
+    async fn drain_worker(
+        &self,
+        request: tonic::Request<v1::WorkerRequest>,
+    ) -> Result<Response<v1::ListWorkersReply>, Status> {
+        self.worker(request.into_inner().name, |name| Event::Drain { name })
+            .await
+    }
+
+    async fn resume_worker(
+        &self,
+        request: tonic::Request<v1::WorkerRequest>,
+    ) -> Result<Response<v1::ListWorkersReply>, Status> {
+        self.worker(request.into_inner().name, |name| Event::Undrain { name })
+            .await
     }
 
     type FetchStream = Streamed<v1::FetchReply>;

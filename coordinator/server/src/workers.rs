@@ -7,7 +7,7 @@ use crate::metrics::{Counters, count};
 use futures::{Stream, StreamExt};
 use longtake_common::ids::{Epoch, FencingToken, JobId, TaskId, WorkerId};
 use longtake_common::task::TaskOutput;
-use longtake_core::{Event, Running};
+use longtake_core::{Event, Running, WorkerInfo};
 use longtake_proto::v1;
 use longtake_proto::v1::worker_message::Message;
 use longtake_proto::v1::workers_server::Workers;
@@ -56,13 +56,20 @@ impl Workers for WorkersService {
         };
         check(&register)?;
         let running = running(register.running);
-        let name = register.name;
-        let connection = ask(&self.actor, |reply| Request::Attach {
-            name,
+        let info = WorkerInfo {
+            name: register.name,
+            instance: register.instance,
+            device: register.device,
+            isa: register.isa,
+            threads: register.threads,
+            memory_bytes: register.memory_bytes,
+        };
+        let attached = ask(&self.actor, |reply| Request::Attach {
+            info,
             running,
             reply,
-        })
-        .await?;
+        });
+        let connection = attached.await?.map_err(Status::already_exists)?;
         let Connection {
             worker,
             epoch,
@@ -86,6 +93,18 @@ impl Workers for WorkersService {
 fn check(register: &v1::Register) -> Result<(), Status> {
     let name = &register.name;
     let plain = |c: char| !c.is_control() && c != '#';
+    for (what, text) in [
+        ("device", &register.device),
+        ("instruction-set level", &register.isa),
+        ("process", &register.instance),
+    ] {
+        if text.len() > NAME_BYTES_MAX || !text.chars().all(plain) {
+            return Err(Status::invalid_argument(format!(
+                "'{}' is no name for a worker's {what}",
+                text.escape_debug()
+            )));
+        }
+    }
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(plain) {
         return Err(Status::invalid_argument(format!(
             "'{}' is no name for a worker: use 1 to {NAME_BYTES_MAX} bytes without '#' and control characters",
@@ -153,11 +172,11 @@ fn event(worker: &WorkerId, own: Epoch, message: v1::WorkerMessage) -> Result<Ev
                 ));
             }
             let running = running(heartbeat.running);
-            let peak_rss_bytes = heartbeat.peak_rss_bytes;
             Ok(Event::Heartbeat {
                 worker,
                 running,
-                peak_rss_bytes,
+                peak_rss_bytes: heartbeat.peak_rss_bytes,
+                leaving: heartbeat.leaving,
             })
         }
         Some(Message::Done(done)) => {

@@ -234,13 +234,19 @@ async fn bad_requests_are_answered() {
     let mut bad = longtake_server::convert::spec_to_proto(&spec());
     bad.segment_frames = 120;
     let status = user
-        .submit(v1::SubmitRequest { spec: Some(bad) })
+        .submit(v1::SubmitRequest {
+            spec: Some(bad),
+            isa: None,
+        })
         .await
         .expect_err("refused");
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("113 or 121"), "{status}");
     let status = user
-        .submit(v1::SubmitRequest { spec: None })
+        .submit(v1::SubmitRequest {
+            spec: None,
+            isa: None,
+        })
         .await
         .expect_err("refused");
     assert_eq!(status.code(), Code::InvalidArgument);

@@ -14,6 +14,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Messages on their way out; a worker has two tasks and a heartbeat, so this never fills.
 const OUTBOX_LENGTH: usize = 256;
 
+/// Putting the longest film together names tens of thousands of chunks and windows.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
 /// What the coordinator said when it took us in.
 #[derive(Clone, Debug)]
 pub struct Terms {
@@ -47,6 +50,9 @@ pub enum LostConnection {
     /// The other side said no.
     #[error("the coordinator refused: {0}")]
     Refused(String),
+    /// Another connection has our name; perhaps that of a process that has just died.
+    #[error("{0}")]
+    NameTaken(String),
     /// Nothing was heard in time.
     #[error("the coordinator did not answer within {} s", .0.as_secs())]
     Silent(Duration),
@@ -97,6 +103,7 @@ impl Connection {
             .await
             .map_err(|_| LostConnection::Closed)?;
         let reply = WorkersClient::new(link)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .attach(ReceiverStream::new(messages))
             .await;
         let mut inbox = reply
@@ -158,6 +165,7 @@ fn refused(dialler: &Dialler, status: &tonic::Status) -> LostConnection {
         return LostConnection::Barred(error);
     }
     match status.code() {
+        tonic::Code::AlreadyExists => LostConnection::NameTaken(status.message().to_owned()),
         tonic::Code::Unavailable => LostConnection::Transport(status.message().to_owned()),
         _ => LostConnection::Refused(status.message().to_owned()),
     }

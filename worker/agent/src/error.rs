@@ -17,6 +17,14 @@ pub enum AgentError {
         /// The last failure.
         reason: String,
     },
+    /// The coordinator is there and does not want this worker.
+    #[error("the coordinator at {url} does not take this worker: {reason}")]
+    Refused {
+        /// The coordinator.
+        url: String,
+        /// In its words.
+        reason: String,
+    },
     /// A thread could not be started.
     #[error("cannot start the {lane} thread: {source}; check the process limits (ulimit -u)")]
     Thread {

@@ -153,6 +153,7 @@ mod tests {
             model: Hash::of(b""),
             continuity: Continuity::Chain,
             windows: Vec::new(),
+            prompts: std::collections::BTreeMap::new(),
         };
         Assignment {
             job: JobId("j-0000000000".into()),

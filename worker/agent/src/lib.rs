@@ -30,6 +30,7 @@ use drain::Drain;
 use ledger::Ledger;
 use longtake_cpu::CpuBackend;
 use serve::{Identity, Lanes, Server};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -38,8 +39,8 @@ use work::{DeviceExecutor, HostExecutor};
 /// How long the first contact with the coordinator may take. After it, a worker waits for ever: its
 /// coordinator was there and will be again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Time to finish the work in hand after being told to stop.
-const DRAIN_GRACE: Duration = Duration::from_secs(10);
+/// Time to finish the work in hand after being told to stop, unless the user says otherwise.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(10);
 
 /// How a worker is set up.
 #[derive(Clone, Debug)]
@@ -56,10 +57,12 @@ pub struct AgentConfig {
     pub isa: Option<String>,
     /// Folder for files that only the worker needs; a film that is put together lies there once.
     pub scratch: PathBuf,
+    /// How long it may finish what it has begun after being told to stop.
+    pub drain_grace: Duration,
 }
 
-/// Works for the coordinator until `stop` resolves; then finishes what it has begun, for at most
-/// ten seconds. Must be called on a tokio runtime of several threads.
+/// Works for the coordinator until `stop` resolves; then takes nothing new and finishes what it has
+/// begun, for at most the time given. Must be called on a tokio runtime of several threads.
 pub async fn run(
     config: AgentConfig,
     stop: impl Future<Output = ()> + Send + 'static,
@@ -78,6 +81,7 @@ pub async fn run(
         device: config.device,
         isa: isa.name().to_owned(),
         threads: config.threads as u32,
+        instance: instance(),
     };
     let server = Server {
         identity,
@@ -86,7 +90,13 @@ pub async fn run(
         lanes,
         ledger: Ledger::default(),
     };
-    server.serve(Drain::new(stop, DRAIN_GRACE)).await
+    server.serve(Drain::new(stop, config.drain_grace)).await
+}
+
+/// Tells this process from others of its name: random, for process ids repeat on other machines.
+fn instance() -> String {
+    let random = RandomState::new().build_hasher().finish();
+    format!("{random:016x}")
 }
 
 /// The instruction-set level of that name, or the best there is.
@@ -96,6 +106,12 @@ pub fn isa(name: Option<&str>) -> Result<Isa, AgentError> {
         None => Ok(Isa::detect()),
     };
     chosen.map_err(|error| AgentError::Device(error.to_string()))
+}
+
+/// Fails when there is no instruction-set level of that name, here or anywhere.
+pub fn check_isa(name: Option<&str>) -> Result<(), AgentError> {
+    let known = name.map_or(Ok(()), |name| name.parse::<Isa>().map(drop));
+    known.map_err(|error| AgentError::Device(error.to_string()))
 }
 
 /// Checks a model's configuration, tokenizer and weight headers before a job is given out, so that

@@ -29,6 +29,8 @@ pub struct Identity {
     pub isa: String,
     /// Threads of the device lane.
     pub threads: u32,
+    /// Tells processes of one name apart.
+    pub instance: String,
 }
 
 /// What a task needs from the connection it came by.
@@ -114,6 +116,18 @@ impl Server {
             let lost = match lost {
                 // Waiting does not help; once we were let in, it may: tokens are renewed.
                 LostConnection::Barred(error) if !met => return Err(error.into()),
+                LostConnection::NameTaken(reason) if !met && started.elapsed() >= self.patience => {
+                    return Err(AgentError::Refused {
+                        url: self.dialler.url().to_owned(),
+                        reason,
+                    });
+                }
+                LostConnection::Refused(reason) if !met => {
+                    return Err(AgentError::Refused {
+                        url: self.dialler.url().to_owned(),
+                        reason,
+                    });
+                }
                 other => other,
             };
             if !met && started.elapsed() >= self.patience {
@@ -144,6 +158,7 @@ impl Server {
             threads: self.identity.threads,
             memory_bytes: host::memory_bytes(),
             running: self.ledger.in_hand(),
+            instance: self.identity.instance.clone(),
         }
     }
 
@@ -176,8 +191,15 @@ impl Server {
                         connection.send(report).await?;
                     }
                 }
-                _ = ticker.tick() => connection.send(self.heartbeat(connection)).await?,
-                () = drain.next() => tracing::info!("stopping: nothing new is taken"),
+                _ = ticker.tick() => {
+                    let leaving = drain.has_begun();
+                    connection.send(self.heartbeat(connection, leaving)).await?;
+                }
+                () = drain.next() => {
+                    tracing::info!("stopping: nothing new is taken");
+                    // At once, or work might be given to us that others could do meanwhile.
+                    connection.send(self.heartbeat(connection, true)).await?;
+                }
             }
         }
         Ok(())
@@ -191,11 +213,12 @@ impl Server {
         self.ledger.finish(key, outcome);
     }
 
-    fn heartbeat(&self, connection: &Connection) -> v1::WorkerMessage {
+    fn heartbeat(&self, connection: &Connection, leaving: bool) -> v1::WorkerMessage {
         let heartbeat = v1::Heartbeat {
             epoch: connection.terms.epoch,
             running: self.ledger.in_hand(),
             peak_rss_bytes: host::peak_rss_bytes(),
+            leaving,
         };
         v1::WorkerMessage {
             message: Some(v1::worker_message::Message::Heartbeat(heartbeat)),

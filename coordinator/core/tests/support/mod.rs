@@ -4,7 +4,7 @@
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
 use longtake_common::task::{Assignment, TaskOutput, Work};
-use longtake_core::{Core, Effect, Effects, Event, JobView, Limits, Running};
+use longtake_core::{Core, Effect, Effects, Event, JobView, Limits, Running, WorkerInfo};
 use std::collections::BTreeMap;
 
 pub fn spec(frames: u32) -> JobSpec {
@@ -128,6 +128,7 @@ impl Farm {
         let event = Event::Submit {
             job: JobId(id.into()),
             spec: Box::new(spec),
+            isa: None,
         };
         let effects = self.handle(event);
         let submitted = effects.into_iter().find_map(|effect| match effect {
@@ -138,10 +139,14 @@ impl Farm {
     }
 
     pub fn attach(&mut self, id: &str, running: Vec<Running>) -> Vec<Effect> {
-        let name = id.split('#').next().unwrap_or(id).to_owned();
+        self.attach_as(id, worker_info(id), running)
+    }
+
+    pub fn attach_as(&mut self, id: &str, info: WorkerInfo, running: Vec<Running>) -> Vec<Effect> {
+        let worker = WorkerId(id.into());
         self.handle(Event::Attach {
-            worker: WorkerId(id.into()),
-            name,
+            worker,
+            info,
             running,
         })
     }
@@ -157,7 +162,28 @@ impl Farm {
             worker: WorkerId(id.into()),
             running,
             peak_rss_bytes: 0,
+            leaving: false,
         })
+    }
+
+    /// Has a command followed.
+    pub fn command(&mut self, event: Event) -> Vec<Effect> {
+        assert_eq!(self.core.refusal(&event), None);
+        self.handle(event)
+    }
+
+    /// Why a command is not followed. It changes nothing then.
+    pub fn refused(&mut self, event: Event) -> String {
+        let refusal = self.core.refusal(&event).expect("a refusal");
+        let before = self.records.clone();
+        self.handle(event);
+        assert_eq!(before, self.records, "{refusal}");
+        refusal
+    }
+
+    /// What there is to say about a job.
+    pub fn explain(&self, job: &JobId) -> Vec<String> {
+        self.core.explain(self.now_ms, job).expect("a job").reasons
     }
 
     pub fn done(&mut self, id: &str, assignment: &Assignment) -> Vec<Effect> {
@@ -219,6 +245,16 @@ impl Farm {
         assigned
             .map(|(worker, assignment)| format!("{worker} {}", assignment.task))
             .collect()
+    }
+}
+
+/// A process of a name for each id `NAME#NUMBER`.
+pub fn worker_info(id: &str) -> WorkerInfo {
+    WorkerInfo {
+        name: id.split('#').next().unwrap_or(id).to_owned(),
+        isa: "avx2".into(),
+        device: "cpu".into(),
+        ..WorkerInfo::default()
     }
 }
 

@@ -71,7 +71,7 @@ pub fn spec() -> JobSpec {
 
 pub async fn submit(user: &mut JobsClient<Channel>, spec: &JobSpec) -> v1::SubmitReply {
     let spec = Some(longtake_server::convert::spec_to_proto(spec));
-    user.submit(v1::SubmitRequest { spec })
+    user.submit(v1::SubmitRequest { spec, isa: None })
         .await
         .expect("submit")
         .into_inner()
@@ -94,6 +94,7 @@ pub fn register(name: &str, running: Vec<v1::Running>) -> v1::Register {
         threads: 1,
         memory_bytes: 1 << 30,
         running,
+        instance: name.into(),
     }
 }
 
@@ -170,6 +171,7 @@ impl Worker {
             epoch,
             running,
             peak_rss_bytes: 5000,
+            leaving: false,
         }))
         .await;
     }

@@ -1,0 +1,235 @@
+//! Why a job is where it is: an answer to "why is this waiting?".
+
+use crate::dag::{self, TaskKind};
+use crate::state::{Core, Job, Status, StoredState, Task};
+use crate::view::JobState;
+use longtake_common::ids::{JobId, WorkerId};
+use longtake_common::task::Lane;
+
+/// Most tasks of one sort that are named one by one.
+const NAMED_MAX: usize = 4;
+
+/// What there is to say about a job, in sentences for its user, the most important first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// How far the job is.
+    pub state: JobState,
+    /// Sentences.
+    pub reasons: Vec<String>,
+}
+
+impl Core {
+    /// Explains a job's state, if there is such a job.
+    pub fn explain(&self, now_ms: u64, id: &JobId) -> Option<Explanation> {
+        let job = self.jobs.get(id)?;
+        let reasons = match job.record.state {
+            StoredState::Open => self.explain_open(now_ms, id, job),
+            StoredState::Done => vec![format!(
+                "the film is complete: 'longtake download {id}' fetches it"
+            )],
+            StoredState::Failed => vec![
+                job.record.error.clone(),
+                format!("'longtake retry {id}' goes on from what is stored"),
+            ],
+            StoredState::Cancelled => vec![format!(
+                "a user cancelled it: 'longtake retry {id}' goes on from what is stored"
+            )],
+        };
+        Some(Explanation {
+            state: job.state(),
+            reasons,
+        })
+    }
+
+    fn explain_open(&self, now_ms: u64, id: &JobId, job: &Job) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if job.record.paused {
+            reasons.push(format!(
+                "it is paused: nothing more of it is given out until 'longtake resume {id}'"
+            ));
+        }
+        let with = |wanted: fn(&Status) -> bool| {
+            let tasks = job
+                .tasks
+                .iter()
+                .filter(move |(_, task)| wanted(&task.status));
+            tasks.collect::<Vec<_>>()
+        };
+        let ready = with(|status| *status == Status::Ready);
+        if !job.record.paused && !ready.is_empty() {
+            reasons.extend(self.explain_ready(id, job, &ready));
+        }
+        let running = with(|status| matches!(status, Status::Running(_)));
+        reasons.extend(
+            running
+                .iter()
+                .map(|(kind, task)| running_sentence(**kind, task)),
+        );
+        for (kind, task) in with(|status| matches!(status, Status::Orphan { .. })) {
+            reasons.extend(orphan_sentence(now_ms, *kind, task));
+        }
+        let waiting = with(|status| matches!(status, Status::Waiting(_)));
+        reasons.extend(waiting_sentence(job, &waiting));
+        reasons.extend(
+            job.tasks
+                .iter()
+                .filter_map(|(kind, task)| failure_sentence(*kind, task)),
+        );
+        reasons
+    }
+
+    /// Why tasks that have all they need are in nobody's hands.
+    fn explain_ready(&self, id: &JobId, job: &Job, ready: &[(&TaskKind, &Task)]) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for lane in [Lane::Device, Lane::Host] {
+            let of_lane = ready
+                .iter()
+                .filter(|(_, task)| task.work.is_some_and(|(_, of)| of == lane));
+            let kinds: Vec<_> = of_lane.map(|(kind, _)| **kind).collect();
+            if !kinds.is_empty() {
+                reasons.push(format!(
+                    "{} {}",
+                    names(&kinds),
+                    self.obstacle(id, job, lane)
+                ));
+            }
+        }
+        reasons
+    }
+
+    /// What stands between a ready task and a worker.
+    fn obstacle(&self, id: &JobId, job: &Job, lane: Lane) -> String {
+        if self.workers.is_empty() {
+            return "can begin, but no worker is connected: start one with 'longtake worker'"
+                .to_owned();
+        }
+        let (fitting, others): (Vec<_>, Vec<_>) = self
+            .workers
+            .iter()
+            .partition(|(_, worker)| worker.fits(lane, job));
+        if fitting.is_empty() {
+            let isa = job.record.isa.as_deref().unwrap_or_default();
+            let others = others
+                .iter()
+                .map(|(_, worker)| format!("{} ({})", worker.info.name, worker.info.isa));
+            return format!(
+                "can begin, but the job is rendered on {isa} and no worker of that level is connected, only {}",
+                some(others.collect())
+            );
+        }
+        let accepting: Vec<_> = fitting
+            .into_iter()
+            .filter(|(worker, _)| self.accepts(worker))
+            .collect();
+        if accepting.is_empty() {
+            return "can begin, but every worker that could do it is drained or about to leave: \
+                    'longtake workers resume NAME' lets one work again"
+                .to_owned();
+        }
+        let busy = accepting.iter().filter_map(|(worker, state)| {
+            let (of, kind) = state.lanes.get(&lane)?;
+            let job = if of == id {
+                String::new()
+            } else {
+                format!(" of {of}")
+            };
+            let percent = self.percent(of, *kind);
+            Some(format!(
+                "{} does {kind}{job} ({percent}%)",
+                self.name(worker)
+            ))
+        });
+        format!(
+            "can begin, but all workers are busy: {}",
+            some(busy.collect())
+        )
+    }
+
+    fn name(&self, worker: &WorkerId) -> &str {
+        &self.workers[worker].info.name
+    }
+
+    fn percent(&self, id: &JobId, kind: TaskKind) -> u32 {
+        percent(&self.jobs[id].tasks[&kind])
+    }
+}
+
+fn percent(task: &Task) -> u32 {
+    (100.0 * task.progress) as u32
+}
+
+fn running_sentence(kind: TaskKind, task: &Task) -> String {
+    format!(
+        "{kind} is being done by {} ({}%)",
+        task.record.worker,
+        percent(task)
+    )
+}
+
+fn orphan_sentence(now_ms: u64, kind: TaskKind, task: &Task) -> Option<String> {
+    let Status::Orphan { until_ms } = task.status else {
+        return None;
+    };
+    let left_s = until_ms.saturating_sub(now_ms).div_ceil(1000);
+    Some(format!(
+        "{kind} was in the hands of {} when the coordinator was started again: it is kept for that \
+         worker for {left_s} s more",
+        task.record.worker
+    ))
+}
+
+/// The first task that waits for others, and how many more there are.
+fn waiting_sentence(job: &Job, waiting: &[(&TaskKind, &Task)]) -> Option<String> {
+    let continuity = job.record.spec.continuity;
+    let first = waiting
+        .iter()
+        .map(|(kind, _)| **kind)
+        .min_by_key(|kind| kind.priority(continuity))?;
+    let inputs = dag::inputs(&job.record.spec, &job.plan, first).into_iter();
+    let missing: Vec<_> = inputs
+        .filter(|input| job.tasks[input].status != Status::Done)
+        .collect();
+    let more = match waiting.len() - 1 {
+        0 => String::new(),
+        more => format!("; {more} more tasks wait for what comes before them"),
+    };
+    Some(format!("{first} waits for {}{more}", names(&missing)))
+}
+
+fn failure_sentence(kind: TaskKind, task: &Task) -> Option<String> {
+    let record = &task.record;
+    let times = |count: u32| {
+        if count == 1 {
+            "once".to_owned()
+        } else {
+            format!("{count} times")
+        }
+    };
+    let unfinished = task.status != Status::Done;
+    if unfinished && record.failures > 0 {
+        let on: Vec<_> = record.failed_on.iter().cloned().collect();
+        return Some(format!(
+            "{kind} failed {} (on {}), the last time with: {}",
+            times(record.failures),
+            some(on),
+            record.last_error
+        ));
+    }
+    (unfinished && record.losses > 0)
+        .then(|| format!("{kind} lost its worker {}", times(record.losses)))
+}
+
+fn names(kinds: &[TaskKind]) -> String {
+    some(kinds.iter().map(TaskKind::to_string).collect())
+}
+
+/// The first few of a list, and how many more there are.
+fn some(mut items: Vec<String>) -> String {
+    let more = items.len().saturating_sub(NAMED_MAX);
+    items.truncate(NAMED_MAX);
+    let list = items.join(", ");
+    match more {
+        0 => list,
+        more => format!("{list} and {more} more"),
+    }
+}

@@ -1,0 +1,179 @@
+//! Who works, who may be given something, and what users are shown of it.
+
+use crate::dag::TaskKind;
+use crate::state::{Core, Job, LANES};
+use longtake_common::ids::{JobId, TaskId, WorkerId};
+use longtake_common::task::Lane;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What a worker says of itself when it connects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// What people call it; stays the same when it connects again.
+    pub name: String,
+    /// Tells processes of one name apart: the same for all connections of a process.
+    pub instance: String,
+    /// What it renders on: `cpu`.
+    pub device: String,
+    /// Instruction-set level; only workers of one level make the same bytes.
+    pub isa: String,
+    /// Threads that it renders with.
+    pub threads: u32,
+    /// Memory of its machine in bytes.
+    pub memory_bytes: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    pub info: WorkerInfo,
+    pub last_seen_ms: u64,
+    /// What it does in each lane.
+    pub lanes: BTreeMap<Lane, (JobId, TaskKind)>,
+    pub peak_rss_bytes: u64,
+    /// It was told to stop.
+    pub leaving: bool,
+}
+
+impl Worker {
+    pub fn new(now_ms: u64, info: WorkerInfo) -> Self {
+        Self {
+            info,
+            last_seen_ms: now_ms,
+            lanes: BTreeMap::new(),
+            peak_rss_bytes: 0,
+            leaving: false,
+        }
+    }
+
+    /// Whether work of `job` in this lane comes out on it as it has to.
+    pub fn fits(&self, lane: Lane, job: &Job) -> bool {
+        let isa = job.record.isa.as_deref();
+        lane == Lane::Host || isa.is_none_or(|isa| isa == self.info.isa)
+    }
+}
+
+/// Whether a worker gets work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// Has nothing to do.
+    Idle,
+    /// Works.
+    Busy,
+    /// Finishes what it has and gets nothing new.
+    Draining,
+    /// Gets nothing new and has nothing left.
+    Drained,
+}
+
+impl WorkerState {
+    /// As in the JSON of `workers list`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+        }
+    }
+}
+
+/// Work in a worker's hands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorkerTask {
+    /// The job.
+    pub job: JobId,
+    /// The task in it.
+    pub task: TaskId,
+    /// Share that is done, 0..1.
+    pub progress: f64,
+}
+
+/// A worker, as users see it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorkerView {
+    /// This connection of it.
+    pub worker: WorkerId,
+    /// What it is.
+    pub info: WorkerInfo,
+    /// Whether it gets work.
+    pub state: WorkerState,
+    /// What it does, the device's work first.
+    pub tasks: Vec<WorkerTask>,
+    /// Peak memory of its process so far, in bytes.
+    pub peak_rss_bytes: u64,
+}
+
+impl Core {
+    /// All workers that are connected, by id.
+    pub fn workers(&self) -> impl Iterator<Item = WorkerView> {
+        self.workers
+            .iter()
+            .map(|(id, worker)| self.worker_view(id, worker))
+    }
+
+    fn worker_view(&self, id: &WorkerId, worker: &Worker) -> WorkerView {
+        let task = |(job, kind): &(JobId, TaskKind)| WorkerTask {
+            job: job.clone(),
+            task: kind.id(),
+            progress: self.jobs[job].tasks[kind].progress,
+        };
+        let state = match (self.accepts(id), worker.lanes.is_empty()) {
+            (true, true) => WorkerState::Idle,
+            (true, false) => WorkerState::Busy,
+            (false, false) => WorkerState::Draining,
+            (false, true) => WorkerState::Drained,
+        };
+        WorkerView {
+            worker: id.clone(),
+            info: worker.info.clone(),
+            state,
+            tasks: worker.lanes.values().map(task).collect(),
+            peak_rss_bytes: worker.peak_rss_bytes,
+        }
+    }
+
+    /// Why a worker cannot be taken in, as a sentence for whoever started it. Results are told apart
+    /// by the names of those who made them, and a name is what people drain.
+    pub fn refuse_attach(&self, info: &WorkerInfo) -> Option<String> {
+        let mut others = self.workers.values().map(|worker| &worker.info);
+        let is_taken =
+            others.any(|other| other.name == info.name && other.instance != info.instance);
+        is_taken.then(|| {
+            format!(
+                "another worker is connected under the name '{}': start this one with another --name",
+                info.name
+            )
+        })
+    }
+
+    /// Connections of the same process that nobody has noticed the end of.
+    pub(crate) fn earlier_connections(&self, info: &WorkerInfo) -> Vec<WorkerId> {
+        let of_process = self.workers.iter().filter(|(_, worker)| {
+            worker.info.name == info.name && worker.info.instance == info.instance
+        });
+        of_process.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Whether a worker takes new work at all.
+    pub(crate) fn accepts(&self, worker: &WorkerId) -> bool {
+        let state = self.workers.get(worker);
+        state.is_some_and(|state| !state.leaving && !self.drained.contains(&state.info.name))
+    }
+
+    /// Enters a worker where it may be given something, and nowhere else.
+    pub(crate) fn refresh(&mut self, worker: &WorkerId) {
+        let accepts = self.accepts(worker);
+        for lane in LANES {
+            let has_work =
+                (self.workers.get(worker)).is_some_and(|state| state.lanes.contains_key(&lane));
+            let free = self.free.get_mut(&lane).expect("every lane has a set");
+            if accepts && !has_work {
+                free.insert(worker.clone());
+            } else {
+                free.remove(worker);
+            }
+        }
+    }
+}
