@@ -1,6 +1,8 @@
 //! Random histories: workers that vanish, come back, report twice, late or wrongly, and a
 //! coordinator that is killed between any two steps. A failing seed replays exactly.
 
+mod invariants;
+#[path = "../support/mod.rs"]
 mod support;
 
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
@@ -213,6 +215,8 @@ impl Simulation {
         }
     }
 
+<<<<<<< HEAD:coordinator/core/tests/simulation/main.rs
+=======
     // ---- invariants ----
 
     /// A job's stored record.
@@ -320,6 +324,7 @@ impl Simulation {
         self.retakes += 1;
     }
 
+>>>>>>> origin/HEAD:coordinator/core/tests/simulation.rs
     // ---- what happens ----
 
     fn submit(&mut self, number: usize) {
@@ -623,47 +628,6 @@ impl Simulation {
             "jobs are left: {:?}",
             self.core.holdings().collect::<Vec<_>>()
         );
-    }
-
-    fn check_films(&self) {
-        let jobs: Vec<_> = self.core.jobs().collect();
-        assert!(jobs.len() >= 3);
-        for job in jobs {
-            let view = self.core.view(self.now_ms, job).expect("listed");
-            if self.cancelled.contains(job) {
-                assert_eq!(view.state, JobState::Cancelled);
-                continue;
-            }
-            assert_eq!(view.state, JobState::Done, "{}", view.error);
-            assert!(view.video.is_some());
-            // A chunk for each span of the plan, none twice.
-            let spans = plan(&view.spec).spans();
-            assert_eq!(view.chunks.len(), spans.len());
-            assert_eq!(
-                view.chunks.iter().collect::<BTreeSet<_>>().len(),
-                spans.len()
-            );
-            // The stored tasks name the same chunks in the order of the spans.
-            for (span, chunk) in spans.iter().zip(&view.chunks) {
-                let (task, name) = match span.source {
-                    longtake_core::plan::Source::Interior(i) => (format!("decode/{i}"), "interior"),
-                    longtake_core::plan::Source::Seam(i) => (format!("seam/{i}"), "chunk"),
-                };
-                assert_eq!(self.artifact(job, &task, name), chunk.to_string());
-            }
-        }
-    }
-
-    fn artifact(&self, job: &JobId, task: &str, name: &str) -> String {
-        let read = |key: String| -> serde_json::Value {
-            serde_json::from_slice(&self.records[&key]).expect("JSON")
-        };
-        let record = read(format!("task/{job}/{task}"));
-        let key = record["finish"]["key"].as_str().expect("done").to_owned();
-        read(format!("memo/{key}"))["artifacts"][name]
-            .as_str()
-            .expect("there")
-            .to_owned()
     }
 }
 
