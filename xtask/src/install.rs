@@ -42,7 +42,13 @@ pub fn s3(target: &Path) -> Result<()> {
             apt(&["python3-venv"])?;
         }
         run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-        let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        let pip = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ];
         run(Command::new(program("python")).args(pip).args(S3_SERVER))
     };
     install().context(

@@ -212,7 +212,13 @@ fn verified(left: &[Sketch], right: &[Sketch], overlap: usize, difference: f64) 
     let first = left.len() - overlap;
     let shares: Vec<f64> = probes
         .par_iter()
-        .map(|&k| explained(&left[first + k].luma(), &right[k].luma(), ALIKE + 2.0 * noise))
+        .map(|&k| {
+            explained(
+                &left[first + k].luma(),
+                &right[k].luma(),
+                ALIKE + 2.0 * noise,
+            )
+        })
         .collect();
     shares.iter().sum::<f64>() / shares.len() as f64 >= EXPLAINED
 }
