@@ -80,6 +80,8 @@ enum Command {
     Compare(commands::compare::CompareArgs),
     /// Join clips where they overlap
     Stitch(commands::stitch::StitchArgs),
+    /// Measure this build on this machine
+    Bench(commands::bench::BenchArgs),
 }
 
 impl Command {
@@ -163,6 +165,7 @@ async fn run(command: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> 
         Command::Watch(args) => commands::jobs::watch(args).await,
         Command::List(args) => commands::jobs::list(args).await,
         Command::Cancel(args) => commands::jobs::cancel(args).await,
+        Command::Bench(args) => commands::bench::run(args).await,
         Command::Pause(args) => commands::jobs::pause(args).await,
         Command::Resume(args) => commands::jobs::resume(args).await,
         Command::Retry(args) => commands::jobs::retry(args).await,

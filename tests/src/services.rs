@@ -12,6 +12,9 @@ const START: Duration = Duration::from_secs(30);
 /// The bucket that [`S3::start`] makes.
 pub const BUCKET: &str = "longtake-test";
 
+/// What the server takes for a signature: it looks at the key alone.
+const AUTHORIZATION: &str = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request";
+
 /// A process that is killed when the test is through with it.
 pub struct Process(Child);
 
@@ -222,7 +225,7 @@ impl S3 {
     /// When the server refuses.
     pub fn overwrite(&self, key: &str, bytes: &str) {
         let request = format!(
-            "PUT /{BUCKET}/{key} HTTP/1.0\r\nHost: {}\r\nContent-Length: {}\r\n\r\n{bytes}",
+            "PUT /{BUCKET}/{key} HTTP/1.0\r\nHost: {}\r\nAuthorization: {AUTHORIZATION}\r\nContent-Length: {}\r\n\r\n{bytes}",
             self.address,
             bytes.len()
         );

@@ -12,10 +12,12 @@ pub struct CoordinatorArgs {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7341", value_parser = listen_address)]
     listen: SocketAddr,
-    /// Where jobs are kept, as file:FOLDER
+    /// Where jobs are kept: file:FOLDER, or etcd://HOST:PORT,...[/PREFIX]
     #[arg(long, value_name = "URL", default_value = "file:longtake-state")]
     state: String,
-    /// Where results are kept, as file:FOLDER; workers must reach it under the same URL
+    /// Where results are kept: file:FOLDER, or s3://BUCKET[/PREFIX] with AWS_ENDPOINT_URL,
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION in the environment; workers must reach
+    /// it under the same URL
     #[arg(long, value_name = "URL", default_value = "file:longtake-artifacts")]
     artifacts: String,
     /// Listen on an address that other machines reach, although nothing is encrypted
@@ -67,6 +69,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
 /// Serves until told to stop.
 pub async fn run(args: CoordinatorArgs) -> Result<()> {
     let access = args.access();
+    super::allow_many_connections();
     let mut handle = Coordinator::start(Config {
         listen: args.listen,
         state: args.state,

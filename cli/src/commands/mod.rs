@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 
+pub mod bench;
 pub mod compare;
 pub mod coordinator;
 pub mod doctor;
@@ -25,4 +26,18 @@ pub fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// Raises the number of files and sockets that this process may have open as far as it may itself;
+/// the usual limit is too low for a thousand workers.
+pub fn allow_many_connections() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit on open files stays as it is");
+    }
 }

@@ -194,14 +194,21 @@ impl Actor {
         let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
-            self.settle().await?;
             tokio::select! {
+                settled = self.settle() => settled?,
+                // Also while the store does not answer: nobody was told of what is not stored.
                 _ = &mut stop => return Ok(()),
+            }
+            tokio::select! {
+                biased;
+                _ = &mut stop => return Ok(()),
+                // Before anything else, so that a core that stood still while the store did not
+                // answer learns of it before it judges by the clock who is silent.
+                _ = ticks.tick() => self.handle(Event::Tick),
                 request = self.mailbox.recv() => match request {
                     Some(request) => self.take_batch(request),
                     None => return Ok(()),
                 },
-                _ = ticks.tick() => self.handle(Event::Tick),
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::auth::Tokens;
 use crate::error::StartError;
 use crate::jobs::ask;
 use crate::metrics::{self, Counters, Stored};
+use crate::store::StateStore;
 use crate::tls::HANDSHAKE_TIMEOUT;
 use axum::Router;
 use axum::extract::State;
@@ -34,6 +35,8 @@ pub struct Sources {
     pub actor: mpsc::Sender<Request>,
     /// What happened so far.
     pub counters: Arc<Counters>,
+    /// Where the state is kept.
+    pub store: Arc<dyn StateStore>,
     /// What the artifact store holds, as far as is known.
     pub stored: watch::Receiver<Stored>,
     /// Who may see `/metrics`; everybody when there are none.
@@ -92,12 +95,15 @@ fn ended(result: std::io::Result<()>) {
     }
 }
 
-async fn census(sources: &Sources) -> Result<Census, &'static str> {
+async fn census(sources: &Sources) -> Result<Census, String> {
+    if let Some(trouble) = sources.store.trouble() {
+        return Err(format!("{trouble}\n"));
+    }
     let answer = ask(&sources.actor, |reply| Request::Census { reply });
     match tokio::time::timeout(ANSWER_DEADLINE, answer).await {
         Ok(Ok(census)) => Ok(census),
-        Ok(Err(_)) => Err("the coordinator is stopping\n"),
-        Err(_) => Err("the coordinator is busy, or its state store does not answer\n"),
+        Ok(Err(_)) => Err("the coordinator is stopping\n".to_owned()),
+        Err(_) => Err("the coordinator is busy, or its state store does not answer\n".to_owned()),
     }
 }
 

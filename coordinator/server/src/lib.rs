@@ -62,9 +62,10 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub struct Config {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// URL of the state store: `file:FOLDER`, which gets a `longtake.redb`.
+    /// URL of the state store: `file:FOLDER`, which gets a `longtake.redb`, or
+    /// `etcd://HOST:PORT,...[/PREFIX]`.
     pub state: String,
-    /// URL of the artifact store: `file:FOLDER`.
+    /// URL of the artifact store: `file:FOLDER`, or `s3://BUCKET[/PREFIX]`.
     pub artifacts: String,
     /// Listen on other addresses than loopback, without encryption.
     pub insecure: bool,
@@ -112,6 +113,7 @@ impl Coordinator {
             source,
         })?;
         let artifacts = ArtifactStore::open(&config.artifacts)?;
+        artifacts.check().await?;
         let store = store::open(&config.state).await?;
         let claim = store.claim().await?;
         let (started, mut fx) = (Instant::now(), Effects::new());
@@ -124,13 +126,14 @@ impl Coordinator {
         tracing::info!(%addr, epoch = %claim.epoch, jobs = core.jobs().count(), "coordinator started");
         let counters = Arc::new(Counters::default());
         let url = artifacts.url().to_owned();
-        let (actor, requests) = Actor::new(core, store, url, started, counters.clone(), fx);
+        let (actor, requests) = Actor::new(core, store.clone(), url, started, counters.clone(), fx);
         let http = match access.http {
             None => None,
             Some(listen) => {
                 let sources = Sources {
                     actor: requests.clone(),
                     counters: counters.clone(),
+                    store: store.clone(),
                     stored: measure(artifacts.clone()),
                     tokens: tokens.clone(),
                 };
