@@ -179,6 +179,11 @@ fn a_film_survives_every_part_of_its_farm() {
                 .then_some(())
         });
 
+        let status = farm.ask(&["status", &job]);
+        assert_eq!(
+            status["state"], "running",
+            "too late to disturb it: {status}"
+        );
         first.kill();
         farm.restart_coordinator();
         farm.etcd.kill();
