@@ -4,6 +4,7 @@
 //! hashes to go on where another one stopped. The scheme of the URL decides where the bytes are:
 //! `file:` a folder, `s3:` a bucket. Knows nothing of jobs.
 
+mod models;
 mod s3;
 mod usage;
 

@@ -94,3 +94,19 @@ async fn a_store_is_checked_by_using_it() {
     let error = store.check().await.expect_err("unusable").to_string();
     assert!(error.contains("a b"), "{error}");
 }
+
+#[tokio::test]
+async fn models_lie_apart_and_can_be_removed() {
+    let (_folder, store) = store();
+    let models = store.models();
+    let hash = models.put("weights").await.expect("put");
+    assert!(
+        !store.exists(hash).await.expect("looked"),
+        "no artifact of a job"
+    );
+    store.put("weights").await.expect("the same bytes of a job");
+    models.remove(hash).await.expect("removed");
+    models.remove(hash).await.expect("removed already");
+    assert!(!models.exists(hash).await.expect("looked"));
+    assert_eq!(store.get(hash).await.expect("untouched"), "weights");
+}

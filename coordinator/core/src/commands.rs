@@ -17,7 +17,12 @@ impl Core {
         match event {
             Event::Pause { job } => self.jobs.get(job)?.refuse_pause(job),
             Event::Resume { job } => self.jobs.get(job)?.refuse_resume(job),
-            Event::Retry { job } => self.jobs.get(job)?.refuse_retry(job),
+            Event::Retry { job } => {
+                let of = self.jobs.get(job)?;
+                let model = &of.record.spec.model;
+                of.refuse_retry(job)
+                    .or_else(|| self.refuse_model(&model.location, model.hash))
+            }
             Event::Retake {
                 job,
                 window,
@@ -29,7 +34,7 @@ impl Core {
                 .refuse_retake(job, *window, prompt.as_deref()),
             Event::Drain { name } => self.refuse_worker(name, false),
             Event::Undrain { name } => self.refuse_worker(name, true),
-            _ => None,
+            _ => self.refuse_model_command(event),
         }
     }
 
@@ -53,7 +58,7 @@ impl Core {
                 seed,
                 prompt,
             } if self.has_job(&job) => self.retake(&job, window, seed, prompt, fx),
-            _ => {}
+            _ => self.model_command(event, fx),
         }
     }
 
@@ -63,6 +68,9 @@ impl Core {
                 proposed,
                 error: error.to_string(),
             });
+        }
+        if let Some(error) = self.refuse_model(&spec.model.location, spec.model.hash) {
+            return fx.push(Effect::Refused { proposed, error });
         }
         let mut jobs = self.jobs.iter();
         if let Some((id, _)) = jobs.find(|(_, job)| job.is_open() && job.serves(&spec, &isa)) {

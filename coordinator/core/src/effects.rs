@@ -1,10 +1,11 @@
 //! What comes in and what goes out.
 
+use crate::models::{Fault, Fetching, StoredModel};
 use crate::workers::WorkerInfo;
-use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
+use longtake_common::ids::{FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::JobSpec;
 use longtake_common::task::{Assignment, TaskOutput};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Work that a worker says it has in hand, finished but unacknowledged work included.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,6 +127,34 @@ pub enum Event {
         error: String,
         /// Another try may succeed.
         retryable: bool,
+    },
+    /// A user has stored a model and names it.
+    AddModel {
+        /// The name.
+        name: String,
+        /// The model; all of it is in the artifact store.
+        model: StoredModel,
+    },
+    /// A user wants a name to stand for no model any more.
+    RemoveModel {
+        /// The name.
+        name: String,
+    },
+    /// Something was found out about a model's bytes.
+    ModelFault {
+        /// Which model.
+        hash: Hash,
+        /// Why it is not to be used; `None` when its bytes are those that its hash names.
+        fault: Option<Fault>,
+    },
+    /// A worker's models are others than before.
+    WorkerModels {
+        /// Which worker.
+        worker: WorkerId,
+        /// What it has.
+        models: BTreeSet<Hash>,
+        /// What it is fetching.
+        fetching: Option<Fetching>,
     },
     /// Time has passed. Due a few times in each lease.
     Tick,

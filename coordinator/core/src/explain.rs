@@ -3,6 +3,7 @@
 use crate::dag::{self, TaskKind};
 use crate::state::{Core, Job, Status, StoredState, Task};
 use crate::view::JobState;
+use crate::workers::Worker;
 use longtake_common::ids::{JobId, WorkerId};
 use longtake_common::task::Lane;
 
@@ -60,11 +61,10 @@ impl Core {
             reasons.extend(self.explain_ready(id, job, &ready));
         }
         let running = with(|status| matches!(status, Status::Running(_)));
-        reasons.extend(
-            running
-                .iter()
-                .map(|(kind, task)| running_sentence(**kind, task)),
-        );
+        for (kind, task) in running {
+            reasons.push(running_sentence(*kind, task));
+            reasons.extend(self.fetching_sentence(job, task));
+        }
         for (kind, task) in with(|status| matches!(status, Status::Orphan { .. })) {
             reasons.extend(orphan_sentence(now_ms, *kind, task));
         }
@@ -106,7 +106,11 @@ impl Core {
         let (fitting, others): (Vec<_>, Vec<_>) = self
             .workers
             .iter()
-            .partition(|(_, worker)| worker.fits(lane, job));
+            .partition(|(_, worker)| self.fits(worker, lane, job));
+        let has_level = |worker: &Worker| worker.has_level(lane, job);
+        if fitting.is_empty() && others.iter().any(|(_, worker)| has_level(worker)) {
+            return model_sentence(job);
+        }
         if fitting.is_empty() {
             let isa = job.record.isa.as_deref().unwrap_or_default();
             let others = others
@@ -145,6 +149,22 @@ impl Core {
         )
     }
 
+    /// A worker that has to fetch the model first.
+    fn fetching_sentence(&self, job: &Job, task: &Task) -> Option<String> {
+        let Status::Running(worker) = &task.status else {
+            return None;
+        };
+        let fetching = self.workers.get(worker)?.fetching.as_ref()?;
+        (fetching.hash == job.record.spec.model.hash).then(|| {
+            format!(
+                "{} is fetching the model: {} of {} MiB are there",
+                self.name(worker),
+                fetching.done_bytes >> 20,
+                fetching.total_bytes >> 20
+            )
+        })
+    }
+
     fn name(&self, worker: &WorkerId) -> &str {
         &self.workers[worker].info.name
     }
@@ -152,6 +172,17 @@ impl Core {
     fn percent(&self, id: &JobId, kind: TaskKind) -> u32 {
         percent(&self.jobs[id].tasks[&kind])
     }
+}
+
+/// None of the workers that could do it has the model.
+fn model_sentence(job: &Job) -> String {
+    let model = &job.record.spec.model;
+    format!(
+        "can begin, but no worker that could do it has the model '{}' ({}), and it is not stored \
+         here: 'longtake models add PATH' stores it, 'longtake worker --model PATH' has it",
+        model.location,
+        model.hash.short()
+    )
 }
 
 fn percent(task: &Task) -> u32 {

@@ -6,6 +6,7 @@ use crate::state::{Core, Finish, Status};
 use crate::workers::{Worker, WorkerInfo};
 use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
 use longtake_common::task::TaskOutput;
+use std::collections::BTreeSet;
 
 /// Where a report stands against what the core knows.
 enum Claim {
@@ -29,7 +30,10 @@ impl Core {
             | Event::Retry { .. }
             | Event::Retake { .. }
             | Event::Drain { .. }
-            | Event::Undrain { .. } => self.command(event, fx),
+            | Event::Undrain { .. }
+            | Event::AddModel { .. }
+            | Event::RemoveModel { .. }
+            | Event::ModelFault { .. } => self.command(event, fx),
             Event::Attach {
                 worker,
                 info,
@@ -67,6 +71,11 @@ impl Core {
                     self.failed(&worker, &job, kind, error, retryable, fx);
                 }
             }
+            Event::WorkerModels {
+                worker,
+                models,
+                fetching,
+            } => self.note_models(&worker, models, fetching),
             Event::Tick => self.tick(now_ms, fx),
         }
         self.schedule(now_ms, fx);
@@ -76,7 +85,7 @@ impl Core {
         &mut self,
         now_ms: u64,
         worker: WorkerId,
-        info: WorkerInfo,
+        mut info: WorkerInfo,
         running: Vec<Running>,
         fx: &mut Effects,
     ) {
@@ -86,8 +95,10 @@ impl Core {
             return fx.push(Effect::Disconnect { worker });
         }
         let earlier = self.earlier_connections(&info);
+        let models = std::mem::take(&mut info.models);
         self.workers
             .insert(worker.clone(), Worker::new(now_ms, info));
+        self.note_models(&worker, models, None);
         self.refresh(&worker);
         for running in running {
             if !self.adopt(now_ms, &worker, &running, fx) {
@@ -385,6 +396,7 @@ impl Core {
         for (id, kind) in held {
             self.lose_task(&id, kind, fx);
         }
+        self.note_models(worker, BTreeSet::new(), None);
         self.workers.remove(worker);
         for free in self.free.values_mut() {
             free.remove(worker);

@@ -7,11 +7,14 @@
 //! | `task/JOB/TASK`   | attempts, latest token, result; absent until first given out  |
 //! | `memo/KEY`        | the result of the work with that key                          |
 //! | `drained/NAME`    | nothing: the worker of that name gets no new work             |
+//! | `model/NAME`      | the stored model of that name                                 |
+//! | `fault/HASH`      | why the model with that hash is not to be used                |
 //!
 //! Values are JSON. A record for each task keeps a commit small however long the film is.
 
 use crate::dag::TaskKind;
 use crate::effects::Effects;
+use crate::models::{Fault, StoredModel};
 use crate::state::{Core, Job, JobRecord, Limits, Status, StoredState, TaskRecord};
 use longtake_common::ids::{Epoch, Hash, JobId};
 use longtake_common::task::TaskOutput;
@@ -71,6 +74,22 @@ impl Effects {
         }
     }
 
+    pub(crate) fn write_model(&mut self, name: &str, model: &StoredModel) {
+        self.write(format!("model/{name}"), json(model));
+    }
+
+    pub(crate) fn remove_model(&mut self, name: &str) {
+        self.remove(format!("model/{name}"));
+    }
+
+    pub(crate) fn write_fault(&mut self, hash: Hash, fault: Option<&Fault>) {
+        let key = format!("fault/{hash}");
+        match fault {
+            Some(fault) => self.write(key, json(&fault)),
+            None => self.remove(key),
+        }
+    }
+
     pub(crate) fn write_memo(&mut self, key: Hash, output: &TaskOutput) {
         self.write(format!("memo/{key}"), json(output));
     }
@@ -121,6 +140,13 @@ impl Core {
                 ["memo", hash] => {
                     let hash = hash.parse().map_err(|_| bad_key(&key))?;
                     core.memo.insert(hash, parse(&key, &value)?);
+                }
+                ["model", name] => {
+                    core.models.insert(name.to_owned(), parse(&key, &value)?);
+                }
+                ["fault", hash] => {
+                    let hash = hash.parse().map_err(|_| bad_key(&key))?;
+                    core.faults.insert(hash, parse(&key, &value)?);
                 }
                 ["job", id] => {
                     let record: JobRecord = parse(&key, &value)?;

@@ -222,13 +222,20 @@ impl Core {
         false
     }
 
-    /// A free worker that the task has not failed on. When every worker has seen it fail, any; but
-    /// not while one that has not is merely busy.
+    /// A free worker that the task has not failed on, one that has the model before one that would
+    /// have to fetch it. When every worker has seen it fail, any; but not while one that has not is
+    /// merely busy.
     fn choose(&self, lane: Lane, job: &Job, kind: TaskKind) -> Option<WorkerId> {
         let failed_on = &job.tasks[&kind].record.failed_on;
         let is_new = |worker: &WorkerId| !failed_on.contains(&self.workers[worker].info.name);
-        let fits = |worker: &&WorkerId| self.workers[*worker].fits(lane, job);
+        let fits = |worker: &&WorkerId| self.fits(&self.workers[*worker], lane, job);
         let free = || self.free[&lane].iter().filter(fits);
+        let is_held =
+            lane == Lane::Device && self.holders.contains_key(&job.record.spec.model.hash);
+        let has = |worker: &&WorkerId| self.workers[*worker].has_model(job) && is_new(worker);
+        if is_held && let Some(worker) = free().find(has) {
+            return Some(worker.clone());
+        }
         if let Some(worker) = free().find(|worker| is_new(worker)) {
             return Some(worker.clone());
         }

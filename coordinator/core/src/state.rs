@@ -1,6 +1,7 @@
 //! What the coordinator knows: jobs with their tasks, workers, results by content.
 
 use crate::dag::{self, TaskKind};
+use crate::models::{Fault, StoredModel};
 use crate::plan::{Plan, Take, plan};
 use crate::view::JobState;
 use crate::workers::Worker;
@@ -244,6 +245,12 @@ pub struct Core {
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     /// Names of the workers that get nothing new, connected or not.
     pub(crate) drained: BTreeSet<String>,
+    /// Stored models by name.
+    pub(crate) models: BTreeMap<String, StoredModel>,
+    /// What is wrong with models that are not to be used.
+    pub(crate) faults: BTreeMap<Hash, Fault>,
+    /// How many of the connected workers have a model.
+    pub(crate) holders: BTreeMap<Hash, usize>,
     /// Results by [`crate::result_key`].
     pub(crate) memo: BTreeMap<Hash, TaskOutput>,
     /// Ready tasks by lane.
@@ -268,6 +275,9 @@ impl Core {
             job_by_seq: BTreeMap::new(),
             workers: BTreeMap::new(),
             drained: BTreeSet::new(),
+            models: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            holders: BTreeMap::new(),
             memo: BTreeMap::new(),
             ready: LANES.map(|lane| (lane, BTreeSet::new())).into(),
             free: LANES.map(|lane| (lane, BTreeSet::new())).into(),

@@ -1,11 +1,12 @@
 //! Who works, who may be given something, and what users are shown of it.
 
 use crate::dag::TaskKind;
+use crate::models::Fetching;
 use crate::state::{Core, Job, LANES};
-use longtake_common::ids::{JobId, TaskId, WorkerId};
+use longtake_common::ids::{Hash, JobId, TaskId, WorkerId};
 use longtake_common::task::Lane;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a worker says of itself when it connects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +23,8 @@ pub struct WorkerInfo {
     pub threads: u32,
     /// Memory of its machine in bytes.
     pub memory_bytes: u64,
+    /// Models that it has.
+    pub models: BTreeSet<Hash>,
 }
 
 #[derive(Clone, Debug)]
@@ -33,6 +36,8 @@ pub(crate) struct Worker {
     pub peak_rss_bytes: u64,
     /// It was told to stop.
     pub leaving: bool,
+    /// The model that it is fetching.
+    pub fetching: Option<Fetching>,
 }
 
 impl Worker {
@@ -43,11 +48,17 @@ impl Worker {
             lanes: BTreeMap::new(),
             peak_rss_bytes: 0,
             leaving: false,
+            fetching: None,
         }
     }
 
+    /// Whether it has the model that `job` is rendered with.
+    pub fn has_model(&self, job: &Job) -> bool {
+        self.info.models.contains(&job.record.spec.model.hash)
+    }
+
     /// Whether work of `job` in this lane comes out on it as it has to.
-    pub fn fits(&self, lane: Lane, job: &Job) -> bool {
+    pub fn has_level(&self, lane: Lane, job: &Job) -> bool {
         let isa = job.record.isa.as_deref();
         lane == Lane::Host || isa.is_none_or(|isa| isa == self.info.isa)
     }
@@ -103,6 +114,8 @@ pub struct WorkerView {
     pub tasks: Vec<WorkerTask>,
     /// Peak memory of its process so far, in bytes.
     pub peak_rss_bytes: u64,
+    /// The model that it is fetching.
+    pub fetching: Option<Fetching>,
 }
 
 impl Core {
@@ -131,6 +144,7 @@ impl Core {
             state,
             tasks: worker.lanes.values().map(task).collect(),
             peak_rss_bytes: worker.peak_rss_bytes,
+            fetching: worker.fetching,
         }
     }
 

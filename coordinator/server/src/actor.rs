@@ -11,7 +11,8 @@ use longtake_common::spec::JobSpec;
 use longtake_common::task::Assignment;
 use longtake_common::telemetry;
 use longtake_core::{
-    Census, Core, Effect, Effects, Event, Explanation, JobView, Running, WorkerInfo, WorkerView,
+    Census, Core, Effect, Effects, Event, Explanation, JobView, ModelView, Running, WorkerInfo,
+    WorkerView,
 };
 use longtake_proto::v1;
 use longtake_proto::v1::coordinator_message::Message as ToWorker;
@@ -58,6 +59,17 @@ pub enum Request {
         name: String,
         event: Event,
         reply: oneshot::Sender<Result<Vec<WorkerView>, String>>,
+    },
+    /// Name a model or take its name away.
+    Model {
+        event: Event,
+        /// Only say whether it would be done.
+        is_trial: bool,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Show all models.
+    Models {
+        reply: oneshot::Sender<Vec<ModelView>>,
     },
     /// Show all workers.
     Workers {
@@ -131,6 +143,9 @@ enum Answer {
     Worker {
         name: String,
         reply: oneshot::Sender<Result<Vec<WorkerView>, String>>,
+    },
+    Model {
+        reply: oneshot::Sender<Result<(), String>>,
     },
     List {
         reply: oneshot::Sender<Vec<JobView>>,
@@ -255,6 +270,19 @@ impl Actor {
                     self.answers.push(Answer::Worker { name, reply });
                 }
             },
+            Request::Model {
+                event,
+                is_trial,
+                reply,
+            } => match self.core.refusal(&event) {
+                Some(reason) => drop(reply.send(Err(reason))),
+                None if is_trial => drop(reply.send(Ok(()))),
+                None => {
+                    self.handle(event);
+                    self.answers.push(Answer::Model { reply });
+                }
+            },
+            Request::Models { reply } => drop(reply.send(self.core.models().collect())),
             // Nobody acts on these in a way that would have to be stored first.
             Request::Workers { reply } => drop(reply.send(self.core.workers().collect())),
             Request::Explain { job, reply } => {
@@ -520,6 +548,9 @@ impl Actor {
                     .workers()
                     .filter(|worker| worker.info.name == name);
                 let _ = reply.send(Ok(named.collect()));
+            }
+            Answer::Model { reply } => {
+                let _ = reply.send(Ok(()));
             }
             Answer::List { reply } => {
                 let jobs = self.core.jobs();

@@ -68,9 +68,8 @@ enum Need {
 fn need(path: &str) -> Need {
     match path.rsplit('/').next().unwrap_or_default() {
         "Attach" => Need::Work,
-        "Get" | "List" | "Watch" | "Fetch" | "Logs" | "Explain" | "ListWorkers" | "metrics" => {
-            Need::Look
-        }
+        "Get" | "List" | "Watch" | "Fetch" | "Logs" | "Explain" | "ListWorkers" | "Manifest"
+        | "Chunk" | "metrics" => Need::Look,
         _ => Need::Change,
     }
 }

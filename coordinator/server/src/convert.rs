@@ -4,7 +4,7 @@ use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
 use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
 use longtake_common::task::SeamScore;
-use longtake_core::{ChunkView, JobState, JobView, SegmentView, WorkerTask, WorkerView};
+use longtake_core::{ChunkView, Fetching, JobState, JobView, SegmentView, WorkerTask, WorkerView};
 use longtake_proto::v1;
 
 /// A message that does not say a job.
@@ -165,6 +165,18 @@ pub fn worker_to_proto(view: &WorkerView) -> v1::Worker {
         peak_rss_bytes: view.peak_rss_bytes,
         state: view.state.name().to_owned(),
         tasks: view.tasks.iter().map(task).collect(),
+        models: view.info.models.iter().map(Hash::to_string).collect(),
+        fetching: view.fetching.map(
+            |Fetching {
+                 hash,
+                 done_bytes,
+                 total_bytes,
+             }| v1::Fetching {
+                model: hash.to_string(),
+                done_bytes,
+                total_bytes,
+            },
+        ),
     }
 }
 

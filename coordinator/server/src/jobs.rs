@@ -15,7 +15,7 @@ use tonic::{Response, Status};
 use tracing::Instrument;
 
 /// Bytes of an artifact in one message.
-const PIECE_BYTES: usize = 256 << 10;
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
 
 /// The service.
 pub struct JobsService {
@@ -23,7 +23,7 @@ pub struct JobsService {
     artifacts: ArtifactStore,
 }
 
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(crate) type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Asks the actor and waits for its answer.
 pub(crate) async fn ask<T>(
@@ -263,7 +263,7 @@ impl Jobs for JobsService {
     }
 }
 
-fn refusal(error: &ArtifactError) -> Status {
+pub(crate) fn refusal(error: &ArtifactError) -> Status {
     match error {
         ArtifactError::Missing { .. } => Status::not_found(error.to_string()),
         ArtifactError::Mismatch { .. } => Status::data_loss(error.to_string()),

@@ -11,6 +11,7 @@ mod error;
 mod http;
 mod jobs;
 mod metrics;
+mod models;
 pub mod store;
 mod tls;
 mod workers;
@@ -25,6 +26,7 @@ use http::{HttpServer, Sources};
 use longtake_common::artifact::ArtifactStore;
 use longtake_core::{Core, Effects, Limits};
 use longtake_proto::v1::jobs_server::JobsServer;
+use longtake_proto::v1::models_server::ModelsServer;
 use longtake_proto::v1::workers_server::WorkersServer;
 use metrics::Counters;
 use std::net::SocketAddr;
@@ -150,12 +152,14 @@ impl Coordinator {
             server = server.tls_config(tls.grpc)?;
         }
         let jobs = jobs::JobsService::new(requests.clone(), artifacts.clone());
+        let models = models::ModelsService::new(requests.clone(), artifacts.models());
         let workers = workers::WorkersService::new(requests, counters);
         let router = server
             .layer(tower::layer::layer_fn(move |inner| {
                 Gate::new(tokens.clone(), inner)
             }))
             .add_service(JobsServer::new(jobs).max_decoding_message_size(MESSAGE_BYTES_MAX))
+            .add_service(ModelsServer::new(models).max_decoding_message_size(MESSAGE_BYTES_MAX))
             .add_service(WorkersServer::new(workers).max_decoding_message_size(MESSAGE_BYTES_MAX));
         let (stop, stopped) = oneshot::channel();
         let (close, closed) = oneshot::channel::<()>();

@@ -5,12 +5,13 @@ use crate::actor::{Connection, Request};
 use crate::jobs::ask;
 use crate::metrics::{Counters, count};
 use futures::{Stream, StreamExt};
-use longtake_common::ids::{Epoch, FencingToken, JobId, TaskId, WorkerId};
+use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::task::TaskOutput;
-use longtake_core::{Event, Running, WorkerInfo};
+use longtake_core::{Event, Fault, Fetching, Running, WorkerInfo};
 use longtake_proto::v1;
 use longtake_proto::v1::worker_message::Message;
 use longtake_proto::v1::workers_server::Workers;
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,7 @@ impl Workers for WorkersService {
             ));
         };
         check(&register)?;
+        let models = hashes(&register.models).map_err(Status::invalid_argument)?;
         let running = running(register.running);
         let info = WorkerInfo {
             name: register.name,
@@ -63,6 +65,7 @@ impl Workers for WorkersService {
             isa: register.isa,
             threads: register.threads,
             memory_bytes: register.memory_bytes,
+            models,
         };
         let attached = ask(&self.actor, |reply| Request::Attach {
             info,
@@ -132,6 +135,15 @@ fn running(running: Vec<v1::Running>) -> Vec<Running> {
     running.into_iter().map(one).collect()
 }
 
+fn hash(text: &str) -> Result<Hash, String> {
+    text.parse()
+        .map_err(|error| format!("it names a model so: {error}"))
+}
+
+fn hashes(texts: &[String]) -> Result<BTreeSet<Hash>, String> {
+    texts.iter().map(|text| hash(text)).collect()
+}
+
 /// Passes on what a worker says, until it stops or says something that it should not.
 async fn listen(
     actor: &mpsc::Sender<Request>,
@@ -197,6 +209,27 @@ fn event(worker: &WorkerId, own: Epoch, message: v1::WorkerMessage) -> Result<Ev
             token: FencingToken(failed.token),
             error: failed.error,
             retryable: failed.retryable,
+        }),
+        Some(Message::Models(held)) => {
+            let fetching = held.fetching.map(|fetching| {
+                Ok::<_, String>(Fetching {
+                    hash: hash(&fetching.model)?,
+                    done_bytes: fetching.done_bytes,
+                    total_bytes: fetching.total_bytes,
+                })
+            });
+            Ok(Event::WorkerModels {
+                worker,
+                models: hashes(&held.models)?,
+                fetching: fetching.transpose()?,
+            })
+        }
+        Some(Message::ModelFault(fault)) => Ok(Event::ModelFault {
+            hash: hash(&fault.model)?,
+            fault: Some(Fault {
+                reason: fault.error,
+                damaged: fault.damaged,
+            }),
         }),
         Some(Message::Register(_)) => Err("it registered twice".to_owned()),
         None => Err("it sent a message that this version does not know".to_owned()),

@@ -159,6 +159,7 @@ impl Server {
             memory_bytes: host::memory_bytes(),
             running: self.ledger.in_hand(),
             instance: self.identity.instance.clone(),
+            models: Vec::new(),
         }
     }
 

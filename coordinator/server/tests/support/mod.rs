@@ -95,6 +95,7 @@ pub fn register(name: &str, running: Vec<v1::Running>) -> v1::Register {
         memory_bytes: 1 << 30,
         running,
         instance: name.into(),
+        models: Vec::new(),
     }
 }
 

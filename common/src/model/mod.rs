@@ -2,15 +2,17 @@
 //!
 //! Does not look into the files: that is the engine's business.
 
+mod hashes;
+mod manifest;
+
+pub use hashes::{CACHE_VARIABLE, FileHashes, Hashes, cache_folder};
+pub use manifest::{CHUNK_BYTES, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+
 use crate::ids::Hash;
 use std::path::{Path, PathBuf};
 
 /// Environment variable: a folder that has `configs/` in it.
 pub const HOME_VARIABLE: &str = "LONGTAKE_HOME";
-/// Endings of the files that make up a model; READMEs and training scripts do not.
-const ENDINGS: [&str; 3] = ["safetensors", "json", "model"];
-/// Folder beside the weights that tells how they were made.
-const TRAINING_FOLDER: &str = "train";
 
 /// What can go wrong before a model's files are read for what they mean.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +31,22 @@ pub enum ModelError {
         looked: Vec<PathBuf>,
     },
     /// The folder has no file of a model.
-    #[error("{0} holds no model: a .safetensors file is expected there")]
+    #[error("{0} is no model: give a .safetensors file, or a folder that holds some")]
     Empty(PathBuf),
+    /// A file's name cannot be listed.
+    #[error("cannot list the model's file {0:?}: its name is not UTF-8; rename it")]
+    Name(PathBuf),
+    /// A file was written to while it was read.
+    #[error("{0} changed while it was being read: wait until it is complete")]
+    Changing(PathBuf),
+    /// The files cannot be listed.
+    #[error("cannot use the model {path}: {source}")]
+    List {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: ManifestError,
+    },
     /// A file cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {
@@ -130,69 +146,10 @@ fn find(
     })
 }
 
-/// Names a model by its bytes: BLAKE3 over the sorted relative paths of its `.safetensors`, `.json`
-/// and `.model` files, each with its length and content. A single file counts as a folder of one.
+/// Names the model at `path` by its bytes: see [`Manifest::hash`]. Files that were hashed before and
+/// have not changed since are not read again.
 pub fn hash_model(path: &Path) -> Result<Hash, ModelError> {
-    let mut files = Vec::new();
-    if path.is_dir() {
-        collect(path, "", &mut files)?;
-    } else {
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        files.push((name, path.to_owned()));
-    }
-    if !files.iter().any(|(name, _)| name.ends_with(".safetensors")) {
-        return Err(ModelError::Empty(path.to_owned()));
-    }
-    files.sort();
-    let mut hasher = blake3::Hasher::new();
-    for (name, file) in &files {
-        let failed = |source| ModelError::Read {
-            path: file.clone(),
-            source,
-        };
-        let reader = std::fs::File::open(file).map_err(failed)?;
-        let length_bytes = reader.metadata().map_err(failed)?.len();
-        // Lengths in front keep one file's end from being taken for the next one's start.
-        hasher.update(&(name.len() as u64).to_le_bytes());
-        hasher.update(name.as_bytes());
-        hasher.update(&length_bytes.to_le_bytes());
-        hasher.update_reader(reader).map_err(failed)?;
-    }
-    Ok(hasher.finalize().into())
-}
-
-fn collect(
-    folder: &Path,
-    prefix: &str,
-    files: &mut Vec<(String, PathBuf)>,
-) -> Result<(), ModelError> {
-    let failed = |source| ModelError::Read {
-        path: folder.to_owned(),
-        source,
-    };
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let (path, name) = (
-            entry.path(),
-            entry.file_name().to_string_lossy().into_owned(),
-        );
-        let relative = format!("{prefix}{name}");
-        if path.is_dir() {
-            if relative != TRAINING_FOLDER && !name.starts_with('.') {
-                collect(&path, &format!("{relative}/"), files)?;
-            }
-        } else if ENDINGS
-            .iter()
-            .any(|ending| path.extension().is_some_and(|e| e == *ending))
-        {
-            files.push((relative, path));
-        }
-    }
-    Ok(())
+    Ok(Manifest::of(path, &Hashes::usual())?.hash())
 }
 
 #[cfg(test)]
@@ -204,39 +161,6 @@ mod tests {
         fs::create_dir_all(folder.join("vae")).expect("folder");
         fs::write(folder.join("vae/a.safetensors"), "weights").expect("file");
         fs::write(folder.join("config.json"), "{}").expect("file");
-    }
-
-    #[test]
-    fn the_hash_is_of_the_models_files_only() {
-        let folder = tempfile::tempdir().expect("folder");
-        model(folder.path());
-        let hash = hash_model(folder.path()).expect("hash");
-        fs::write(folder.path().join("README.md"), "about").expect("file");
-        fs::create_dir(folder.path().join("train")).expect("folder");
-        fs::write(folder.path().join("train/settings.json"), "{}").expect("file");
-        assert_eq!(hash_model(folder.path()).expect("hash"), hash);
-        fs::write(folder.path().join("config.json"), "{ }").expect("file");
-        assert_ne!(hash_model(folder.path()).expect("hash"), hash);
-    }
-
-    #[test]
-    fn moving_bytes_between_files_changes_the_hash() {
-        let folder = tempfile::tempdir().expect("folder");
-        let mut hashes = Vec::new();
-        for (a, b) in [("xy", "z"), ("x", "yz")] {
-            fs::write(folder.path().join("a.safetensors"), a).expect("file");
-            fs::write(folder.path().join("b.safetensors"), b).expect("file");
-            hashes.push(hash_model(folder.path()).expect("hash"));
-        }
-        assert_ne!(hashes[0], hashes[1]);
-    }
-
-    #[test]
-    fn a_folder_without_weights_is_no_model() {
-        let folder = tempfile::tempdir().expect("folder");
-        fs::write(folder.path().join("config.json"), "{}").expect("file");
-        let error = hash_model(folder.path()).expect_err("empty").to_string();
-        assert!(error.contains(".safetensors"), "{error}");
     }
 
     #[test]
