@@ -412,20 +412,15 @@ impl Backend for CpuBackend {
         let &[rows, width] = table.dims() else {
             return Err(Error::operand("add_table", table, "[R, D] is needed"));
         };
-        if x.shape().last() != rows * width {
-            return Err(Error::mismatch(
-                "add_table",
-                x.shape(),
-                table,
-                "R D values a set",
-            ));
+        let given = x.shape().last();
+        if given != rows * width && given != width {
+            let rule = "D or R D values a set";
+            return Err(Error::mismatch("add_table", x.shape(), table, rule));
         }
         Ok(self.produce(Shape::from([sets, rows, width]), |out| {
-            for (out, x) in out
-                .chunks_mut(rows * width)
-                .zip(x.values().chunks(rows * width))
-            {
-                for ((out, &x), &y) in out.iter_mut().zip(x).zip(y.values()) {
+            let sets = x.values().chunks(given.max(1));
+            for (out, x) in out.chunks_mut((rows * width).max(1)).zip(sets) {
+                for ((out, &x), &y) in out.iter_mut().zip(x.iter().cycle()).zip(y.values()) {
                     *out = x + y;
                 }
             }

@@ -32,15 +32,26 @@ impl<B: Loader> TimestepEmbedder<B> {
 impl<B: Backend> TimestepEmbedder<B> {
     /// `[T, dim]` for timesteps of 0..1000.
     pub fn forward(&self, b: &B, timesteps: &[f32]) -> longtake_tensor::Result<B::Tensor> {
-        let sinusoid = timestep_sinusoid(timesteps);
-        let x = b.upload(Shape::from([timesteps.len(), SINUSOID]), &sinusoid)?;
-        let x = b.linear(&x, &self.linear_1, Activation::Silu)?;
+        let shape = Shape::from([timesteps.len(), SINUSOID]);
+        self.embed(b, &b.upload(shape, &sinusoid(timesteps))?)
+    }
+
+    /// `[T, dim]` for the sinusoids `[T, 256]` of timesteps.
+    pub fn embed(&self, b: &B, sinusoid: &B::Tensor) -> longtake_tensor::Result<B::Tensor> {
+        let x = b.linear(sinusoid, &self.linear_1, Activation::Silu)?;
         b.linear(&x, &self.linear_2, Activation::None)
     }
 }
 
+/// Sinusoids of timesteps on the backend, `[T, 256]`.
+pub fn timestep_sinusoid<B: Loader>(b: &B, timesteps: &[f32]) -> Result<B::Tensor> {
+    let shape = Shape::from([timesteps.len(), SINUSOID]);
+    b.upload(shape, &sinusoid(timesteps))
+        .in_part(|| "timesteps".into())
+}
+
 /// `[T, 256]`: cosines, then sines, of `t exp(-ln(10000) i / 128)`.
-fn timestep_sinusoid(timesteps: &[f32]) -> Vec<f32> {
+fn sinusoid(timesteps: &[f32]) -> Vec<f32> {
     let half = SINUSOID / 2;
     let log_period = -(libm::log(10000.0) as f32);
     let frequency: Vec<f32> = (0..half)

@@ -100,6 +100,15 @@ pub enum Error {
     },
 }
 
+impl From<longtake_tensor::Error> for Error {
+    fn from(source: longtake_tensor::Error) -> Self {
+        Self::Backend {
+            part: "a recorded computation".to_owned(),
+            source,
+        }
+    }
+}
+
 /// Names the part of the model in which an operation failed.
 pub trait InPart<T> {
     /// Adds the part's name to an operation's error.

@@ -2,17 +2,17 @@
 //! diffusers take them.
 
 use crate::config::{ModelConfig, PipelineClass};
-use crate::embeddings::{Positions, rope};
+use crate::embeddings::{Positions, rope, timestep_sinusoid};
 use crate::error::{Error, InPart, Result};
 use crate::guidance;
 use crate::rng::TorchRng;
 use crate::schedule::Schedule;
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokens;
-use crate::transformer::{TextContext, TokenTimesteps, Transformer};
+use crate::transformer::{TextContext, Transformer};
 use crate::types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Video};
 use crate::vae::{Decoder, Encoder};
-use longtake_tensor::{Backend, Rope, Shape, Tensor};
+use longtake_tensor::{Backend, Recording, Rope, Shape, Tensor};
 use std::ops::ControlFlow;
 
 /// Latents before a tail that are decoded with it. The decoder's whole field of view is larger
@@ -53,6 +53,9 @@ pub(crate) struct Denoising<'a, B: Backend> {
     request: &'a DenoiseRequest<'a>,
     schedule: Schedule,
     rope: Rope<B>,
+    // Dropped before what they read.
+    text_recording: Recording,
+    negative_recording: Recording,
     text: TextContext<B>,
     negative: Option<TextContext<B>>,
     channels: usize,
@@ -113,6 +116,8 @@ impl<'a, B: Backend> Denoising<'a, B> {
             request,
             schedule: Schedule::new(&config.scheduler, config.pipeline, r.steps, token_count)?,
             rope: rope(b, &positions, config.transformer.inner_dim())?,
+            text_recording: Recording::default(),
+            negative_recording: Recording::default(),
             text: transformer.text_context(b, r.prompt)?,
             negative: negative
                 .map(|p| transformer.text_context(b, p))
@@ -158,21 +163,17 @@ impl<'a, B: Backend> Denoising<'a, B> {
             .b
             .upload_index(&index)
             .in_part(|| "token timesteps".into())?;
-        let mut timesteps = TokenTimesteps {
-            distinct: vec![0.0],
-            index,
-        };
         for step in 0..steps {
-            timesteps.distinct = vec![self.schedule.timesteps[step]];
+            let mut distinct = vec![self.schedule.timesteps[step]];
             let mut deltas = vec![self.schedule.delta(step)];
             if self.held_count > 0 {
-                timesteps.distinct.push(0.0);
+                distinct.push(0.0);
                 deltas.push(0.0);
             }
-            let v = self.velocity(&x, &timesteps)?;
+            let v = self.velocity(&x, &timestep_sinusoid(self.b, &distinct)?, &index)?;
             x = self
                 .b
-                .add_scaled_tokens(x, &v, &deltas, &timesteps.index)
+                .add_scaled_tokens(x, &v, &deltas, &index)
                 .in_part(|| format!("step {step}"))?;
             if progress(step + 1, steps).is_break() {
                 return Err(Error::Cancelled {
@@ -193,16 +194,19 @@ impl<'a, B: Backend> Denoising<'a, B> {
         ))
     }
 
-    fn velocity(&self, x: &B::Tensor, timesteps: &TokenTimesteps<B>) -> Result<B::Tensor> {
-        let forward = |text| {
-            self.transformer
-                .forward(self.b, x, text, timesteps, &self.rope)
+    fn velocity(&self, x: &B::Tensor, sinusoid: &B::Tensor, index: &B::Index) -> Result<B::Tensor> {
+        let forward = |recording, text| {
+            self.b.recorded(recording, &[x, sinusoid], |inputs| {
+                let (x, sinusoid) = (&inputs[0], &inputs[1]);
+                let (model, b) = (self.transformer, self.b);
+                model.forward_at(b, x, sinusoid, text, index, &self.rope)
+            })
         };
-        let text = forward(&self.text)?;
+        let text = forward(&self.text_recording, &self.text)?;
         let Some(negative) = &self.negative else {
             return Ok(text);
         };
-        let uncond = forward(negative)?;
+        let uncond = forward(&self.negative_recording, negative)?;
         let scale = self.request.guidance_scale;
         guidance::combine(self.b, &uncond, &text, scale).in_part(|| "guidance".into())
     }

@@ -30,9 +30,11 @@ impl<B: Loader> Block<B> {
         let inner = c.num_heads * c.d_kv;
         let attention = format!("{name}.layer.0.SelfAttention");
         let ff = format!("{name}.layer.1.DenseReluDense");
-        let project =
-            |layer: &str| w.matrix(b, &format!("{attention}.{layer}"), inner, c.d_model, false);
-        let widen = |layer: &str| w.matrix(b, &format!("{ff}.{layer}"), c.d_ff, c.d_model, false);
+        let project = |layer: &str| {
+            w.block_matrix(b, &format!("{attention}.{layer}"), inner, c.d_model, false)
+        };
+        let widen =
+            |layer: &str| w.block_matrix(b, &format!("{ff}.{layer}"), c.d_ff, c.d_model, false);
         let norm = |i: usize| {
             w.tensor(
                 b,
@@ -45,11 +47,11 @@ impl<B: Loader> Block<B> {
             q: project("q")?,
             k: project("k")?,
             v: project("v")?,
-            o: w.matrix(b, &format!("{attention}.o"), c.d_model, inner, false)?,
+            o: w.block_matrix(b, &format!("{attention}.o"), c.d_model, inner, false)?,
             ff_norm: norm(1)?,
             wi_0: widen("wi_0")?,
             wi_1: widen("wi_1")?,
-            wo: w.matrix(b, &format!("{ff}.wo"), c.d_model, c.d_ff, false)?,
+            wo: w.block_matrix(b, &format!("{ff}.wo"), c.d_model, c.d_ff, false)?,
         })
     }
 }

@@ -5,13 +5,11 @@
 //! timesteps, `N` text tokens.
 
 use crate::config::TransformerConfig;
-use crate::embeddings::TimestepEmbedder;
+use crate::embeddings::{TimestepEmbedder, timestep_sinusoid};
 use crate::error::{InPart, Result};
 use crate::types::Prompt;
 use crate::weights::Weights;
-use longtake_tensor::{
-    Activation, AttentionBias, Backend, Gate, Loader, Modulation, Rope, Shape, Tensor,
-};
+use longtake_tensor::{Activation, AttentionBias, Backend, Gate, Loader, Modulation, Rope, Shape};
 
 type Op<T> = longtake_tensor::Result<T>;
 
@@ -37,7 +35,7 @@ struct Attention<B: Loader> {
 impl<B: Loader> Attention<B> {
     fn load(b: &B, w: &Weights, name: &str, c: &TransformerConfig) -> Result<Self> {
         let dim = c.inner_dim();
-        let linear = |layer: &str| w.matrix(b, &format!("{name}.{layer}"), dim, dim, true);
+        let linear = |layer: &str| w.block_matrix(b, &format!("{name}.{layer}"), dim, dim, true);
         let norm = |layer: &str| w.tensor(b, &format!("{name}.{layer}.weight"), &[dim]);
         Ok(Self {
             to_q: linear("to_q")?,
@@ -103,8 +101,8 @@ impl<B: Loader> Block<B> {
         Ok(Self {
             attn1: Attention::load(b, w, &format!("{name}.attn1"), c)?,
             attn2: Attention::load(b, w, &format!("{name}.attn2"), c)?,
-            ff_in: w.matrix(b, &format!("{name}.ff.net.0.proj"), 4 * dim, dim, true)?,
-            ff_out: w.matrix(b, &format!("{name}.ff.net.2"), dim, 4 * dim, true)?,
+            ff_in: w.block_matrix(b, &format!("{name}.ff.net.0.proj"), 4 * dim, dim, true)?,
+            ff_out: w.block_matrix(b, &format!("{name}.ff.net.2"), dim, 4 * dim, true)?,
             scale_shift_table: w.tensor(b, &format!("{name}.scale_shift_table"), &[6, dim])?,
             eps: c.norm_eps,
         })
@@ -262,18 +260,29 @@ impl<B: Backend> Transformer<B> {
         timesteps: &TokenTimesteps<B>,
         rope: &Rope<B>,
     ) -> Result<B::Tensor> {
+        let sinusoid = timestep_sinusoid(b, &timesteps.distinct)?;
+        self.forward_at(b, x, &sinusoid, text, &timesteps.index, rope)
+    }
+
+    /// The same for timesteps whose sinusoid is on the device: moves nothing from or to the host.
+    pub fn forward_at(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        sinusoid: &B::Tensor,
+        text: &TextContext<B>,
+        index: &B::Index,
+        rope: &Rope<B>,
+    ) -> Result<B::Tensor> {
         let part = || "timestep embedding".to_owned();
-        let embedded = self
-            .time_embed
-            .forward(b, &timesteps.distinct)
-            .in_part(part)?; // [T, D]
+        let embedded = self.time_embed.embed(b, sinusoid).in_part(part)?; // [T, D]
         let temb = b.silu(&embedded).in_part(part)?;
         let temb = b
             .linear(&temb, &self.time_linear, Activation::None)
             .in_part(part)?;
         let step = Step {
             temb,
-            index: &timesteps.index,
+            index,
             rope,
             text_bias: &text.bias,
         };
@@ -286,7 +295,7 @@ impl<B: Backend> Transformer<B> {
                 .forward(b, x, text, &step)
                 .in_part(|| format!("transformer block {i}"))?;
         }
-        self.project_out(b, &x, &embedded, &timesteps.index)
+        self.project_out(b, &x, &embedded, index)
             .in_part(|| "proj_out".into())
     }
 
@@ -297,16 +306,8 @@ impl<B: Backend> Transformer<B> {
         embedded: &B::Tensor,
         index: &B::Index,
     ) -> Op<B::Tensor> {
-        // The two rows of the table share one embedding: [T, D] side by side twice.
-        let (sets, dim) = (embedded.shape().rows(), embedded.shape().last());
-        let twice: Vec<f32> = b
-            .download(embedded)?
-            .chunks_exact(dim)
-            .flat_map(|set| set.iter().chain(set))
-            .copied()
-            .collect();
-        let twice = b.upload(Shape::from([sets, 2 * dim]), &twice)?;
-        let table = &b.add_table(&twice, &self.scale_shift_table)?;
+        // The two rows of the table share one embedding.
+        let table = &b.add_table(embedded, &self.scale_shift_table)?;
         let modulation = Modulation {
             table,
             index,

@@ -251,6 +251,23 @@ impl Weights {
         })
     }
 
+    /// The same for a layer that repeats from block to block.
+    pub fn block_matrix<B: Loader>(
+        &self,
+        b: &B,
+        layer: &str,
+        n: usize,
+        k: usize,
+        bias: bool,
+    ) -> Result<B::Matrix> {
+        let bias = bias
+            .then(|| self.values(&format!("{layer}.bias"), &[n]))
+            .transpose()?;
+        self.with_view(&format!("{layer}.weight"), &[n, k], |w| {
+            b.block_matrix(w, bias.as_deref())
+        })
+    }
+
     /// Convolution `layer` with a cubic kernel of side `size`.
     pub fn conv<B: Loader>(
         &self,

@@ -10,8 +10,10 @@
 //! which one a token uses.
 
 use crate::dtype::WeightView;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shape::Shape;
+use std::any::Any;
+use std::sync::Mutex;
 
 /// An activation on the device.
 pub trait Tensor: Clone + Send + Sync {
@@ -95,6 +97,21 @@ pub struct ChannelModulation<'a, B: Loader> {
     pub scale: usize,
 }
 
+/// What a backend remembers of a computation that runs again and again with other inputs, such as
+/// a graph of its launches. Empty at first; drop it before what the computation reads besides its
+/// inputs.
+#[derive(Default)]
+pub struct Recording {
+    memory: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl Recording {
+    /// Calls `f` with what the backend remembers.
+    pub fn with<T>(&self, f: impl FnOnce(&mut Option<Box<dyn Any + Send>>) -> T) -> T {
+        f(&mut self.memory.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+}
+
 /// Where weights go when a model is loaded.
 pub trait Loader {
     /// An activation.
@@ -108,6 +125,11 @@ pub trait Loader {
     fn upload(&self, shape: Shape, values: &[f32]) -> Result<Self::Tensor>;
     /// Prepares a linear layer with weight `[N, K]` and bias `[N]`.
     fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Matrix>;
+    /// The same for one of the layers that repeat from block to block and take nearly all of the
+    /// memory and time: backends that compute in 8 bits may do so here.
+    fn block_matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Matrix> {
+        self.matrix(weight, bias)
+    }
     /// Prepares a convolution with kernel `[N, C, kt, kh, kw]`, odd sizes, stride 1, and bias `[N]`.
     fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Conv>;
 }
@@ -167,6 +189,19 @@ pub trait VaeOps: Loader + Sized {
 pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
     /// Small integers, one a token.
     type Index: Send + Sync;
+
+    /// Runs `compute` on `inputs`. `recording` belongs to this computation alone: one with the same
+    /// shapes that reads, besides its inputs, nothing that changes. It must not move data from or
+    /// to the host.
+    fn recorded<E: From<Error>>(
+        &self,
+        _recording: &Recording,
+        inputs: &[&Self::Tensor],
+        compute: impl Fn(&[Self::Tensor]) -> std::result::Result<Self::Tensor, E>,
+    ) -> std::result::Result<Self::Tensor, E> {
+        let inputs: Vec<_> = inputs.iter().map(|&x| x.clone()).collect();
+        compute(&inputs)
+    }
 
     // ---- moving data
 
@@ -236,6 +271,7 @@ pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
     /// `x y`, element by element.
     fn multiply(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
     /// `x + y` where `y` `[R, D]` repeats over the first axis of `x`: `[T, R * D]` to `[T, R, D]`.
+    /// With `x` `[T, D]`, each set of `x` repeats over the rows of `y`.
     fn add_table(&self, x: &Self::Tensor, y: &Self::Tensor) -> Result<Self::Tensor>;
 
     // ---- latents

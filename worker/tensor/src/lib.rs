@@ -10,8 +10,8 @@ pub mod error;
 pub mod shape;
 
 pub use backend::{
-    Activation, AttentionBias, Backend, ChannelModulation, Gate, Loader, Modulation, Rope, Tensor,
-    TimePadding, VaeOps,
+    Activation, AttentionBias, Backend, ChannelModulation, Gate, Loader, Modulation, Recording,
+    Rope, Tensor, TimePadding, VaeOps,
 };
 pub use dtype::{DType, WeightView};
 pub use error::{Error, Result};

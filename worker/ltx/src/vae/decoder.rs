@@ -141,7 +141,7 @@ impl<B: Loader> Decoder<B> {
             stages.push(stage);
             channels = to;
         }
-        let last = config.timestep_conditioning.then(|| {
+        let last = config.timestep_conditioning.then(|| -> Result<_> {
             Ok(FinalEmbedding {
                 time_embedder: TimestepEmbedder::load(b, w, "decoder.time_embedder", 2 * channels)?,
                 scale_shift_table: w.tensor(b, "decoder.scale_shift_table", &[2, channels])?,
