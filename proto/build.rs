@@ -2,7 +2,10 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=longtake");
-    let files = protox::compile(["longtake/v1/farm.proto", "longtake/v1/models.proto"], ["."])?;
+    let files = protox::compile(
+        ["longtake/v1/farm.proto", "longtake/v1/models.proto"],
+        ["."],
+    )?;
     tonic_prost_build::configure()
         .build_transport(true)
         .compile_fds(files)?;

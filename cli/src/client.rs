@@ -198,12 +198,11 @@ impl Client {
         ))
     }
 
-    /// Writes the bytes of an artifact to a new file, and makes sure that they lie there.
-    pub async fn fetch_to(&mut self, artifact: &str, path: &Path) -> Result<()> {
+    /// Writes the bytes of one of a job's artifacts to a new file, and makes sure that they lie
+    /// there. Fails with [`LostArtifact`] when they are being made again.
+    pub async fn fetch_to(&mut self, job: &str, artifact: &str, path: &Path) -> Result<()> {
         let wanted: Hash = artifact.parse()?;
-        let request = v1::FetchRequest {
-            artifact: artifact.to_owned(),
-        };
+        let request = wanted_of(job, artifact);
         let mut stream = self.answer(self.jobs.clone().fetch(request)).await?;
         let mut file = Download::create(path).await?;
         while let Some(part) = stream
@@ -232,11 +231,10 @@ impl Client {
         }
     }
 
-    /// The bytes of an artifact that fits into memory.
-    pub async fn fetch_bytes(&mut self, artifact: &str) -> Result<Vec<u8>> {
+    /// The bytes of one of a job's artifacts that fits into memory. Fails like [`Self::fetch_to`].
+    pub async fn fetch_bytes(&mut self, job: &str, artifact: &str) -> Result<Vec<u8>> {
         let wanted: Hash = artifact.parse()?;
-        let artifact = artifact.to_owned();
-        let request = v1::FetchRequest { artifact };
+        let request = wanted_of(job, artifact);
         let mut stream = self.answer(self.jobs.clone().fetch(request)).await?;
         let mut bytes = Vec::new();
         while let Some(part) = stream
@@ -258,6 +256,7 @@ impl Client {
             return error.into();
         }
         match status.code() {
+            Code::DataLoss => LostArtifact(status.message().to_owned()).into(),
             Code::Unavailable | Code::Unknown | Code::Cancelled => anyhow!(
                 "the connection to the coordinator at {} broke ({}); see whether it still runs",
                 self.dialler.url(),
@@ -265,6 +264,18 @@ impl Client {
             ),
             _ => anyhow!("{}", status.message()),
         }
+    }
+}
+
+/// The artifact store has lost something of a job, and the farm makes it again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LostArtifact(String);
+
+fn wanted_of(job: &str, artifact: &str) -> v1::FetchRequest {
+    v1::FetchRequest {
+        artifact: artifact.to_owned(),
+        job: job.to_owned(),
     }
 }
 

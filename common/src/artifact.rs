@@ -5,8 +5,11 @@
 //! `file:` a folder, `s3:` a bucket. Knows nothing of jobs.
 
 mod models;
+mod repair;
 mod s3;
 mod usage;
+
+pub use repair::Condition;
 
 use crate::ids::Hash;
 use bytes::Bytes;
@@ -88,9 +91,7 @@ pub enum ArtifactError {
         url: String,
     },
     /// The stored bytes are not the ones that were put.
-    #[error(
-        "artifact {hash} in {url} is damaged: its bytes hash to {found}; remove it to have it made again"
-    )]
+    #[error("artifact {hash} in {url} is damaged: its bytes hash to {found}")]
     Mismatch {
         /// Which.
         hash: Hash,

@@ -147,6 +147,19 @@ impl Work {
         Hash::of(&json)
     }
 
+    /// The artifacts that it is made of.
+    pub fn inputs(&self) -> Vec<Hash> {
+        match self {
+            Self::Text { .. } => vec![],
+            Self::Denoise {
+                text, conditioning, ..
+            } => [*text].into_iter().chain(*conditioning).collect(),
+            Self::Decode { latents, .. } => vec![*latents],
+            Self::Seam { left, right, .. } => vec![*left, *right],
+            Self::Mux { chunks, .. } => chunks.clone(),
+        }
+    }
+
     /// Which of a worker's lanes does it: the device renders, the host joins and packs.
     pub fn lane(&self) -> Lane {
         match self {

@@ -1,9 +1,10 @@
 //! `retake`: one segment of a complete film again, the rest of it as it is.
 
 use super::jobs::{JobRef, follow, print};
+use crate::client::Client;
 use crate::output::Target;
 use crate::render::deliver;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use longtake_proto::v1;
 use std::path::PathBuf;
 
@@ -36,6 +37,8 @@ pub async fn run(args: RetakeArgs) -> Result<()> {
         target.check()?;
     }
     let mut client = args.of.farm.connect().await?;
+    // Before anything is rendered for a file that cannot be written then.
+    let claim = target.as_ref().map(Target::claim).transpose()?;
     let request = v1::RetakeRequest {
         job: args.of.job.clone(),
         segment: args.segment,
@@ -45,14 +48,13 @@ pub async fn run(args: RetakeArgs) -> Result<()> {
     let mut job = client.retake(request).await?;
     if args.wait {
         job = follow(&mut client, &args.of.job).await?;
-        match job.state() {
-            v1::JobState::Done => {}
-            v1::JobState::Cancelled => bail!("job {} was cancelled", job.job),
-            _ => bail!("job {} failed: {}", job.job, job.error),
-        }
+        deliver::succeeded(&job)?;
     }
-    if let Some(target) = &target {
-        deliver::fetch(&mut client, &job, target).await?;
+    if let Some((target, claim)) = target.as_ref().zip(claim.as_ref()) {
+        let fetch = async |client: &mut Client, job: &v1::Job| {
+            deliver::fetch_claimed(client, job, target, claim).await
+        };
+        job = deliver::persist(&mut client, job, fetch).await?;
     }
     print(&job, args.of.json)
 }

@@ -1,12 +1,12 @@
 //! `submit`: gives a job to a farm.
 
-use crate::client::FarmArgs;
+use crate::client::{Client, FarmArgs};
 use crate::commands::jobs::follow;
 use crate::job_args::{JobArgs, Weights};
 use crate::output::Target;
 use crate::render::deliver;
 use crate::terminal::{print, remark};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use longtake_common::spec::Codec;
 use longtake_proto::v1;
 use longtake_server::convert::spec_to_proto;
@@ -47,6 +47,8 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
         remark(format_args!("note: {notice}"));
     }
     let mut client = args.farm.connect().await?;
+    // Before anything is rendered for a file that cannot be written then.
+    let claim = target.as_ref().map(Target::claim).transpose()?;
     let reply = client.submit(spec_to_proto(&wanted.spec), args.isa).await?;
     if reply.continued {
         remark(format_args!(
@@ -56,13 +58,12 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     }
     if args.wait {
         let job = follow(&mut client, &reply.job).await?;
-        match job.state() {
-            v1::JobState::Done => {}
-            v1::JobState::Cancelled => bail!("job {} was cancelled", job.job),
-            _ => bail!("job {} failed: {}", job.job, job.error),
-        }
-        if let Some(target) = &target {
-            deliver::fetch(&mut client, &job, target).await?;
+        deliver::succeeded(&job)?;
+        if let Some((target, claim)) = target.as_ref().zip(claim.as_ref()) {
+            let fetch = async |client: &mut Client, job: &v1::Job| {
+                deliver::fetch_claimed(client, job, target, claim).await
+            };
+            deliver::persist(&mut client, job, fetch).await?;
         }
     }
     if args.json {

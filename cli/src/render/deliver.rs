@@ -1,13 +1,46 @@
 //! From the artifact store to the places that the user named.
 
-use crate::client::Client;
+use crate::client::{Client, LostArtifact};
+use crate::commands::jobs::follow;
 use crate::output::{Claim, Stage, Target, folder_of, unfinished};
+use crate::terminal::remark;
 use anyhow::{Context, Result, anyhow, bail};
 use longtake_common::media::{MediaError, Muxer, PackReader, write_png_sequence_from};
 use longtake_common::spec::Codec;
 use longtake_common::task::Picture;
 use longtake_proto::v1;
 use std::path::{Path, PathBuf};
+
+/// Has `fetch` get what a job that is done has made. What the artifact store has lost meanwhile is
+/// made again by the farm: waits for that and tries again. Returns the job as it was fetched.
+pub async fn persist(
+    client: &mut Client,
+    mut job: v1::Job,
+    mut fetch: impl AsyncFnMut(&mut Client, &v1::Job) -> Result<()>,
+) -> Result<v1::Job> {
+    loop {
+        match fetch(client, &job).await {
+            // The coordinator ends this by failing the job when it is of no use.
+            Err(error) if error.is::<LostArtifact>() => {
+                remark(format_args!(
+                    "note: some of what was rendered was lost in the artifact store; it is made again"
+                ));
+                job = follow(client, &job.job).await?;
+                succeeded(&job)?;
+            }
+            fetched => return fetched.map(|()| job),
+        }
+    }
+}
+
+/// Fails unless a job that has ended is done.
+pub fn succeeded(job: &v1::Job) -> Result<()> {
+    match job.state() {
+        v1::JobState::Done => Ok(()),
+        v1::JobState::Cancelled => bail!("job {} was cancelled", job.job),
+        _ => bail!("job {} failed: {}", job.job, job.error),
+    }
+}
 
 /// Claims `target` and fetches the film of a job that is done.
 pub async fn fetch(client: &mut Client, job: &v1::Job, target: &Target) -> Result<()> {
@@ -28,6 +61,7 @@ pub async fn fetch_claimed(
         Codec::H264 => fetch_film(client, job, &stage.film()).await,
         Codec::Png => {
             let stretch = Stretch {
+                job: &job.job,
                 chunks: job.chunks.iter().map(String::as_str).collect(),
                 first_number: FIRST_NUMBER,
                 frames: job.spec.as_ref().map_or(0, |spec| spec.frames),
@@ -51,6 +85,7 @@ pub async fn fetch_segment(
     let first_frame = segment.chunks.first().map_or(0, |chunk| chunk.first_frame);
     let chunks = segment.chunks.iter();
     let stretch = Stretch {
+        job: &job.job,
         frames: chunks.clone().map(|chunk| chunk.frames).sum(),
         chunks: chunks.map(|chunk| chunk.artifact.as_str()).collect(),
         first_number: FIRST_NUMBER + u64::from(first_frame),
@@ -82,11 +117,13 @@ async fn fetch_film(client: &mut Client, job: &v1::Job, partial: &Path) -> Resul
         .video
         .as_deref()
         .ok_or_else(|| anyhow!("job {} names no film", job.job))?;
-    client.fetch_to(video, partial).await
+    client.fetch_to(&job.job, video, partial).await
 }
 
 /// A stretch of a film.
 struct Stretch<'a> {
+    /// The job whose film it is.
+    job: &'a str,
     /// Its chunks in order.
     chunks: Vec<&'a str>,
     /// Number of its first picture.
@@ -111,7 +148,7 @@ async fn mux(
     };
     let mut muxer = Muxer::new(partial, &picture, None)?;
     for chunk in &stretch.chunks {
-        let bytes = client.fetch_bytes(chunk).await?;
+        let bytes = client.fetch_bytes(stretch.job, chunk).await?;
         muxer.push(&bytes)?;
     }
     check_length(muxer.frame_count().into(), stretch)?;
@@ -141,7 +178,7 @@ async fn fetch_sequence(
     let frames = stretch.chunks.iter().flat_map(|chunk| {
         // The media code is synchronous and asks for frames one by one.
         let opened = tokio::task::block_in_place(|| {
-            runtime.block_on(client.fetch_to(chunk, &pack))?;
+            runtime.block_on(client.fetch_to(stretch.job, chunk, &pack))?;
             let file = std::fs::File::open(&pack)?;
             Ok(PackReader::new(
                 std::io::BufReader::new(file),
@@ -221,7 +258,7 @@ impl LatentsTarget {
                 .ok_or_else(|| anyhow!("window {} names no latents", segment.index))?;
             let file = self.file(segment.index);
             let partial = unfinished(&file)?.into_temp_path();
-            client.fetch_to(latents, &partial).await?;
+            client.fetch_to(&job.job, latents, &partial).await?;
             partial
                 .persist(&file)
                 .with_context(|| format!("write {}", file.display()))?;

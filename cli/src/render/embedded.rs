@@ -50,7 +50,7 @@ async fn drive(
     let work = async {
         // The coordinator is in this process: when it is away, it is gone.
         let job = carry_out(&mut client, order, Duration::ZERO).await?;
-        deliver(&mut client, &job, order).await
+        deliver(&mut client, job, order).await
     };
     let outcome = tokio::select! {
         report = work => report,

@@ -142,7 +142,7 @@ async fn on_farm(farm: &FarmArgs, order: &Order) -> Result<Report> {
             .into());
         }
     };
-    deliver(&mut client, &job, order).await
+    deliver(&mut client, job, order).await
 }
 
 /// Submits the job and follows it to its end.
@@ -162,24 +162,22 @@ async fn carry_out(client: &mut Client, order: &Order, patience: Duration) -> Re
         .await;
     progress.finish();
     let job = job?;
-    match job.state() {
-        v1::JobState::Done => Ok(job),
-        v1::JobState::Cancelled => bail!("job {} was cancelled", job.job),
-        _ => bail!("{}", job.error),
-    }
+    deliver::succeeded(&job)?;
+    Ok(job)
 }
 
 /// Brings film and latents to their places and writes up how it went.
-async fn deliver(client: &mut Client, job: &v1::Job, order: &Order) -> Result<Report> {
-    if let Some(latents) = &order.latents {
-        latents
-            .fetch(client, job)
-            .await
-            .context("save the latents")?;
-    }
-    deliver::fetch_claimed(client, job, &order.target, &order.claim).await?;
+async fn deliver(client: &mut Client, job: v1::Job, order: &Order) -> Result<Report> {
+    let fetch = async |client: &mut Client, job: &v1::Job| {
+        if let Some(latents) = &order.latents {
+            let saved = latents.fetch(client, job).await;
+            saved.context("save the latents")?;
+        }
+        deliver::fetch_claimed(client, job, &order.target, &order.claim).await
+    };
+    let job = deliver::persist(client, job, fetch).await?;
     Ok(Report::new(
-        job,
+        &job,
         order.target.given(),
         &order.wanted.spec,
         order.started.elapsed(),

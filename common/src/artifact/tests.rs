@@ -48,8 +48,17 @@ async fn a_damaged_artifact_is_named_and_mended_by_storing_it_again() {
         assert!(error.contains("damaged"), "{error}");
     }
     assert!(!out.exists(), "nothing half-written under the final name");
+    let condition = |store: ArtifactStore| async move { store.examine(hash).await.expect("read") };
+    assert_eq!(condition(store.clone()).await, Condition::SetAside);
+    assert_eq!(condition(store.clone()).await, Condition::Missing);
+    let aside = file_path(store.url()).expect("file URL").join("damaged");
+    assert_eq!(
+        std::fs::read(aside.join(&name)).expect("kept"),
+        b"other bytes!"
+    );
     store.put("twelve bytes").await.expect("put again");
     assert_eq!(store.get(hash).await.expect("mended"), "twelve bytes");
+    assert_eq!(condition(store.clone()).await, Condition::Whole);
 }
 
 #[tokio::test]

@@ -164,7 +164,7 @@ impl Core {
         for (kind, task) in &mut self.job_mut(id).tasks {
             let record = &mut task.record;
             if task.status != Status::Done && record.attempts > 0 {
-                (record.failures, record.losses) = (0, 0);
+                (record.failures, record.losses, record.remakes) = (0, 0, 0);
                 record.failed_on.clear();
                 record.last_error.clear();
                 also(record);
@@ -210,7 +210,7 @@ impl Core {
     }
 
     /// Opens every unfinished task that waits for nothing.
-    fn open_all(&mut self, id: &JobId, fx: &mut Effects) {
+    pub(crate) fn open_all(&mut self, id: &JobId, fx: &mut Effects) {
         for kind in self.job_mut(id).recount() {
             // The first may have led to the others already.
             if self.jobs[id].tasks[&kind].status == Status::Waiting(0) {

@@ -20,6 +20,17 @@ pub struct Running {
     pub progress: f64,
 }
 
+/// Whose fault a failure is, which decides about the next try.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The work itself is wrong: no worker can do it.
+    Work,
+    /// Unknown: another try or another worker may succeed.
+    Try,
+    /// The artifact store's: it has lost these inputs, or they are damaged there.
+    Inputs(Vec<Hash>),
+}
+
 /// Something happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -125,8 +136,17 @@ pub enum Event {
         token: FencingToken,
         /// Why.
         error: String,
-        /// Another try may succeed.
-        retryable: bool,
+        /// Whose fault that is.
+        blame: Blame,
+    },
+    /// The artifact store has lost some artifacts, or they are damaged there: what is made of them
+    /// is made again where it is needed.
+    Lost {
+        /// Which; some may be nobody's.
+        artifacts: Vec<Hash>,
+        /// The job whose film or segment somebody wanted to fetch, if it was that: it goes on until
+        /// it has them again.
+        wanted_of: Option<JobId>,
     },
     /// A user has stored a model and names it.
     AddModel {

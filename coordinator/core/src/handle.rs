@@ -1,7 +1,7 @@
 //! One event after the other.
 
 use crate::dag::{self, TaskKind};
-use crate::effects::{Effect, Effects, Event, Running};
+use crate::effects::{Blame, Effect, Effects, Event, Running};
 use crate::state::{Core, Finish, Status};
 use crate::workers::{Worker, WorkerInfo};
 use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
@@ -65,10 +65,10 @@ impl Core {
                 task,
                 token,
                 error,
-                retryable,
+                blame,
             } => {
                 if let Some(kind) = self.answer(&worker, &job, &task, token, fx) {
-                    self.failed(&worker, &job, kind, error, retryable, fx);
+                    self.failed(&worker, &job, kind, error, blame, fx);
                 }
             }
             Event::WorkerModels {
@@ -76,6 +76,10 @@ impl Core {
                 models,
                 fetching,
             } => self.note_models(&worker, models, fetching),
+            Event::Lost {
+                artifacts,
+                wanted_of,
+            } => self.forget(&artifacts, wanted_of.as_ref(), fx),
             Event::Tick => self.tick(now_ms, fx),
         }
         self.schedule(now_ms, fx);
@@ -174,7 +178,7 @@ impl Core {
         match found {
             Some((_, _, task)) if task.record.token != Some(token) => Claim::Stale,
             Some((_, _, task)) if task.status == Status::Done => Claim::Settled,
-            Some((kind, job, task)) if job.is_open() && task.work.is_some() => Claim::Current(kind),
+            Some((kind, job, task)) if job.is_open() && task.is_as_given() => Claim::Current(kind),
             _ => Claim::Stale,
         }
     }
@@ -241,7 +245,7 @@ impl Core {
             .find(|name| !output.artifacts.contains_key(*name));
         if let Some(name) = missing {
             let error = format!("the worker's result has no '{name}'");
-            return self.failed(&worker, &id, kind, error, true, fx);
+            return self.failed(&worker, &id, kind, error, Blame::Try, fx);
         }
         self.withdraw(&id, kind);
         let task = &self.jobs[&id].tasks[&kind];
@@ -270,24 +274,34 @@ impl Core {
         id: &JobId,
         kind: TaskKind,
         error: String,
-        retryable: bool,
+        blame: Blame,
         fx: &mut Effects,
     ) {
         self.withdraw(id, kind);
         let name = (self.workers.get(worker)).map(|worker| worker.info.name.clone());
-        let failures_max = self.limits.failures_max;
         let task = self.task_mut(id, kind);
-        task.record.failures += 1;
         task.record.in_flight = false;
         // The report is settled: a second one for the same token must not count again.
         task.record.token = None;
-        task.record.failed_on.extend(name.clone());
         task.record.last_error.clone_from(&error);
+        if let Blame::Inputs(lost) = &blame
+            && self.can_remake(id, kind, lost)
+        {
+            let task = self.task_mut(id, kind);
+            fx.write_task(id, kind, &task.record);
+            fx.changed(id);
+            self.requeue(id, kind, fx);
+            return self.forget(lost, None, fx);
+        }
+        let failures_max = self.limits.failures_max;
+        let task = self.task_mut(id, kind);
+        task.record.failures += 1;
+        task.record.failed_on.extend(name.clone());
         let failures = task.record.failures;
         fx.write_task(id, kind, &task.record);
         fx.changed(id);
-        if retryable && failures < failures_max {
-            return self.requeue(id, kind);
+        if blame != Blame::Work && failures < failures_max {
+            return self.requeue(id, kind, fx);
         }
         let tries = if failures > 1 {
             format!(" after {failures} tries")
@@ -405,7 +419,6 @@ impl Core {
 
     fn lose_task(&mut self, id: &JobId, kind: TaskKind, fx: &mut Effects) {
         self.withdraw(id, kind);
-        self.requeue(id, kind);
         let losses_max = self.limits.losses_max;
         let task = self.task_mut(id, kind);
         task.record.in_flight = false;
@@ -413,12 +426,14 @@ impl Core {
         let (losses, name) = (task.record.losses, task.record.worker.clone());
         fx.write_task(id, kind, &task.record);
         fx.changed(id);
-        if losses > losses_max {
-            let error = format!(
-                "{kind} lost its worker {losses} times, the last time {name}: see the workers' logs for what ends them"
-            );
-            self.fail_job(id, error, fx);
+        if losses <= losses_max {
+            return self.requeue(id, kind, fx);
         }
+        let error = format!(
+            "{kind} lost its worker {losses} times, the last time {name}: see the workers' logs for what ends them"
+        );
+        self.task_mut(id, kind).status = Status::Waiting(0);
+        self.fail_job(id, error, fx);
     }
 
     fn tick(&mut self, now_ms: u64, fx: &mut Effects) {
@@ -441,7 +456,7 @@ impl Core {
             let task = &self.jobs[&id].tasks[&kind];
             if matches!(task.status, Status::Orphan { until_ms } if now_ms >= until_ms) {
                 self.withdraw(&id, kind);
-                self.requeue(&id, kind);
+                self.requeue(&id, kind, fx);
             }
         }
     }

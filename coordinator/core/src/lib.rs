@@ -11,6 +11,7 @@ mod effects;
 mod estimate;
 mod explain;
 mod handle;
+mod loss;
 mod models;
 pub mod plan;
 mod record;
@@ -20,7 +21,7 @@ mod view;
 mod workers;
 
 pub use census::Census;
-pub use effects::{Effect, Effects, Event, Running, Write};
+pub use effects::{Blame, Effect, Effects, Event, Running, Write};
 pub use explain::Explanation;
 pub use models::{Fault, Fetching, ModelView, StoredModel};
 pub use plan::{Plan, plan};

@@ -90,6 +90,10 @@ impl Effects {
         }
     }
 
+    pub(crate) fn remove_memo(&mut self, key: Hash) {
+        self.remove(format!("memo/{key}"));
+    }
+
     pub(crate) fn write_memo(&mut self, key: Hash, output: &TaskOutput) {
         self.write(format!("memo/{key}"), json(output));
     }

@@ -155,14 +155,14 @@ impl Core {
         }
     }
 
-    /// Puts a task that was withdrawn back into its queue.
-    pub(crate) fn requeue(&mut self, id: &JobId, kind: TaskKind) {
-        let place = self.place(&self.jobs[id], kind);
-        let task = self.task_mut(id, kind);
-        let (_, lane) = task.work.expect("it was given out");
-        task.status = Status::Ready;
-        task.progress = 0.0;
-        self.enqueue(lane, place);
+    /// Puts a task that was withdrawn back into its queue, or has it wait for inputs that were lost
+    /// meanwhile.
+    pub(crate) fn requeue(&mut self, id: &JobId, kind: TaskKind, fx: &mut Effects) {
+        let missing = self.jobs[id].missing(kind);
+        self.task_mut(id, kind).set_back(missing);
+        if missing == 0 {
+            self.open_task(id, kind, fx);
+        }
     }
 
     /// Gives the task to the worker under a token that is current already (or was just made so).
@@ -290,6 +290,7 @@ impl Core {
         fx.write_meta(self);
         let name = self.workers[worker].info.name.clone();
         let task = self.task_mut(id, kind);
+        task.record.given = task.work.map(|(key, _)| key);
         task.assigned_ms = Some(now_ms);
         task.record.attempts += 1;
         task.record.token = Some(token);

@@ -22,6 +22,9 @@ pub struct Limits {
     pub failures_max: u32,
     /// Workers that a task may lose without failing its job: it may be what kills them.
     pub losses_max: u32,
+    /// How often the artifact store may lose what a task has made without failing its job: a store
+    /// that loses it again and again keeps nothing.
+    pub remakes_max: u32,
 }
 
 impl Default for Limits {
@@ -31,6 +34,7 @@ impl Default for Limits {
             adopt_ms: 3000,
             failures_max: 3,
             losses_max: 5,
+            remakes_max: 5,
         }
     }
 }
@@ -57,6 +61,10 @@ pub(crate) struct TaskRecord {
     pub losses: u32,
     /// Of the latest time that it was given out: only this one is taken back.
     pub token: Option<FencingToken>,
+    /// Name of the result of what was given out then. Inputs that are made again may differ, and
+    /// what was made of the old ones is no result of the new.
+    #[serde(default)]
+    pub given: Option<Hash>,
     /// Name of the worker that had it last.
     pub worker: String,
     /// Names of the workers that it failed on.
@@ -64,6 +72,9 @@ pub(crate) struct TaskRecord {
     /// What the last of them said.
     #[serde(default)]
     pub last_error: String,
+    /// How often the artifact store lost what it had made.
+    #[serde(default)]
+    pub remakes: u32,
     /// It is in a worker's hands, as far as is known.
     pub in_flight: bool,
     /// Set once it is done.
@@ -110,6 +121,20 @@ impl Task {
             assigned_ms: None,
             seen_ms: 0,
         }
+    }
+}
+
+impl Task {
+    /// Whether it is still the work that was given out last.
+    pub fn is_as_given(&self) -> bool {
+        let key = self.work.map(|(key, _)| key);
+        key.is_some() && key == self.record.given
+    }
+
+    /// Nobody has it, and it waits for `missing` others.
+    pub fn set_back(&mut self, missing: usize) {
+        (self.status, self.progress) = (Status::Waiting(missing), 0.0);
+        self.work = None;
     }
 }
 
@@ -185,21 +210,28 @@ impl Job {
         self.is_open() && !self.record.paused
     }
 
-    /// Counts anew what each unfinished task waits for; none of them is queued or in anybody's
-    /// hands. Returns those that wait for nothing.
+    /// How many of a task's inputs are not there.
+    pub fn missing(&self, kind: TaskKind) -> usize {
+        let inputs = dag::inputs(&self.record.spec, &self.plan, kind).into_iter();
+        inputs
+            .filter(|input| self.tasks[input].status != Status::Done)
+            .count()
+    }
+
+    /// Counts anew what each unfinished task waits for; none of them is queued. Returns those that
+    /// wait for nothing. What workers have in hand stays there.
     pub fn recount(&mut self) -> Vec<TaskKind> {
-        let done = |kind: &TaskKind| self.tasks[kind].status == Status::Done;
-        let open = self.tasks.keys().copied().filter(|kind| !done(kind));
-        let missing = |kind: TaskKind| {
-            let inputs = dag::inputs(&self.record.spec, &self.plan, kind);
-            (kind, inputs.iter().filter(|input| !done(input)).count())
+        let unfinished = |task: &Task| task.status != Status::Done;
+        self.left = self.tasks.values().filter(|task| unfinished(task)).count();
+        let idle = |task: &Task| {
+            let held = matches!(task.status, Status::Running(_) | Status::Orphan { .. });
+            unfinished(task) && !held
         };
-        let waiting: Vec<_> = open.map(missing).collect();
-        self.left = waiting.len();
+        let idle = self.tasks.iter().filter(|(_, task)| idle(task));
+        let waiting: Vec<_> = idle.map(|(&kind, _)| (kind, self.missing(kind))).collect();
         for &(kind, missing) in &waiting {
             let task = self.tasks.get_mut(&kind).expect("listed");
-            (task.status, task.progress) = (Status::Waiting(missing), 0.0);
-            task.work = None;
+            task.set_back(missing);
         }
         let free = waiting.into_iter().filter(|(_, missing)| *missing == 0);
         free.map(|(kind, _)| kind).collect()

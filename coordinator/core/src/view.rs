@@ -232,7 +232,7 @@ impl Core {
         seconds
     }
 
-    fn chunks(&self, job: &Job) -> Option<Vec<Hash>> {
+    pub(crate) fn chunks(&self, job: &Job) -> Option<Vec<Hash>> {
         let artifact = |kind: TaskKind, name: &'static str| {
             let output = self.output(&job.tasks[&kind]);
             output

@@ -6,7 +6,7 @@
 use crate::metrics::{Counters, count};
 use crate::store::{StateError, StateStore};
 use crate::{HEARTBEAT_MS, LEASE_MS, TICK_MS};
-use longtake_common::ids::{Epoch, FencingToken, JobId, TaskId, WorkerId};
+use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::JobSpec;
 use longtake_common::task::Assignment;
 use longtake_common::telemetry;
@@ -100,6 +100,13 @@ pub enum Request {
         running: Vec<Running>,
         reply: oneshot::Sender<Result<Connection, String>>,
     },
+    /// The artifact store has lost something that a user wants to fetch of a job. Answers whether it
+    /// is being made again.
+    Lost {
+        artifact: Hash,
+        job: JobId,
+        reply: oneshot::Sender<bool>,
+    },
     /// A worker reports or is gone.
     Event(Event),
 }
@@ -153,6 +160,10 @@ enum Answer {
     Watch {
         job: JobId,
         reply: oneshot::Sender<Option<watch::Receiver<JobView>>>,
+    },
+    Lost {
+        is_made: bool,
+        reply: oneshot::Sender<bool>,
     },
 }
 
@@ -301,6 +312,21 @@ impl Actor {
                 Some(reason) => drop(reply.send(Err(reason))),
                 None => self.attach(info, running, reply),
             },
+            Request::Lost {
+                artifact,
+                job,
+                reply,
+            } => {
+                let was_known = self.core.knows(artifact);
+                self.handle(Event::Lost {
+                    artifacts: vec![artifact],
+                    wanted_of: Some(job.clone()),
+                });
+                // Also when somebody else has noticed before.
+                let is_made = self.core.is_open(&job);
+                tracing::debug!(%artifact, %job, was_known, is_made, "lost artifact");
+                self.answers.push(Answer::Lost { is_made, reply });
+            }
             Request::Event(event) => {
                 match &event {
                     Event::Detach { worker } => drop(self.links.remove(worker)),
@@ -558,6 +584,9 @@ impl Actor {
             }
             Answer::Watch { job, reply } => {
                 let _ = reply.send(self.watch(now_ms, job));
+            }
+            Answer::Lost { is_made, reply } => {
+                let _ = reply.send(is_made);
             }
         }
     }

@@ -3,7 +3,7 @@
 use crate::actor::Request;
 use crate::convert::{outline_to_proto, spec_from_proto, view_to_proto, worker_to_proto};
 use futures::{Stream, StreamExt, stream};
-use longtake_common::artifact::{ArtifactError, ArtifactStore};
+use longtake_common::artifact::{ArtifactError, ArtifactStore, Condition};
 use longtake_common::ids::{Hash, JobId};
 use longtake_common::telemetry;
 use longtake_core::{Event, JobView, WorkerView};
@@ -241,25 +241,28 @@ impl Jobs for JobsService {
         &self,
         request: tonic::Request<v1::FetchRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
+        let v1::FetchRequest { artifact, job } = request.into_inner();
         // A hash is the only name that is understood, so no path can be asked for.
-        let hash: Hash = request.into_inner().artifact.parse().map_err(|error| {
+        let hash: Hash = artifact.parse().map_err(|error| {
             Status::invalid_argument(format!("cannot fetch the artifact: {error}"))
         })?;
-        if !self
-            .artifacts
-            .exists(hash)
-            .await
-            .map_err(|error| refusal(&error))?
-        {
-            return Err(Status::not_found(format!(
-                "there is no artifact {hash} here"
-            )));
+        let delivery = Delivery {
+            actor: self.actor.clone(),
+            artifacts: self.artifacts.clone(),
+            hash,
+            job: JobId(job),
+        };
+        // A missing one is answered at once, a damaged one is only known at its end.
+        match self.artifacts.exists(hash).await {
+            Ok(true) => {}
+            Ok(false) => return Err(delivery.lost().await),
+            Err(error) => return Err(Status::internal(error.to_string())),
         }
-        let pieces = self
-            .artifacts
-            .stream(hash)
-            .flat_map(|piece| stream::iter(cut(piece)));
-        Ok(Response::new(Box::pin(pieces)))
+        let pieces = self.artifacts.stream(hash).then(move |piece| {
+            let delivery = delivery.clone();
+            async move { delivery.pieces(piece).await }
+        });
+        Ok(Response::new(Box::pin(pieces.flat_map(stream::iter))))
     }
 }
 
@@ -271,21 +274,75 @@ pub(crate) fn refusal(error: &ArtifactError) -> Status {
     }
 }
 
-/// Pieces small enough for one message each.
-fn cut(piece: Result<bytes::Bytes, ArtifactError>) -> Vec<Result<v1::FetchReply, Status>> {
-    match piece {
-        Err(error) => vec![Err(refusal(&error))],
-        Ok(bytes) => {
-            let pieces = bytes.chunks(PIECE_BYTES);
-            pieces
-                .map(|data| {
-                    Ok(v1::FetchReply {
-                        data: data.to_vec(),
-                    })
-                })
-                .collect()
+/// An artifact on its way to a user.
+#[derive(Clone)]
+struct Delivery {
+    actor: mpsc::Sender<Request>,
+    artifacts: ArtifactStore,
+    hash: Hash,
+    job: JobId,
+}
+
+impl Delivery {
+    /// Pieces small enough for one message each.
+    async fn pieces(
+        self,
+        piece: Result<bytes::Bytes, ArtifactError>,
+    ) -> Vec<Result<v1::FetchReply, Status>> {
+        match piece {
+            Ok(bytes) => {
+                let pieces = bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec);
+                pieces.map(|data| Ok(v1::FetchReply { data })).collect()
+            }
+            Err(ArtifactError::Missing { .. } | ArtifactError::Mismatch { .. }) => {
+                vec![Err(self.lost().await)]
+            }
+            Err(error) => vec![Err(Status::internal(error.to_string()))],
         }
     }
+
+    /// Has the artifact made again, if it is one of the job's; what to tell the user.
+    async fn lost(self) -> Status {
+        let (hash, job) = (self.hash, self.job.clone());
+        match confirm_loss(&self.artifacts, hash).await {
+            Ok(true) => {}
+            Ok(false) => {
+                return Status::unavailable(format!(
+                    "artifact {hash} was not there a moment ago and is now: fetch it again"
+                ));
+            }
+            Err(error) => return Status::internal(error.to_string()),
+        }
+        let asked = ask(&self.actor, |reply| Request::Lost {
+            artifact: hash,
+            job: self.job,
+            reply,
+        });
+        match asked.await {
+            Ok(true) => Status::data_loss(format!(
+                "the artifact store has lost {hash}, and the farm makes it again: wait for it with 'longtake watch {job}', then fetch again"
+            )),
+            Ok(false) => Status::not_found(format!("there is no artifact {hash} here")),
+            Err(status) => status,
+        }
+    }
+}
+
+/// Whether an artifact is missing or damaged, which is moved aside. Says so in the log.
+pub(crate) async fn confirm_loss(
+    artifacts: &ArtifactStore,
+    hash: Hash,
+) -> Result<bool, ArtifactError> {
+    match artifacts.examine(hash).await? {
+        Condition::Whole => return Ok(false),
+        Condition::Missing => {
+            tracing::warn!(%hash, store = artifacts.url(), "an artifact is missing");
+        }
+        Condition::SetAside => {
+            tracing::warn!(%hash, store = artifacts.url(), "an artifact is damaged: moved to damaged/");
+        }
+    }
+    Ok(true)
 }
 
 /// The job now and after every change, until it ends or the coordinator does.

@@ -153,7 +153,7 @@ impl Coordinator {
         }
         let jobs = jobs::JobsService::new(requests.clone(), artifacts.clone());
         let models = models::ModelsService::new(requests.clone(), artifacts.models());
-        let workers = workers::WorkersService::new(requests, counters);
+        let workers = workers::WorkersService::new(requests, artifacts.clone(), counters);
         let router = server
             .layer(tower::layer::layer_fn(move |inner| {
                 Gate::new(tokens.clone(), inner)

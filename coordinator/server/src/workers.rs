@@ -2,12 +2,13 @@
 
 use crate::HEARTBEAT_MS;
 use crate::actor::{Connection, Request};
-use crate::jobs::ask;
+use crate::jobs::{ask, confirm_loss};
 use crate::metrics::{Counters, count};
 use futures::{Stream, StreamExt};
+use longtake_common::artifact::ArtifactStore;
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::task::TaskOutput;
-use longtake_core::{Event, Fault, Fetching, Running, WorkerInfo};
+use longtake_core::{Blame, Event, Fault, Fetching, Running, WorkerInfo};
 use longtake_proto::v1;
 use longtake_proto::v1::worker_message::Message;
 use longtake_proto::v1::workers_server::Workers;
@@ -27,13 +28,22 @@ const NAME_BYTES_MAX: usize = 64;
 /// The service.
 pub struct WorkersService {
     actor: mpsc::Sender<Request>,
+    artifacts: ArtifactStore,
     counters: Arc<Counters>,
 }
 
 impl WorkersService {
-    /// Workers for the actor's core.
-    pub fn new(actor: mpsc::Sender<Request>, counters: Arc<Counters>) -> Self {
-        Self { actor, counters }
+    /// Workers for the actor's core, which take what they work on from the store.
+    pub fn new(
+        actor: mpsc::Sender<Request>,
+        artifacts: ArtifactStore,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            actor,
+            artifacts,
+            counters,
+        }
     }
 }
 
@@ -79,10 +89,11 @@ impl Workers for WorkersService {
             outbox,
             mut open,
         } = connection;
-        let (actor, counters) = (self.actor.clone(), self.counters.clone());
+        let (actor, artifacts) = (self.actor.clone(), self.artifacts.clone());
+        let counters = self.counters.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = listen(&actor, &counters, &worker, epoch, inbound) => {}
+                () = listen(&actor, &artifacts, &counters, &worker, epoch, inbound) => {}
                 // The coordinator is through with it: nothing more is to be heard.
                 _ = open.changed() => {}
             }
@@ -147,6 +158,7 @@ fn hashes(texts: &[String]) -> Result<BTreeSet<Hash>, String> {
 /// Passes on what a worker says, until it stops or says something that it should not.
 async fn listen(
     actor: &mpsc::Sender<Request>,
+    artifacts: &ArtifactStore,
     counters: &Counters,
     worker: &WorkerId,
     epoch: Epoch,
@@ -162,6 +174,15 @@ async fn listen(
             }
         };
         match event(worker, epoch, message) {
+            Ok(event) if is_claim(&event) => {
+                // Reading the artifacts may take long, and the worker has other things to say.
+                let (actor, artifacts) = (actor.clone(), artifacts.clone());
+                tokio::spawn(async move {
+                    let event = confirm(&artifacts, event).await;
+                    // Fails only when the coordinator is stopping.
+                    let _ = actor.send(Request::Event(event)).await;
+                });
+            }
             Ok(event) => {
                 if actor.send(Request::Event(event)).await.is_err() {
                     return;
@@ -203,12 +224,12 @@ fn event(worker: &WorkerId, own: Epoch, message: v1::WorkerMessage) -> Result<Ev
             })
         }
         Some(Message::Failed(failed)) => Ok(Event::Failed {
+            blame: blame(&failed)?,
             worker,
             job: JobId(failed.job),
             task: TaskId(failed.task),
             token: FencingToken(failed.token),
             error: failed.error,
-            retryable: failed.retryable,
         }),
         Some(Message::Models(held)) => {
             let fetching = held.fetching.map(|fetching| {
@@ -233,5 +254,69 @@ fn event(worker: &WorkerId, own: Epoch, message: v1::WorkerMessage) -> Result<Ev
         }),
         Some(Message::Register(_)) => Err("it registered twice".to_owned()),
         None => Err("it sent a message that this version does not know".to_owned()),
+    }
+}
+
+fn blame(failed: &v1::Failed) -> Result<Blame, String> {
+    if !failed.lost_inputs.is_empty() {
+        let lost = failed.lost_inputs.iter().map(|hash| hash.parse());
+        let lost = lost.collect::<Result<_, _>>();
+        return lost
+            .map(Blame::Inputs)
+            .map_err(|error| format!("it misses an artifact that cannot be: {error}"));
+    }
+    Ok(if failed.retryable {
+        Blame::Try
+    } else {
+        Blame::Work
+    })
+}
+
+/// Whether a worker says that the store has lost something.
+fn is_claim(event: &Event) -> bool {
+    let claim = |blame: &Blame| matches!(blame, Blame::Inputs(_));
+    matches!(event, Event::Failed { blame, .. } if claim(blame))
+}
+
+/// What a worker does not find may be there all the same: its store may be another one. Leaves the
+/// blame with the store only for what is not there for us either.
+async fn confirm(artifacts: &ArtifactStore, event: Event) -> Event {
+    let Event::Failed {
+        blame: Blame::Inputs(claimed),
+        ..
+    } = &event
+    else {
+        return event;
+    };
+    let mut confirmed = Vec::new();
+    for &hash in claimed {
+        match confirm_loss(artifacts, hash).await {
+            Ok(true) => confirmed.push(hash),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "cannot look after an artifact"),
+        }
+    }
+    let found = if confirmed.is_empty() {
+        Blame::Try
+    } else {
+        Blame::Inputs(confirmed)
+    };
+    match event {
+        Event::Failed {
+            worker,
+            job,
+            task,
+            token,
+            error,
+            ..
+        } => Event::Failed {
+            worker,
+            job,
+            task,
+            token,
+            error,
+            blame: found,
+        },
+        other => other,
     }
 }

@@ -59,6 +59,7 @@ async fn a_job_is_made_into_a_film() {
     let mut pieces = user
         .fetch(v1::FetchRequest {
             artifact: artifact.clone(),
+            job: job.job.clone(),
         })
         .await
         .expect("fetch")
@@ -263,7 +264,10 @@ async fn bad_requests_are_answered() {
         (Hash::of(b"nothing").to_string(), Code::NotFound),
     ] {
         let status = user
-            .fetch(v1::FetchRequest { artifact })
+            .fetch(v1::FetchRequest {
+                artifact,
+                job: String::new(),
+            })
             .await
             .expect_err("refused");
         assert_eq!(status.code(), code, "{status}");
@@ -304,6 +308,7 @@ async fn a_failing_task_ends_its_job_with_the_reason() {
                 token: assignment.token.0,
                 error: "the disk is full".into(),
                 retryable: true,
+                lost_inputs: vec![],
             }))
             .await;
     }

@@ -2,7 +2,7 @@
 
 use crate::error::TaskError;
 use longtake_common::Hash;
-use longtake_common::artifact::ArtifactStore;
+use longtake_common::artifact::{ArtifactError, ArtifactStore};
 use std::path::Path;
 use tokio::runtime::Handle;
 
@@ -22,11 +22,21 @@ impl Artifacts {
     /// The bytes of an artifact.
     #[tracing::instrument(skip_all, fields(%hash))]
     pub fn get(&self, hash: Hash) -> Result<Vec<u8>, TaskError> {
-        let bytes = self
-            .runtime
-            .block_on(self.store.get(hash))
-            .map_err(TaskError::retryable)?;
-        Ok(bytes.into())
+        let bytes = self.runtime.block_on(self.store.get(hash));
+        bytes.map(Vec::from).map_err(|error| match error {
+            ArtifactError::Missing { .. } | ArtifactError::Mismatch { .. } => TaskError::Inputs {
+                lost: vec![hash],
+                story: error.to_string(),
+            },
+            error => TaskError::retryable(error),
+        })
+    }
+
+    /// Those of `hashes` that are not in the store. One of which nothing can be told counts as there.
+    pub fn missing(&self, hashes: &[Hash]) -> Vec<Hash> {
+        let is_missing =
+            |hash: &Hash| matches!(self.runtime.block_on(self.store.exists(*hash)), Ok(false));
+        hashes.iter().copied().filter(is_missing).collect()
     }
 
     /// Stores `bytes`.

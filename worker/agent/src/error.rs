@@ -1,5 +1,7 @@
 //! What can go wrong in a worker and in a piece of its work.
 
+use longtake_common::Hash;
+
 /// Why the worker itself ended.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -48,6 +50,14 @@ pub enum TaskError {
     /// The coordinator took it back.
     #[error("the task was taken back")]
     Cancelled,
+    /// The store has lost inputs, or they are damaged there.
+    #[error("{story}")]
+    Inputs {
+        /// Which.
+        lost: Vec<Hash>,
+        /// What the store says of the first.
+        story: String,
+    },
     /// It failed here; another try may succeed.
     #[error("{0}")]
     Retryable(String),

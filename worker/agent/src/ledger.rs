@@ -4,7 +4,7 @@
 use crate::control::Control;
 use crate::error::TaskError;
 use longtake_common::task::{Assignment, TaskOutput};
-use longtake_common::{FencingToken, JobId, TaskId};
+use longtake_common::{FencingToken, Hash, JobId, TaskId};
 use longtake_proto::v1;
 use std::collections::BTreeMap;
 
@@ -151,6 +151,10 @@ fn report(key: &Key, outcome: &Outcome, epoch: u64) -> v1::WorkerMessage {
             token,
             error: error.to_string(),
             retryable: !matches!(error, TaskError::Fatal(_)),
+            lost_inputs: match error {
+                TaskError::Inputs { lost, .. } => lost.iter().map(Hash::to_string).collect(),
+                _ => Vec::new(),
+            },
         }),
     };
     v1::WorkerMessage {

@@ -2,6 +2,7 @@
 //! coordinator that is killed between any two steps. A failing seed replays exactly.
 
 mod invariants;
+mod losses;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -10,7 +11,8 @@ use longtake_common::spec::{Continuity, JobSpec};
 use longtake_common::task::{Assignment, Lane, TaskOutput, Work};
 use longtake_core::plan::Source;
 use longtake_core::{
-    Core, Effect, Effects, Event, JobState, JobView, Limits, Running, WorkerInfo, plan, result_key,
+    Blame, Core, Effect, Effects, Event, JobState, JobView, Limits, Running, WorkerInfo, plan,
+    result_key,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use support::{result, spec, worker_info};
@@ -74,8 +76,14 @@ struct Simulation {
     cancelled: BTreeSet<JobId>,
     /// Films before their last retakes, and the windows that were retaken since.
     retaken: BTreeMap<JobId, (Vec<Hash>, BTreeSet<u32>)>,
+    /// Artifacts that the store has lost.
+    lost: BTreeSet<Hash>,
+    /// Results that were forgotten.
+    forgotten: BTreeSet<String>,
     restarts: usize,
     retakes: usize,
+    /// Losses that somebody noticed.
+    losses: usize,
 }
 
 impl Simulation {
@@ -85,6 +93,7 @@ impl Simulation {
         let limits = Limits {
             failures_max: 10_000,
             losses_max: 10_000,
+            remakes_max: 10_000,
             adopt_ms: if random.chance(50) { 3000 } else { 0 },
             ..Limits::default()
         };
@@ -115,8 +124,11 @@ impl Simulation {
             ended: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             retaken: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
             restarts: 0,
             retakes: 0,
+            losses: 0,
         }
     }
 
@@ -138,8 +150,10 @@ impl Simulation {
     fn commit(&mut self, fx: &mut Effects) {
         for (key, value) in fx.take_writes() {
             let Some(value) = value else {
-                assert!(key.starts_with("drained/"), "{key} is removed");
+                let forgotten = key.starts_with("memo/");
+                assert!(forgotten || key.starts_with("drained/"), "{key} is removed");
                 self.records.remove(&key);
+                self.forgotten.insert(key);
                 continue;
             };
             if key.starts_with("memo/") {
@@ -272,6 +286,11 @@ impl Simulation {
         let Some(key) = self.pick(at, false) else {
             return;
         };
+        let inputs = self.processes[at].held[&key].0.inputs().into_iter();
+        let lost: Vec<_> = inputs.filter(|hash| self.lost.contains(hash)).collect();
+        if !lost.is_empty() {
+            return self.fail(at, key, Blame::Inputs(lost));
+        }
         self.nonce += 1;
         let (work, output) = self.processes[at].held.get_mut(&key).expect("picked");
         let mut made = result(work);
@@ -290,10 +309,7 @@ impl Simulation {
         }
     }
 
-    fn fail(&mut self, at: usize) {
-        let Some(key) = self.pick(at, false) else {
-            return;
-        };
+    fn fail(&mut self, at: usize, key: Key, blame: Blame) {
         let process = &mut self.processes[at];
         process.held.remove(&key);
         if let Some(link) = &mut process.link {
@@ -305,7 +321,7 @@ impl Simulation {
                 task,
                 token,
                 error,
-                retryable: true,
+                blame,
             };
             link.to_core.push_back(event);
         }
@@ -329,6 +345,15 @@ impl Simulation {
         let Some(event) = link.and_then(|link| link.to_core.pop_front()) else {
             return false;
         };
+        if matches!(
+            &event,
+            Event::Failed {
+                blame: Blame::Inputs(_),
+                ..
+            }
+        ) {
+            self.expect_loss();
+        }
         self.handle(event, killed_percent);
         true
     }
@@ -365,7 +390,7 @@ impl Simulation {
                 if let Some((work, Some(_))) = held {
                     let key = self.memo_key(&job, &work);
                     assert!(
-                        self.records.contains_key(&key),
+                        self.records.contains_key(&key) || self.forgotten.contains(&key),
                         "acknowledged before it was stored"
                     );
                 }
@@ -385,7 +410,11 @@ impl Simulation {
                 self.deliver_to_worker(at);
             }
             55..70 => self.finish(at),
-            70..72 => self.fail(at),
+            70..72 => {
+                if let Some(key) = self.pick(at, false) {
+                    self.fail(at, key, Blame::Try);
+                }
+            }
             72..82 => self.heartbeat(at),
             82..85 => self.break_link(at),
             85..88 => {
@@ -430,8 +459,12 @@ impl Simulation {
             .info
             .name
             .clone();
-        match self.random.below(40) {
+        match self.random.below(50) {
             0 => self.cancel(job),
+            40..45 => self.lose(&job),
+            45..50 => {
+                self.fetch(&job);
+            }
             1..8 => self.handle(Event::Pause { job }, 1),
             8..20 => self.handle(Event::Resume { job }, 1),
             20..25 => self.reopen(Event::Retry { job: job.clone() }, &job),
@@ -484,6 +517,10 @@ impl Simulation {
             };
             self.handle(event, 0);
         }
+        self.settle_jobs();
+    }
+
+    fn settle_jobs(&mut self) {
         for job in self.core.jobs().cloned().collect::<Vec<_>>() {
             self.handle(Event::Resume { job }, 0);
         }
@@ -514,10 +551,9 @@ impl Simulation {
                 return;
             }
         }
-        panic!(
-            "jobs are left: {:?}",
-            self.core.holdings().collect::<Vec<_>>()
-        );
+        let open = self.core.jobs().filter(|job| self.core.is_open(job));
+        let why = open.map(|job| (job, self.core.explain(self.now_ms, job)));
+        panic!("jobs are left: {:#?}", why.collect::<Vec<_>>());
     }
 }
 
@@ -556,7 +592,7 @@ fn done(worker: &WorkerId, key: &Key, output: TaskOutput) -> Event {
 
 #[test]
 fn every_history_ends_well() {
-    let (mut restarts, mut assigned, mut retakes) = (0, 0, 0);
+    let (mut restarts, mut assigned, mut retakes, mut losses) = (0, 0, 0, 0);
     for seed in 0..300 {
         let outcome = std::panic::catch_unwind(|| {
             let mut simulation = Simulation::new(seed);
@@ -565,16 +601,19 @@ fn every_history_ends_well() {
                 simulation.step();
             }
             simulation.settle();
+            simulation.fetch_all();
             simulation.check_films();
             (
                 simulation.restarts,
                 simulation.last_token.0,
                 simulation.retakes,
+                simulation.losses,
             )
         });
-        let Ok((more_restarts, more_assigned, more_retakes)) = outcome else {
+        let Ok((more_restarts, more_assigned, more_retakes, more_losses)) = outcome else {
             panic!("seed {seed}")
         };
+        losses += more_losses;
         restarts += more_restarts;
         assigned += more_assigned;
         retakes += more_retakes;
@@ -582,5 +621,6 @@ fn every_history_ends_well() {
     // Otherwise this would not have tested anything.
     assert!(restarts > 1000, "{restarts} restarts");
     assert!(assigned > 10_000, "{assigned} assignments");
-    assert!(retakes > 200, "{retakes} retakes");
+    assert!(retakes > 100, "{retakes} retakes");
+    assert!(losses > 300, "{losses} losses");
 }

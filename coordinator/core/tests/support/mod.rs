@@ -4,7 +4,7 @@
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
 use longtake_common::task::{Assignment, TaskOutput, Work};
-use longtake_core::{Core, Effect, Effects, Event, JobView, Limits, Running, WorkerInfo};
+use longtake_core::{Blame, Core, Effect, Effects, Event, JobView, Limits, Running, WorkerInfo};
 use std::collections::BTreeMap;
 
 pub fn spec(frames: u32) -> JobSpec {
@@ -203,7 +203,7 @@ impl Farm {
             task: assignment.task.clone(),
             token: assignment.token,
             error: "out of memory".into(),
-            retryable,
+            blame: if retryable { Blame::Try } else { Blame::Work },
         })
     }
 

@@ -186,17 +186,29 @@ fn run(
     let started = Instant::now();
     let artifacts = Artifacts::open(&context.artifacts, runtime.clone())?;
     let mut clock = Clock::default();
-    let mut output = body(&mut Desk {
+    let done = body(&mut Desk {
         artifacts: &artifacts,
         control,
         clock: &mut clock,
-    })?;
+    });
+    let mut output = done.map_err(|error| all_lost(error, &assignment.work, &artifacts))?;
     output.seconds = clock.seconds;
     output
         .seconds
         .insert("total".to_owned(), started.elapsed().as_secs_f64());
     output.peak_rss_bytes = host::peak_rss_bytes();
     Ok(output)
+}
+
+/// Names all inputs that are missing when one is, so that they can be made again at the same time.
+fn all_lost(error: TaskError, work: &Work, artifacts: &Artifacts) -> TaskError {
+    let TaskError::Inputs { mut lost, story } = error else {
+        return error;
+    };
+    lost.extend(artifacts.missing(&work.inputs()));
+    lost.sort_unstable();
+    lost.dedup();
+    TaskError::Inputs { lost, story }
 }
 
 /// Pictures `range` of `video`, cropped to the size that the film shows.
