@@ -65,22 +65,18 @@ impl TaskKind {
         (kind.to_string() == text).then_some(kind)
     }
 
-    /// What is given out first among the tasks of one job: smaller is sooner.
-    ///
-    /// In a chain every window waits for the denoising before it, so that goes first. Independent
-    /// windows are finished one after the other, so that seams need not wait for the last of them.
-    pub fn priority(self, continuity: Continuity) -> (u32, u32) {
-        let (rank, index) = match self {
+    /// What is given out first among the tasks of one job: smaller is sooner. Windows are finished
+    /// one after the other, so that seams need not wait for the last of them, and the beginning of
+    /// the film can be watched early. Where that would hold up a chain, the scheduler makes an
+    /// exception.
+    pub fn priority(self) -> (u32, u32) {
+        match self {
             Self::Text => (0, 0),
-            Self::OwnText(index) => (0, index),
-            Self::Denoise(index) => (1, index),
-            Self::Decode(index) => (2, index),
-            Self::Seam(index) => (3, index),
-            Self::Mux => (4, u32::MAX),
-        };
-        match continuity {
-            Continuity::Chain => (rank, index),
-            Continuity::None => (index, rank),
+            Self::OwnText(index) => (index, 0),
+            Self::Denoise(index) => (index, 1),
+            Self::Decode(index) => (index, 2),
+            Self::Seam(index) => (index, 3),
+            Self::Mux => (u32::MAX, 4),
         }
     }
 }

@@ -211,11 +211,10 @@ fn orphan_sentence(now_ms: u64, kind: TaskKind, task: &Task) -> Option<String> {
 
 /// The first task that waits for others, and how many more there are.
 fn waiting_sentence(job: &Job, waiting: &[(&TaskKind, &Task)]) -> Option<String> {
-    let continuity = job.record.spec.continuity;
     let first = waiting
         .iter()
         .map(|(kind, _)| **kind)
-        .min_by_key(|kind| kind.priority(continuity))?;
+        .min_by_key(|kind| kind.priority())?;
     let inputs = dag::inputs(&job.record.spec, &job.plan, first).into_iter();
     let missing: Vec<_> = inputs
         .filter(|input| job.tasks[input].status != Status::Done)

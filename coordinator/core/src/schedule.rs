@@ -3,7 +3,9 @@
 use crate::dag::{self, TaskKind};
 use crate::effects::{Effect, Effects};
 use crate::state::{Core, Finish, Job, LANES, Place, Status, StoredState, Task};
+use crate::workers::Worker;
 use longtake_common::ids::{FencingToken, Hash, JobId, WorkerId};
+use longtake_common::spec::Continuity;
 use longtake_common::task::{Assignment, Lane, Work};
 use std::ops::Bound;
 
@@ -195,9 +197,13 @@ impl Core {
                 let Some(&place) = queue.range((after, Bound::Unbounded)).next() else {
                     break;
                 };
-                after = Bound::Excluded(place);
                 let id = self.job_by_seq[&place.seq].clone();
-                let Some(worker) = self.choose(lane, &self.jobs[&id], place.kind) else {
+                let job = &self.jobs[&id];
+                let places = self.link(place).into_iter().chain([place]);
+                let mut chosen =
+                    places.filter_map(|place| Some((place, self.choose(lane, job, place.kind)?)));
+                let Some((place, worker)) = chosen.next() else {
+                    after = Bound::Excluded(place);
                     continue;
                 };
                 if lane == Lane::Device {
@@ -220,6 +226,27 @@ impl Core {
             }
         }
         false
+    }
+
+    /// The next link of the chain that a job is, if that should be given out before the decoding at
+    /// `place`. All that is left of a film waits for its chain, so where several workers are at it
+    /// the chain is never held up, and the others decode beside it. A single worker that did so
+    /// would decode nothing before everything is denoised, and be done no sooner.
+    fn link(&self, place: Place) -> Option<Place> {
+        let job = &self.jobs[&self.job_by_seq[&place.seq]];
+        let is_chain = job.record.spec.continuity == Continuity::Chain;
+        if !is_chain || !matches!(place.kind, TaskKind::Decode(_)) {
+            return None;
+        }
+        let lane = Lane::Device;
+        let fitting =
+            |(id, worker): &(&WorkerId, &Worker)| self.accepts(id) && self.fits(worker, lane, job);
+        self.workers.iter().filter(fitting).nth(1)?;
+        let queue = self.ready[&lane].range((Bound::Excluded(place), Bound::Unbounded));
+        let mut of_job = queue.take_while(|other| other.seq == place.seq);
+        of_job
+            .find(|other| matches!(other.kind, TaskKind::Denoise(_)))
+            .copied()
     }
 
     /// A free worker that the task has not failed on, one that has the model before one that would

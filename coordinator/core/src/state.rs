@@ -347,7 +347,7 @@ impl Core {
     }
 
     pub(crate) fn place(&self, job: &Job, kind: TaskKind) -> Place {
-        let priority = kind.priority(job.record.spec.continuity);
+        let priority = kind.priority();
         Place {
             seq: job.record.seq,
             priority,

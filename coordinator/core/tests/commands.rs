@@ -306,11 +306,11 @@ fn a_job_that_failed_or_was_cancelled_goes_on_from_what_is_stored() {
             let (worker, assignment) = farm.latest(task);
             farm.done(&worker, &assignment);
         }
-        let (_, one) = farm.latest("denoise/1");
+        let (_, next) = farm.latest("decode/0");
         if cancel {
             farm.command(Event::Cancel { job: job.clone() });
         } else {
-            farm.failed("w", &one, false);
+            farm.failed("w", &next, false);
         }
         let given_out = farm.assigned.len();
         farm.restart();
@@ -318,7 +318,7 @@ fn a_job_that_failed_or_was_cancelled_goes_on_from_what_is_stored() {
         farm.command(Event::Retry { job: job.clone() });
         assert_eq!(farm.view(&job).error, "");
         farm.run();
-        assert_eq!(farm.log()[given_out], "w#2 denoise/1", "the rest was there");
+        assert_eq!(farm.log()[given_out], "w#2 decode/0", "the rest was there");
         assert_eq!(farm.view(&job).state, JobState::Done);
     }
 }

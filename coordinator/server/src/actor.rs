@@ -11,8 +11,8 @@ use longtake_common::spec::JobSpec;
 use longtake_common::task::Assignment;
 use longtake_common::telemetry;
 use longtake_core::{
-    Census, Core, Effect, Effects, Event, Explanation, JobView, ModelView, Running, WorkerInfo,
-    WorkerView,
+    Census, Core, Effect, Effects, Event, Explanation, JobState, JobView, ModelView, Running,
+    WorkerInfo, WorkerView,
 };
 use longtake_proto::v1;
 use longtake_proto::v1::coordinator_message::Message as ToWorker;
@@ -322,9 +322,11 @@ impl Actor {
                     artifacts: vec![artifact],
                     wanted_of: Some(job.clone()),
                 });
-                // Also when somebody else has noticed before.
-                let is_made = self.core.is_open(&job);
-                tracing::debug!(%artifact, %job, was_known, is_made, "lost artifact");
+                // Also when somebody else has noticed before. What is lost may be known under other
+                // inputs, and the film be complete again at once.
+                let view = self.core.view(self.now_ms(), &job);
+                let is_whole = view.is_some_and(|view| view.state == JobState::Done);
+                let is_made = self.core.is_open(&job) || (was_known && is_whole);
                 self.answers.push(Answer::Lost { is_made, reply });
             }
             Request::Event(event) => {
