@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use longtake_common::model::{find_config, find_model, hash_model};
 use longtake_common::pipeline::Pipeline;
 use longtake_common::request::{
-    Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecRequest, parse_size,
+    Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecError, SpecRequest, parse_size,
 };
 use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
 use longtake_common::{Hash, media};
@@ -52,15 +52,9 @@ pub struct JobArgs {
     /// Frames a second [default: 24 for ltxv-tiny, else 30]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     fps: Option<f64>,
-    /// Seed of the noise; window i draws from seed + i
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        value_parser = seed,
-        allow_negative_numbers = true
-    )]
-    seed: u64,
+    /// Seed of the noise; window i draws from seed + i [default: the pipeline file's, else 0]
+    #[arg(long, value_name = "N", value_parser = seed, allow_negative_numbers = true)]
+    seed: Option<u64>,
     /// Pipeline file: a name under configs/ or a YAML file [default: ltxv-tiny]
     #[arg(long, value_name = "NAME|YAML")]
     config: Option<String>,
@@ -68,9 +62,10 @@ pub struct JobArgs {
     /// (50 steps at guidance scale 3 unless given otherwise)
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
-    /// What to steer away from; counts when the guidance scale is above 1
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    negative: String,
+    /// What to steer away from; counts when the guidance scale is above 1 [default: the pipeline
+    /// file's; the official program's for an official checkpoint; else nothing]
+    #[arg(long, value_name = "TEXT")]
+    negative: Option<String>,
     /// How windows continue each other: chain holds each to the tail of the one before, none
     /// renders them independently
     #[arg(long, value_enum, default_value_t = ContinuityArg::Chain)]
@@ -81,7 +76,9 @@ pub struct JobArgs {
     /// Frames that neighbouring windows share, 8k+1
     #[arg(long, value_name = "N", default_value_t = OVERLAP_FRAMES_DEFAULT.into(), allow_negative_numbers = true)]
     overlap_frames: i64,
-    /// Denoising steps, by the model's own schedule [default: the pipeline file's timesteps]
+    /// Denoising steps. Of a pipeline file's timesteps it keeps that many, evenly spaced (a second
+    /// pass keeps its own list); elsewhere the model's own schedule is counted anew [default: the
+    /// pipeline file's]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     steps: Option<i64>,
     /// Classifier-free guidance; 1 is off [default: the pipeline file's]
@@ -156,14 +153,21 @@ struct Recipe {
     width: u32,
     height: u32,
     fps: f64,
+    /// Length when the user names none.
+    length: Length,
+    seed: u64,
+    negative: String,
     /// Name or path of the model.
     model: String,
+    /// Sentences for the user.
+    notices: Vec<String>,
 }
 
 impl JobArgs {
     /// The job that these flags describe, checked.
     pub fn wanted(&self, codec: Codec, weights: Weights) -> Result<Wanted> {
-        let recipe = self.recipe()?;
+        let mut recipe = self.recipe(weights)?;
+        let mut notices = std::mem::take(&mut recipe.notices);
         let model = match weights {
             Weights::Required => {
                 let path = find_model(&recipe.model)?;
@@ -182,7 +186,7 @@ impl JobArgs {
         };
         let spec = self.request(recipe, model, codec)?.validate()?;
         media::check_size(codec, spec.width, spec.height)?;
-        let notices = rounding_notice(&spec).into_iter().collect();
+        notices.extend(rounding_notice(&spec));
         Ok(Wanted { spec, notices })
     }
 
@@ -192,16 +196,17 @@ impl JobArgs {
             .unwrap_or((recipe.width.into(), recipe.height.into()));
         let length = match (self.frames, self.seconds) {
             (Some(frames), _) => Length::Frames(frames),
-            (None, seconds) => Length::Seconds(seconds.unwrap_or(SECONDS_DEFAULT)),
+            (None, Some(seconds)) => Length::Seconds(seconds),
+            (None, None) => recipe.length,
         };
         Ok(SpecRequest {
             prompt: self.prompt.clone(),
-            negative: self.negative.clone(),
+            negative: self.negative.clone().unwrap_or(recipe.negative),
             length,
             width,
             height,
             fps: self.fps.unwrap_or(recipe.fps),
-            seed: self.seed,
+            seed: self.seed.unwrap_or(recipe.seed),
             model,
             continuity: self.continuity.into(),
             segment_frames: self.segment_frames,
@@ -211,13 +216,55 @@ impl JobArgs {
         })
     }
 
+    fn file_recipe(&self, name: &str, weights: Weights) -> Result<Recipe> {
+        let pipeline = Pipeline::read(&find_config(name)?)?;
+        if weights == Weights::Required {
+            // Said before any other file is looked for.
+            let sampling = pipeline.sampling(|name| reference(name, Weights::Ignored))?;
+            if let Some(what) = sampling.unbuilt() {
+                bail!("the pipeline file {name} asks for {what}, which is not supported");
+            }
+        }
+        let mut notices = pipeline.notices().to_vec();
+        if pipeline.enhancement.applies_to(&self.prompt) {
+            notices.push(format!(
+                "the prompt has fewer than {} words and would be rewritten by the official \
+                 program; it is taken as it is",
+                pipeline.enhancement.words_threshold
+            ));
+        }
+        let length = pipeline
+            .num_frames
+            .map(|frames| Length::Frames(frames.into()));
+        Ok(Recipe {
+            sampling: pipeline.sampling(|name| reference(name, weights))?,
+            width: pipeline.width,
+            height: pipeline.height,
+            fps: pipeline.frame_rate,
+            length: length.unwrap_or(Length::Seconds(SECONDS_DEFAULT)),
+            seed: pipeline.seed.unwrap_or(0),
+            negative: pipeline.negative_prompt.clone(),
+            model: pipeline.model().to_owned(),
+            notices,
+        })
+    }
+
     /// The recipe's sampling with the user's own figures in it.
     fn sampling(&self, mut sampling: Sampling) -> Result<Sampling> {
         if let Some(steps) = self.steps {
-            sampling.schedule = Schedule::Steps(count("steps", steps)?);
+            let steps = count("steps", steps)?;
+            // Zero has an answer of its own, which does not depend on the schedule.
+            if steps == 0 {
+                return Err(SpecError::Steps(0).into());
+            }
+            sampling.set_steps(steps)?;
         }
         if let Some(scale) = self.guidance_scale {
-            sampling.guidance_scale = scale;
+            for pass in sampling.passes_mut() {
+                for step in &mut pass.guidance.steps {
+                    step.guidance_scale = scale;
+                }
+            }
         }
         if let Some(tokens) = self.text_tokens {
             sampling.text_tokens = count("text tokens", tokens)?;
@@ -225,17 +272,8 @@ impl JobArgs {
         Ok(sampling)
     }
 
-    fn recipe(&self) -> Result<Recipe> {
-        let from_file = |name: &str| -> Result<Recipe> {
-            let pipeline = Pipeline::read(&find_config(name)?)?;
-            Ok(Recipe {
-                sampling: pipeline.sampling(),
-                width: pipeline.width,
-                height: pipeline.height,
-                fps: pipeline.frame_rate,
-                model: pipeline.model().to_owned(),
-            })
-        };
+    fn recipe(&self, weights: Weights) -> Result<Recipe> {
+        let from_file = |name: &str| self.file_recipe(name, weights);
         match (&self.config, &self.model) {
             (Some(config), None) => from_file(config),
             (Some(config), Some(model)) => Ok(Recipe {
@@ -254,6 +292,19 @@ impl JobArgs {
             }
         }
     }
+}
+
+/// The files that a pipeline file names beside the model.
+fn reference(name: &str, weights: Weights) -> Result<ModelRef> {
+    let hash_and_place = match weights {
+        Weights::Required => {
+            let path = find_model(name)?;
+            (location(name, &path)?, hash_model(&path)?)
+        }
+        Weights::Ignored => (name.to_owned(), Hash::of(b"")),
+    };
+    let (location, hash) = hash_and_place;
+    Ok(ModelRef { location, hash })
 }
 
 /// How diffusers would sample the folder `model`.
@@ -281,17 +332,19 @@ fn diffusers_recipe(model: &str) -> Result<Recipe> {
         _ => DIFFUSERS_TEXT_TOKENS,
     };
     Ok(Recipe {
-        sampling: Sampling {
-            schedule: Schedule::Steps(DIFFUSERS_STEPS),
-            guidance_scale: DIFFUSERS_GUIDANCE_SCALE,
+        sampling: Sampling::plain(
+            Schedule::Steps(DIFFUSERS_STEPS),
+            DIFFUSERS_GUIDANCE_SCALE,
             text_tokens,
-            decode_timestep: 0.0,
-            decode_noise_scale: 0.0,
-        },
+        ),
         width: DIFFUSERS_WIDTH,
         height: DIFFUSERS_HEIGHT,
         fps: FPS_DEFAULT,
+        length: Length::Seconds(SECONDS_DEFAULT),
+        seed: 0,
+        negative: String::new(),
         model: model.to_owned(),
+        notices: Vec::new(),
     })
 }
 
@@ -329,6 +382,7 @@ fn rounding_notice(spec: &JobSpec) -> Option<String> {
 mod tests {
     use super::*;
     use clap::Parser;
+    use longtake_common::sampling::Guidance;
 
     #[derive(Parser)]
     struct Flags {
@@ -351,7 +405,9 @@ mod tests {
             (256, 160, 24.0, 120)
         );
         assert_eq!((spec.segment_frames, spec.overlap_frames), (121, 17));
-        assert!(matches!(spec.sampling.schedule, Schedule::Timesteps(t) if t.len() == 8));
+        assert!(
+            matches!(spec.sampling.first_pass.schedule, Schedule::Timesteps(t) if t.len() == 8)
+        );
     }
 
     #[test]
@@ -387,10 +443,12 @@ mod tests {
             (60, 64, 64, 12.5)
         );
         assert_eq!((spec.seed, spec.continuity), (7, Continuity::None));
-        assert_eq!(spec.sampling.schedule, Schedule::Steps(3));
+        assert!(
+            matches!(spec.sampling.first_pass.schedule, Schedule::Timesteps(t) if t == [1.0, 0.975, 0.4219])
+        );
         assert_eq!(
-            (spec.sampling.guidance_scale, spec.sampling.text_tokens),
-            (2.5, 48)
+            (spec.sampling.first_pass.guidance, spec.sampling.text_tokens),
+            (Guidance::plain(2.5), 48)
         );
         assert_eq!((spec.segment_frames, spec.overlap_frames), (33, 9));
         assert_eq!(spec.negative, "blur");
@@ -421,6 +479,7 @@ mod tests {
             (&["--overlap-frames", "16"], "9 or 17"),
             (&["--steps", "0"], "0 steps"),
             (&["--steps", "-1"], "-1 steps"),
+            (&["--steps", "9"], "--steps 1 to 8"),
             (&["--text-tokens", "-1"], "-1 text tokens"),
             (&["--fps", "0"], "0 frames a second"),
             (&["--config", "no-such"], "no-such"),

@@ -12,6 +12,7 @@ pub mod media;
 pub mod model;
 pub mod pipeline;
 pub mod request;
+pub mod sampling;
 pub mod spec;
 pub mod task;
 #[cfg(feature = "telemetry")]

@@ -1,6 +1,6 @@
 //! From what a user typed to a [`JobSpec`], or to one sentence that says what to change.
 
-use crate::spec::{Codec, Continuity, FRAMES_PER_LATENT, JobSpec, ModelRef, Sampling, Schedule};
+use crate::spec::{Codec, Continuity, FRAMES_PER_LATENT, JobSpec, ModelRef, Sampling};
 
 /// Largest width and height, in pixels.
 pub const SIDE_MAX: u32 = 16_384;
@@ -107,6 +107,27 @@ pub enum SpecError {
     /// Prompt length out of range.
     #[error("{0} text tokens are out of range: use 1 to {TEXT_TOKENS_MAX}")]
     TextTokens(i64),
+    /// Steps that a schedule does not have are left out of it.
+    #[error("{skipped} of {steps} steps are skipped, which leaves none: skip fewer")]
+    Skipped {
+        /// Left out at both ends.
+        skipped: u64,
+        /// Steps of the schedule.
+        steps: u32,
+    },
+    /// A pass without guidance steps.
+    #[error("a pass has no guidance: give at least one guidance_scale")]
+    NoGuidance,
+    /// Any other number of the sampling.
+    #[error("the {what} {value} is out of range: use {range}")]
+    Range {
+        /// Key in the pipeline file.
+        what: &'static str,
+        /// As given.
+        value: f64,
+        /// What may stand there.
+        range: &'static str,
+    },
     /// Guidance below 1 or not a number.
     #[error("the guidance scale {0} is out of range: use 1 (off) to 100")]
     Guidance(f32),
@@ -321,55 +342,11 @@ impl JobSpec {
     }
 }
 
-impl Sampling {
-    fn check(&self) -> Result<(), SpecError> {
-        self.schedule.check()?;
-        if !(1.0..=100.0).contains(&self.guidance_scale) {
-            return Err(SpecError::Guidance(self.guidance_scale));
-        }
-        if !(1..=TEXT_TOKENS_MAX).contains(&self.text_tokens) {
-            return Err(SpecError::TextTokens(self.text_tokens.into()));
-        }
-        for (what, value) in [
-            ("decode_timestep", self.decode_timestep),
-            ("decode_noise_scale", self.decode_noise_scale),
-        ] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(SpecError::Share { what, value });
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Schedule {
-    fn check(&self) -> Result<(), SpecError> {
-        let timesteps = match self {
-            Self::Steps(steps) if (1..=STEPS_MAX).contains(steps) => return Ok(()),
-            Self::Steps(steps) => return Err(SpecError::Steps((*steps).into())),
-            Self::Timesteps(timesteps) => timesteps,
-        };
-        if timesteps.is_empty() {
-            return Err(SpecError::NoTimesteps);
-        }
-        if timesteps.len() > STEPS_MAX as usize {
-            return Err(SpecError::Steps(timesteps.len() as i64));
-        }
-        let mut before = f32::INFINITY;
-        for &timestep in timesteps {
-            if !(timestep > 0.0 && timestep <= 1.0 && timestep < before) {
-                return Err(SpecError::Timesteps(timestep));
-            }
-            before = timestep;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ids::Hash;
+    use crate::sampling::{Guidance, Schedule};
 
     fn request() -> SpecRequest {
         SpecRequest {
@@ -387,13 +364,7 @@ mod tests {
             continuity: Continuity::Chain,
             segment_frames: SEGMENT_FRAMES_DEFAULT.into(),
             overlap_frames: OVERLAP_FRAMES_DEFAULT.into(),
-            sampling: Sampling {
-                schedule: Schedule::Timesteps(vec![1.0, 0.5]),
-                guidance_scale: 1.0,
-                text_tokens: 32,
-                decode_timestep: 0.05,
-                decode_noise_scale: 0.025,
-            },
+            sampling: Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 1.0, 32),
             codec: Codec::H264,
         }
     }
@@ -478,19 +449,19 @@ mod tests {
                 "65 overlap frames do not fit twice into 121 segment frames: use at most 57 overlap or at least 137 segment frames",
             ),
             (
-                |r| r.sampling.schedule = Schedule::Steps(0),
+                |r| r.sampling.first_pass.schedule = Schedule::Steps(0),
                 "0 steps are out of range: use 1 to",
             ),
             (
-                |r| r.sampling.schedule = Schedule::Timesteps(vec![]),
+                |r| r.sampling.first_pass.schedule = Schedule::Timesteps(vec![]),
                 "timesteps is empty",
             ),
             (
-                |r| r.sampling.schedule = Schedule::Timesteps(vec![1.0, 1.0]),
+                |r| r.sampling.first_pass.schedule = Schedule::Timesteps(vec![1.0, 1.0]),
                 "not falling",
             ),
             (
-                |r| r.sampling.schedule = Schedule::Timesteps(vec![f32::NAN]),
+                |r| r.sampling.first_pass.schedule = Schedule::Timesteps(vec![f32::NAN]),
                 "not falling",
             ),
             (
@@ -498,7 +469,7 @@ mod tests {
                 "0 text tokens are out of range: use 1 to 4096",
             ),
             (
-                |r| r.sampling.guidance_scale = 0.5,
+                |r| r.sampling.first_pass.guidance = Guidance::plain(0.5),
                 "the guidance scale 0.5 is out of range",
             ),
             (

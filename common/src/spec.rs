@@ -1,6 +1,7 @@
 //! What a user asks for, checked at the edge, in units that the planner understands.
 
 use crate::ids::Hash;
+pub use crate::sampling::{Sampling, Schedule};
 use serde::{Deserialize, Serialize};
 
 /// Frames of video to one latent frame.
@@ -37,31 +38,6 @@ pub struct ModelRef {
     pub location: String,
     /// Hash over the model's files; a worker that finds others refuses the task.
     pub hash: Hash,
-}
-
-/// Which noise levels a denoising pass visits.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Schedule {
-    /// These noise levels in 0..1, falling; the last step goes to 0.
-    Timesteps(Vec<f32>),
-    /// So many steps of the schedule that the model's own scheduler configuration names.
-    Steps(u32),
-}
-
-/// How a window is sampled and decoded.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sampling {
-    /// Noise levels.
-    pub schedule: Schedule,
-    /// Classifier-free guidance; 1 is off.
-    pub guidance_scale: f32,
-    /// Length to which prompts are padded or cut, in tokens.
-    pub text_tokens: u32,
-    /// Timestep that the VAE decoder is told (0..1).
-    pub decode_timestep: f32,
-    /// Share of noise mixed into the latents before decoding (0..1).
-    pub decode_noise_scale: f32,
 }
 
 /// A validated job. Equal specs give equal videos.

@@ -209,7 +209,7 @@ pub fn work<'a>(
         TaskKind::Text | TaskKind::OwnText(_) => Work::Text {
             model: spec.model.clone(),
             prompt: prompt(spec, plan, kind).to_owned(),
-            negative: (spec.sampling.guidance_scale > 1.0).then(|| spec.negative.clone()),
+            negative: spec.sampling.uses_negative().then(|| spec.negative.clone()),
             text_tokens: spec.sampling.text_tokens,
         },
         TaskKind::Denoise(index) => Work::Denoise {
@@ -351,13 +351,7 @@ mod tests {
             continuity,
             segment_frames: 121,
             overlap_frames: 17,
-            sampling: Sampling {
-                schedule: Schedule::Steps(1),
-                guidance_scale: 1.0,
-                text_tokens: 1,
-                decode_timestep: 0.0,
-                decode_noise_scale: 0.0,
-            },
+            sampling: Sampling::plain(Schedule::Steps(1), 1.0, 1),
             codec: Codec::H264,
         }
     }

@@ -165,13 +165,7 @@ fn spec(seed: u64, windows: u32) -> JobSpec {
         continuity: Continuity::None,
         segment_frames: SEGMENT_FRAMES,
         overlap_frames: OVERLAP_FRAMES,
-        sampling: Sampling {
-            schedule: Schedule::Timesteps(vec![1.0]),
-            guidance_scale: 1.0,
-            text_tokens: 32,
-            decode_timestep: 0.05,
-            decode_noise_scale: 0.025,
-        },
+        sampling: Sampling::plain(Schedule::Timesteps(vec![1.0]), 1.0, 32),
         codec: Codec::H264,
     }
 }

@@ -23,13 +23,7 @@ pub fn spec(frames: u32) -> JobSpec {
         continuity: Continuity::Chain,
         segment_frames: 121,
         overlap_frames: 17,
-        sampling: Sampling {
-            schedule: Schedule::Timesteps(vec![1.0, 0.5]),
-            guidance_scale: 1.0,
-            text_tokens: 32,
-            decode_timestep: 0.05,
-            decode_noise_scale: 0.025,
-        },
+        sampling: Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 1.0, 32),
         codec: Codec::H264,
     }
 }

@@ -166,13 +166,7 @@ mod tests {
                 seed: 0,
             },
             latents: Hash::of(b""),
-            sampling: Sampling {
-                schedule: Schedule::Steps(1),
-                guidance_scale: 1.0,
-                text_tokens: 1,
-                decode_timestep: 0.0,
-                decode_noise_scale: 0.0,
-            },
+            sampling: Sampling::plain(Schedule::Steps(1), 1.0, 1),
             picture: Picture {
                 width: 32,
                 height: 32,

@@ -30,7 +30,7 @@ pub fn run<B: Backend>(
         return Err(TaskError::Fatal("this is no window to denoise".to_owned()));
     };
     let inputs = Inputs::read(*text, *conditioning, sampling, desk)?;
-    let steps = steps(&sampling.schedule);
+    let steps = steps(&sampling.first_pass.schedule);
     let request = DenoiseRequest {
         latent_frames: window.latents() as usize,
         latent_height: (padded_height / PIXELS_PER_LATENT) as usize,
@@ -38,7 +38,7 @@ pub fn run<B: Backend>(
         fps: *fps,
         seed: window.seed,
         steps: &steps,
-        guidance_scale: sampling.guidance_scale,
+        guidance_scale: plain_guidance(sampling),
         prompt: &inputs.prompt,
         negative: inputs.negative.as_ref(),
         conditioning: inputs.conditioning.as_ref(),
@@ -80,7 +80,8 @@ impl Inputs {
         };
         Ok(Self {
             prompt: prompt("prompt")?,
-            negative: (sampling.guidance_scale > 1.0)
+            negative: sampling
+                .uses_negative()
                 .then(|| prompt("negative"))
                 .transpose()?,
             conditioning,
@@ -138,6 +139,12 @@ pub fn decode_request(window: &Window, sampling: &Sampling) -> DecodeRequest {
         timestep: sampling.decode_timestep,
         noise_scale: sampling.decode_noise_scale,
     }
+}
+
+/// The guidance of every step: what varies from step to step is refused with the job.
+fn plain_guidance(sampling: &Sampling) -> f32 {
+    let step = sampling.first_pass.guidance.at(0.0);
+    step.map_or(1.0, |step| step.guidance_scale)
 }
 
 fn steps(schedule: &Schedule) -> Steps {

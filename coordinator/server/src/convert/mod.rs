@@ -1,11 +1,14 @@
 //! Between the wire types of `longtake.v1` and ours.
 
+mod sampling;
+
 use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
-use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
+use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef};
 use longtake_common::task::SeamScore;
 use longtake_core::{ChunkView, Fetching, JobState, JobView, SegmentView, WorkerTask, WorkerView};
 use longtake_proto::v1;
+use sampling::{sampling_from_proto, sampling_to_proto};
 
 /// A message that does not say a job.
 #[derive(Debug, thiserror::Error)]
@@ -21,12 +24,22 @@ pub enum ConvertError {
     Spec(#[from] SpecError),
 }
 
+fn model_to_proto(model: &ModelRef) -> v1::ModelRef {
+    v1::ModelRef {
+        location: model.location.clone(),
+        hash: model.hash.to_string(),
+    }
+}
+
+fn model_from_proto(model: v1::ModelRef) -> Result<ModelRef, ConvertError> {
+    Ok(ModelRef {
+        location: model.location,
+        hash: model.hash.parse()?,
+    })
+}
+
 /// A job for the wire.
 pub fn spec_to_proto(spec: &JobSpec) -> v1::JobSpec {
-    let (timesteps, steps) = match &spec.sampling.schedule {
-        Schedule::Timesteps(timesteps) => (timesteps.clone(), 0),
-        Schedule::Steps(steps) => (Vec::new(), *steps),
-    };
     v1::JobSpec {
         prompt: spec.prompt.clone(),
         negative: spec.negative.clone(),
@@ -35,10 +48,7 @@ pub fn spec_to_proto(spec: &JobSpec) -> v1::JobSpec {
         height: spec.height,
         fps: spec.fps,
         seed: spec.seed,
-        model: Some(v1::ModelRef {
-            location: spec.model.location.clone(),
-            hash: spec.model.hash.to_string(),
-        }),
+        model: Some(model_to_proto(&spec.model)),
         continuity: match spec.continuity {
             Continuity::Chain => v1::Continuity::Chain,
             Continuity::None => v1::Continuity::None,
@@ -46,14 +56,7 @@ pub fn spec_to_proto(spec: &JobSpec) -> v1::JobSpec {
         .into(),
         segment_frames: spec.segment_frames,
         overlap_frames: spec.overlap_frames,
-        sampling: Some(v1::Sampling {
-            timesteps,
-            steps,
-            guidance_scale: spec.sampling.guidance_scale,
-            text_tokens: spec.sampling.text_tokens,
-            decode_timestep: spec.sampling.decode_timestep,
-            decode_noise_scale: spec.sampling.decode_noise_scale,
-        }),
+        sampling: Some(sampling_to_proto(&spec.sampling)),
         codec: match spec.codec {
             Codec::H264 => v1::Codec::H264,
             Codec::Png => v1::Codec::Png,
@@ -67,11 +70,6 @@ pub fn spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, ConvertError> {
     let (continuity, codec) = (spec.continuity(), spec.codec());
     let model = spec.model.ok_or(ConvertError::Field("model"))?;
     let sampling = spec.sampling.ok_or(ConvertError::Field("sampling"))?;
-    let schedule = if sampling.timesteps.is_empty() {
-        Schedule::Steps(sampling.steps)
-    } else {
-        Schedule::Timesteps(sampling.timesteps)
-    };
     let spec = JobSpec {
         prompt: spec.prompt,
         negative: spec.negative,
@@ -80,10 +78,7 @@ pub fn spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, ConvertError> {
         height: spec.height,
         fps: spec.fps,
         seed: spec.seed,
-        model: ModelRef {
-            location: model.location,
-            hash: model.hash.parse()?,
-        },
+        model: model_from_proto(model)?,
         continuity: match continuity {
             v1::Continuity::Chain => Continuity::Chain,
             v1::Continuity::None => Continuity::None,
@@ -91,13 +86,7 @@ pub fn spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, ConvertError> {
         },
         segment_frames: spec.segment_frames,
         overlap_frames: spec.overlap_frames,
-        sampling: Sampling {
-            schedule,
-            guidance_scale: sampling.guidance_scale,
-            text_tokens: sampling.text_tokens,
-            decode_timestep: sampling.decode_timestep,
-            decode_noise_scale: sampling.decode_noise_scale,
-        },
+        sampling: sampling_from_proto(sampling)?,
         codec: match codec {
             v1::Codec::H264 => Codec::H264,
             v1::Codec::Png => Codec::Png,
