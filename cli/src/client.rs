@@ -168,7 +168,7 @@ impl Client {
         loop {
             let lost = match self.watch_once(job, &mut see, &mut broken_since).await {
                 Ok(last) => return Ok(last),
-                Err(status) if status.code() == Code::Unavailable => status,
+                Err(status) if longtake_agent::has_broken(&status) => status,
                 Err(status) => return Err(self.explain(&status)),
             };
             let since = *broken_since.get_or_insert_with(std::time::Instant::now);

@@ -135,6 +135,9 @@ fn a_worker_outlives_its_coordinator() {
     wait_for("the job to run", || {
         (first.ask(&["status", &job])["state"] != "queued").then_some(())
     });
+    let mut watch = longtake(folder.path());
+    watch.args(["watch", &job, "--coordinator", &first.url]);
+    let watch = Guard(watch.spawn().expect("watch runs"));
     signal(first.coordinator.0.id(), "KILL");
     let listen = first
         .url
@@ -146,6 +149,9 @@ fn a_worker_outlives_its_coordinator() {
     second.submit(&["--wait", "-o", "farm.mp4"]);
     let film = fs::read(folder.path().join("farm.mp4")).expect("the film");
     assert!(film == alone, "a dead coordinator changed the film");
+    let mut watch = watch;
+    let watched = wait_for("watch to end", || watch.0.try_wait().expect("a status"));
+    assert!(watched.success(), "watch waits for the next coordinator");
 }
 
 /// The encoded chunks' bytes, as a whole: an MP4 keeps them behind its index.

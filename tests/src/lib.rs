@@ -1,5 +1,8 @@
 //! What the tests of whole processes share: running the product, and judging its films.
 
 pub mod detect;
+pub mod farm;
+pub mod network;
 pub mod product;
+pub mod scenario;
 pub mod services;

@@ -2,11 +2,12 @@
 //! both.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Longest wait for a server to answer.
 const START: Duration = Duration::from_secs(30);
 /// The bucket that [`S3::start`] makes.
@@ -51,6 +52,11 @@ impl Process {
     pub fn is_running(&mut self) -> bool {
         matches!(self.0.try_wait(), Ok(None))
     }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().ok().flatten()
+    }
 }
 
 impl Drop for Process {
@@ -64,7 +70,15 @@ impl Drop for Process {
 /// # Panics
 /// When there is none.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    free_address_at(LOOPBACK)
+}
+
+/// An address of `host`, which is this machine, that nobody listens on at the moment.
+///
+/// # Panics
+/// When there is none.
+pub fn free_address_at(host: IpAddr) -> SocketAddr {
+    let listener = TcpListener::bind((host, 0)).expect("a free port");
     listener.local_addr().expect("its address")
 }
 
@@ -113,12 +127,20 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Starts one that keeps its data in `folder`.
+    /// Starts one on loopback that keeps its data in `folder`.
     ///
     /// # Panics
     /// When etcd is not installed or does not come up.
     pub fn start(folder: &Path) -> Self {
-        let (client, peer) = (free_address(), free_address());
+        Self::start_at(folder, LOOPBACK)
+    }
+
+    /// The same at another address of this machine.
+    ///
+    /// # Panics
+    /// When etcd is not installed or does not come up.
+    pub fn start_at(folder: &Path, host: IpAddr) -> Self {
+        let (client, peer) = (free_address_at(host), free_address_at(host));
         let process = Self::run(folder, client, peer);
         Self {
             process,
@@ -185,15 +207,24 @@ pub struct S3 {
 }
 
 impl S3 {
-    /// Starts one whose log is in `folder`.
+    /// Starts one on loopback whose log is in `folder`.
     ///
     /// # Panics
     /// When it is not installed or does not come up.
     pub fn start(folder: &Path) -> Self {
-        let address = free_address();
+        Self::start_at(folder, LOOPBACK)
+    }
+
+    /// The same at another address of this machine.
+    ///
+    /// # Panics
+    /// When it is not installed or does not come up.
+    pub fn start_at(folder: &Path, host: IpAddr) -> Self {
+        let address = free_address_at(host);
         let mut command = Command::new(moto_server());
         command
-            .args(["-H", "127.0.0.1", "-p", &address.port().to_string()])
+            .args(["-H", &host.to_string()])
+            .args(["-p", &address.port().to_string()])
             .stdout(log(folder, "s3.log"))
             .stderr(log(folder, "s3.log"));
         let mut process = Process::start(&mut command, "run `cargo xtask test`, which installs it");
@@ -216,7 +247,12 @@ impl S3 {
             ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
             ("AWS_REGION", "us-east-1".to_owned()),
         ];
-        pairs.map(|(name, value)| (name.to_owned(), value)).into()
+        let mut pairs = Vec::from(pairs);
+        if !self.address.ip().is_loopback() {
+            pairs.push(("AWS_ALLOW_HTTP", "true".to_owned()));
+        }
+        let owned = |(name, value): (&str, String)| (name.to_owned(), value);
+        pairs.into_iter().map(owned).collect()
     }
 
     /// Replaces the bytes of an object behind everybody's back.

@@ -30,6 +30,16 @@ pub fn etcd() -> Result<()> {
         .context("install etcd: the tests keep a farm's state in it; put etcd on the PATH")
 }
 
+/// Installs what makes networks for tests unless it is there.
+pub fn network() -> Result<()> {
+    if answers("ip", "-V") && answers("unshare", "--version") {
+        return Ok(());
+    }
+    apt(&["iproute2", "util-linux"]).context(
+        "install iproute2: the tests put workers on machines of their own; put ip on the PATH",
+    )
+}
+
 /// Installs an S3-speaking server under `target` unless it is there.
 pub fn s3(target: &Path) -> Result<()> {
     let folder = target.join(S3_FOLDER);

@@ -27,6 +27,13 @@ enum Task {
     },
     /// Format, lints, crate edges, tidiness and then `test`: what has to pass before a change lands.
     Ci,
+    /// Render films on a farm in which everything goes wrong, and compare them with undisturbed ones:
+    /// docs/scenario.md.
+    Scenario {
+        /// Passed on: `--rounds N`, `--seed N`, `--continuity none,chain`, `--short`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
     /// Prove that crates depend on each other only in the directions of docs/architecture.md.
     Edges,
     /// Check file lengths, lint inheritance and that no absolute home path slipped in.
@@ -38,6 +45,7 @@ fn main() -> Result<()> {
     match Args::parse().task {
         Task::Test { filter } => test(&root, &filter),
         Task::Ci => ci(&root),
+        Task::Scenario { flags } => scenario(&root, &flags),
         Task::Edges => edges::check(&root),
         Task::Tidy => tidy::check(&root),
     }
@@ -58,12 +66,25 @@ fn target_folder(root: &Path) -> Result<PathBuf> {
     Ok(metadata.exec()?.target_directory.into_std_path_buf())
 }
 
-fn test(root: &Path, filter: &[String]) -> Result<()> {
-    install::ffmpeg()?;
+/// Installs what a farm stands on, and builds the program in the profile that users run.
+fn farm(root: &Path) -> Result<()> {
     install::etcd()?;
     install::s3(&target_folder(root)?)?;
-    // Tests of whole processes run the binary: it is built once, first, in the profile users run.
-    cargo(root, &["build", "--release", "--package", "longtake"])?;
+    install::network()?;
+    cargo(root, &["build", "--release", "--package", "longtake"])
+}
+
+fn scenario(root: &Path, flags: &[String]) -> Result<()> {
+    farm(root)?;
+    let run = "run --release --package longtake-tests --bin scenario --";
+    let flags = flags.iter().map(String::as_str);
+    cargo(root, &run.split(' ').chain(flags).collect::<Vec<_>>())
+}
+
+fn test(root: &Path, filter: &[String]) -> Result<()> {
+    install::ffmpeg()?;
+    // Tests of whole processes run the binary, so it is built first.
+    farm(root)?;
     let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];
     if !filter.is_empty() {
         args.push("--");

@@ -1,6 +1,6 @@
 //! One connection to the coordinator: registration, heartbeats, orders in, results out.
 
-use crate::dial::{CONNECT_DEADLINE, Dial, DialError, Dialler, Link};
+use crate::dial::{CONNECT_DEADLINE, Dial, DialError, Dialler, Link, has_broken};
 use crate::error::AgentError;
 use longtake_proto::v1;
 use std::time::Duration;
@@ -164,9 +164,10 @@ fn refused(dialler: &Dialler, status: &tonic::Status) -> LostConnection {
     if let Some(error) = dialler.explain(status) {
         return LostConnection::Barred(error);
     }
+    let story = status.message().to_owned();
     match status.code() {
-        tonic::Code::AlreadyExists => LostConnection::NameTaken(status.message().to_owned()),
-        tonic::Code::Unavailable => LostConnection::Transport(status.message().to_owned()),
-        _ => LostConnection::Refused(status.message().to_owned()),
+        tonic::Code::AlreadyExists => LostConnection::NameTaken(story),
+        _ if has_broken(status) => LostConnection::Transport(story),
+        _ => LostConnection::Refused(story),
     }
 }

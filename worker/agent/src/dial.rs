@@ -291,6 +291,16 @@ impl Dialler {
     }
 }
 
+/// Whether a connection broke, and not the other side refused: one that is killed in the middle of an
+/// answer leaves an error of the transport behind, which may have any of several codes.
+pub fn has_broken(status: &Status) -> bool {
+    let may_be = matches!(
+        status.code(),
+        Code::Unknown | Code::Internal | Code::Cancelled
+    );
+    status.code() == Code::Unavailable || (may_be && status.source().is_some())
+}
+
 /// The cause at the bottom, which names what happened; the layers above only say "transport error".
 fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a dyn Error {
     let mut cause: &dyn Error = error;

@@ -22,7 +22,7 @@ mod serve;
 mod tls;
 mod work;
 
-pub use dial::{Credentials, Dial, DialError, Dialler, Link};
+pub use dial::{Credentials, Dial, DialError, Dialler, Link, has_broken};
 pub use error::{AgentError, TaskError};
 pub use longtake_cpu::Isa;
 
