@@ -110,16 +110,24 @@ impl Farm {
 
     /// Starts a worker: here, or on another machine.
     pub fn worker(&self, name: &str, machine: Option<&Machine>) -> Process {
+        self.worker_with(name, machine, &[])
+    }
+
+    /// The same with more flags.
+    pub fn worker_with(&self, name: &str, machine: Option<&Machine>, flags: &[&str]) -> Process {
         let mut command = match machine {
             Some(machine) => machine.command(&binary()),
             None => longtake(),
         };
         command
             .env_remove("LONGTAKE_COORDINATOR")
+            // It says what it takes.
+            .env("LONGTAKE_LOG", "info,longtake_agent=debug")
             .envs(self.s3.environment())
             .args(["worker", "--coordinator", &self.url(), "--threads", "1"])
             .args(["--name", name, "--scratch"])
-            .arg(self.folder.path());
+            .arg(self.folder.path())
+            .args(flags);
         self.process(name, &mut command)
     }
 

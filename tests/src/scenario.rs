@@ -84,10 +84,6 @@ impl Random {
     fn share(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
-
-    fn flip(&mut self) -> bool {
-        self.next() >> 63 == 1
-    }
 }
 
 /// Everything that happens in the round of `seed`, in order, with the time after the beginning. All
@@ -101,12 +97,9 @@ pub fn plan(seed: u64, span: Duration, lengths: Lengths) -> Vec<(Duration, Event
     let [drained, killed, cut] = victims;
     let mut when = || span.mul_f64(0.05 + 0.95 * random.share());
     let [join, drain, kill, pull, shot, stop] = std::array::from_fn(|_| when());
-    let stopped = if random.flip() {
-        Stop::Freeze
-    } else {
-        Stop::Kill
-    };
-    let how = if random.flip() { Cut::Cable } else { Cut::Port };
+    // Each in half of the rounds, however few they are.
+    let stopped = [Stop::Freeze, Stop::Kill][(seed % 2) as usize];
+    let how = [Cut::Cable, Cut::Port][(seed / 2 % 2) as usize];
     let again = lengths.coordinator.mul_f64(random.share());
     let mut steps = vec![
         (join, Event::Join),

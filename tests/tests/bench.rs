@@ -28,6 +28,21 @@ fn dispatches_are_counted_on_both_stores() {
 }
 
 #[test]
+fn workers_that_sleep_are_kept_busy() {
+    let out = longtake()
+        .args(["bench", "dispatch", "--workers=8", "--tasks=160", "--json"])
+        .args(["--sleep-ms=200", "--idle=1"])
+        .output();
+    let report: Value =
+        last_json(&out.expect("longtake runs")).unwrap_or_else(|story| panic!("{story}"));
+    let share = report["busy_share"].as_f64().expect("a share");
+    assert!(share > 0.0 && share <= 1.0, "{report}");
+    // Fifty-three sleeps of 0.2 s by eight workers take that long, however fast the machine is.
+    assert!(report["seconds"].as_f64() > Some(1.3), "{report}");
+    assert!(report["idle_cores"].as_f64() < Some(1.0), "{report}");
+}
+
+#[test]
 fn a_bench_that_cannot_start_says_why() {
     for (flags, hint) in [
         (["--state", "mysql://x"], "etcd://HOST:PORT"),

@@ -1,7 +1,7 @@
 //! `bench dispatch`: a real coordinator process, real jobs, and workers that answer at once.
 
 use super::farm::{Coordinator, Etcd};
-use super::load::{Load, Workers};
+use super::load::Workers;
 use crate::terminal;
 use anyhow::{Context, Result};
 use longtake_common::Hash;
@@ -34,8 +34,11 @@ pub struct DispatchArgs {
     /// for this; has to be installed), or the URL of a store
     #[arg(long, value_name = "file|etcd|URL", default_value = "file")]
     state: String,
-    /// Then let the workers do nothing for so long, and measure what that costs
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    /// Let the workers sleep for so long over each window, and measure how much of the time they do
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    sleep_ms: u64,
+    /// Then let the workers do nothing for so long (20 when not said), and measure what that costs
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, num_args = 0..=1, default_missing_value = "20")]
     idle: u32,
     /// Print one JSON object on stdout
     #[arg(long)]
@@ -55,7 +58,9 @@ struct Report {
     rss_bytes: u64,
     /// Processor time of the coordinator while it gave out work, in cores.
     busy_cores: f64,
-    /// The same while the workers only beat their hearts.
+    /// Share of the time that workers slept over windows, while there were windows for all.
+    busy_share: Option<f64>,
+    /// Processor time of the coordinator while the workers only beat their hearts, in cores.
     idle_cores: Option<f64>,
 }
 
@@ -71,7 +76,8 @@ pub async fn run(args: DispatchArgs) -> Result<()> {
     };
     let artifacts = file_url(&scratch.path().join("artifacts"))?;
     let coordinator = Coordinator::start(&state, &artifacts).await?;
-    let workers = Workers::attach(coordinator.url(), args.workers).await?;
+    let sleep = Duration::from_millis(args.sleep_ms);
+    let workers = Workers::attach(coordinator.url(), args.workers, sleep).await?;
     let report = tokio::time::timeout(DEADLINE, measure(&args, &coordinator, workers)).await;
     let report = report.with_context(|| format!("not done within {} s", DEADLINE.as_secs()))??;
     coordinator.stop().await;
@@ -93,6 +99,9 @@ pub async fn run(args: DispatchArgs) -> Result<()> {
         report.rss_bytes as f64 / 1e6,
         report.busy_cores,
     ))?;
+    if let Some(share) = report.busy_share {
+        terminal::print(format_args!("workers: {:.1}% busy", 100.0 * share))?;
+    }
     match report.idle_cores {
         Some(cores) => terminal::print(format_args!("heartbeats alone: {cores:.2} cores")),
         None => Ok(()),
@@ -112,7 +121,7 @@ async fn measure(
         let spec = Some(spec_to_proto(&spec(index as u64, *windows)));
         client.submit(v1::SubmitRequest { spec, isa: None }).await?;
     }
-    let Load { mut decisions_ms } = workers.work(tasks).await?;
+    let load = workers.work(tasks).await?;
     let seconds = started.elapsed().as_secs_f64();
     let cpu_after = coordinator.cpu_seconds()?;
     let idle_cores = match args.idle {
@@ -122,6 +131,8 @@ async fn measure(
             Some((coordinator.cpu_seconds()? - cpu_after) / f64::from(idle))
         }
     };
+    let busy_share = load.busy_share(args.workers);
+    let mut decisions_ms = load.decisions_ms;
     decisions_ms.sort_by(f64::total_cmp);
     let quantile = |share: f64| decisions_ms[((decisions_ms.len() - 1) as f64 * share) as usize];
     Ok(Report {
@@ -133,6 +144,7 @@ async fn measure(
         decision_ms_p99: quantile(0.99),
         rss_bytes: coordinator.peak_rss_bytes()?,
         busy_cores: (cpu_after - cpu_before) / seconds,
+        busy_share,
         idle_cores,
     })
 }

@@ -1,4 +1,5 @@
-//! Workers that are connections and nothing else: what they are given they report as done at once.
+//! Workers that are connections and nothing else: what they are given they report as done at once, or
+//! after they have slept over it.
 
 use anyhow::{Context, Result, anyhow, bail};
 use longtake_common::Hash;
@@ -22,51 +23,78 @@ const OUTBOX_LENGTH: usize = 64;
 /// Many workers.
 pub struct Workers {
     running: JoinSet<Result<()>>,
-    /// How long a report took to be acknowledged, in milliseconds.
-    decisions_ms: mpsc::UnboundedReceiver<f64>,
+    acknowledged: mpsc::UnboundedReceiver<Acknowledged>,
+}
+
+/// A report that the coordinator has acknowledged.
+struct Acknowledged {
+    decision_ms: f64,
+    slept: Option<(Instant, Instant)>,
 }
 
 /// What workers did.
+#[derive(Default)]
 pub struct Load {
     /// From sending each report to its acknowledgement: by then the coordinator has decided what
     /// follows from it, stored that, and sent it.
     pub decisions_ms: Vec<f64>,
+    /// From when to when somebody slept over a window.
+    slept: Vec<(Instant, Instant)>,
+}
+
+impl Load {
+    /// How much of the time `workers` slept over windows while there were windows for all: from the
+    /// first one that was given out to the last one. `None` when nobody slept.
+    pub fn busy_share(&self, workers: u32) -> Option<f64> {
+        let begun = || self.slept.iter().map(|(begin, _)| *begin);
+        let (first, last) = (begun().min()?, begun().max()?);
+        let time = last.duration_since(first).as_secs_f64() * f64::from(workers);
+        let slept = |(begin, end): &(Instant, Instant)| {
+            let end = (*end).min(last);
+            end.saturating_duration_since(*begin).as_secs_f64()
+        };
+        let busy: f64 = self.slept.iter().map(slept).sum();
+        (time > 0.0).then(|| busy / time)
+    }
 }
 
 impl Workers {
-    /// Connects `count` workers, over a connection each.
-    pub async fn attach(url: &str, count: u32) -> Result<Self> {
-        let (sender, decisions_ms) = mpsc::unbounded_channel();
+    /// Connects `count` workers, over a connection each, that sleep for so long over each window.
+    pub async fn attach(url: &str, count: u32, sleep: Duration) -> Result<Self> {
+        let (sender, acknowledged) = mpsc::unbounded_channel();
         let (mut connecting, mut running) = (JoinSet::new(), JoinSet::new());
         for index in 0..count {
             if connecting.len() == CONNECTING_MAX {
                 start(&mut connecting, &mut running).await?;
             }
             let (url, sender) = (url.to_owned(), sender.clone());
-            connecting.spawn(async move { Worker::attach(url, index, sender).await });
+            connecting.spawn(async move { Worker::attach(url, index, sleep, sender).await });
         }
         while !connecting.is_empty() {
             start(&mut connecting, &mut running).await?;
         }
         Ok(Self {
             running,
-            decisions_ms,
+            acknowledged,
         })
     }
 
     /// Works until so many reports were acknowledged.
     pub async fn work(&mut self, tasks: usize) -> Result<Load> {
-        let mut decisions_ms = Vec::with_capacity(tasks);
-        while decisions_ms.len() < tasks {
+        let mut load = Load::default();
+        while load.decisions_ms.len() < tasks {
             tokio::select! {
-                Some(decision_ms) = self.decisions_ms.recv() => decisions_ms.push(decision_ms),
+                Some(report) = self.acknowledged.recv() => {
+                    load.decisions_ms.push(report.decision_ms);
+                    load.slept.extend(report.slept);
+                }
                 Some(ended) = self.running.join_next() => {
                     ended?.context("a worker ended")?;
                     bail!("a worker ended");
                 }
             }
         }
-        Ok(Load { decisions_ms })
+        Ok(load)
     }
 }
 
@@ -87,16 +115,29 @@ struct Worker {
     heartbeat: Duration,
     outbox: mpsc::Sender<v1::WorkerMessage>,
     inbox: Streaming<v1::CoordinatorMessage>,
-    decisions_ms: mpsc::UnboundedSender<f64>,
-    /// When the result under each token was reported.
-    reported: HashMap<u64, (v1::Running, Instant)>,
+    acknowledged: mpsc::UnboundedSender<Acknowledged>,
+    sleep: Duration,
+    /// What it has in hand, by token.
+    held: HashMap<u64, Held>,
+    /// The window that it sleeps over, and until when.
+    asleep: Option<(u64, tokio::time::Instant)>,
+}
+
+/// An assignment.
+struct Held {
+    running: v1::Running,
+    done: v1::Done,
+    taken: Instant,
+    reported: Option<Instant>,
+    sleeps: bool,
 }
 
 impl Worker {
     async fn attach(
         url: String,
         index: u32,
-        decisions_ms: mpsc::UnboundedSender<f64>,
+        sleep: Duration,
+        acknowledged: mpsc::UnboundedSender<Acknowledged>,
     ) -> Result<Self> {
         let (outbox, messages) = mpsc::channel(OUTBOX_LENGTH);
         let register = v1::Register {
@@ -122,8 +163,10 @@ impl Worker {
                 heartbeat: Duration::from_millis(welcome.heartbeat_ms.max(20)),
                 outbox,
                 inbox,
-                decisions_ms,
-                reported: HashMap::new(),
+                acknowledged,
+                sleep,
+                held: HashMap::new(),
+                asleep: None,
             }),
             _ => bail!("the coordinator's first message is no welcome"),
         }
@@ -133,7 +176,19 @@ impl Worker {
         let mut ticker = tokio::time::interval(self.heartbeat);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let wake = self.asleep.map(|(_, until)| until);
+            let slept = async {
+                match wake {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = slept => {
+                    if let Some((token, _)) = self.asleep.take() {
+                        self.report(token).await?;
+                    }
+                }
                 received = self.inbox.message() => {
                     let received = received?.ok_or_else(|| anyhow!("the connection was closed"))?;
                     self.obey(received).await?;
@@ -141,7 +196,7 @@ impl Worker {
                 _ = ticker.tick() => {
                     let heartbeat = v1::Heartbeat {
                         epoch: self.epoch,
-                        running: self.reported.values().map(|(held, _)| held.clone()).collect(),
+                        running: self.held.values().map(|held| held.running.clone()).collect(),
                         peak_rss_bytes: 1,
                         leaving: false,
                     };
@@ -149,6 +204,15 @@ impl Worker {
                 }
             }
         }
+    }
+
+    async fn report(&mut self, token: u64) -> Result<()> {
+        if let Some(held) = self.held.get_mut(&token) {
+            held.reported = Some(Instant::now());
+            let done = held.done.clone();
+            self.outbox.send(message(ToCoordinator::Done(done))).await?;
+        }
+        Ok(())
     }
 
     async fn obey(&mut self, received: v1::CoordinatorMessage) -> Result<()> {
@@ -168,15 +232,32 @@ impl Worker {
                     token: running.token,
                     output_json: serde_json::to_string(&output(&assignment.work))?,
                 };
-                let reported = (running, Instant::now());
-                self.reported.insert(assignment.token.0, reported);
-                self.outbox.send(message(ToCoordinator::Done(done))).await?;
+                let token = assignment.token.0;
+                let sleeps =
+                    !self.sleep.is_zero() && matches!(assignment.work, Work::Denoise { .. });
+                let held = Held {
+                    running,
+                    done,
+                    taken: Instant::now(),
+                    reported: None,
+                    sleeps,
+                };
+                self.held.insert(token, held);
+                if sleeps {
+                    self.asleep = Some((token, tokio::time::Instant::now() + self.sleep));
+                } else {
+                    self.report(token).await?;
+                }
             }
             Some(FromCoordinator::Ack(ack)) => {
-                if let Some((_, then)) = self.reported.remove(&ack.token) {
-                    let decision_ms = then.elapsed().as_secs_f64() * 1e3;
+                let held = self.held.remove(&ack.token);
+                if let Some((reported, held)) = held.and_then(|held| Some((held.reported?, held))) {
+                    let acknowledged = Acknowledged {
+                        decision_ms: reported.elapsed().as_secs_f64() * 1e3,
+                        slept: held.sleeps.then_some((held.taken, reported)),
+                    };
                     // Nobody listens any more once the measurement is over.
-                    let _ = self.decisions_ms.send(decision_ms);
+                    let _ = self.acknowledged.send(acknowledged);
                 }
             }
             Some(FromCoordinator::Revoke(revoke)) => {
