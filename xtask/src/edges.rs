@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("longtake-tensor", &[]),
     ("longtake-cpu", &["longtake-tensor"]),
+    ("longtake-cuda", &["longtake-tensor"]),
     ("longtake-ltx", &["longtake-tensor"]),
     ("longtake-stitch", &["longtake-common"]),
     (
@@ -81,6 +82,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         &["rayon", "tokio", "tonic", "cudarc", "redb"],
     ),
     ("longtake-cpu", &["tokio", "safetensors", "cudarc"]),
+    ("longtake-cuda", &["tokio", "safetensors"]),
     ("longtake-stitch", &["tokio", "tonic", "openh264", "redb"]),
     ("longtake-common", &["tonic", "prost", "redb"]),
 ];

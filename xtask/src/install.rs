@@ -2,7 +2,7 @@
 
 use crate::run;
 use anyhow::{Context, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// An S3-speaking server from PyPI: alive, Apache-2.0, and installed in seconds. Its own extra
@@ -10,6 +10,11 @@ use std::process::{Command, Stdio};
 const S3_SERVER: &[&str] = &["moto[s3]==5.2.5", "flask", "flask-cors"];
 /// Name of its folder below the target folder; `tests/src/services.rs` looks there.
 const S3_FOLDER: &str = "tools/moto";
+
+/// CUDA's run-time compiler from PyPI: kernels are compiled for every architecture without a GPU.
+const NVRTC: &str = "nvidia-cuda-nvrtc==13.0.88";
+/// Name of its folder below the target folder.
+const NVRTC_FOLDER: &str = "tools/nvrtc";
 
 /// Installs ffmpeg and ffprobe from the system's packages unless they are there.
 pub fn ffmpeg() -> Result<()> {
@@ -64,6 +69,37 @@ pub fn s3(target: &Path) -> Result<()> {
     install().context(
         "install moto, an S3 server: the tests keep a farm's artifacts in it; it needs python3 with venv and pip",
     )
+}
+
+/// Installs CUDA's run-time compiler under `target` unless it is there; the folder of its library.
+pub fn nvrtc(target: &Path) -> Result<PathBuf> {
+    let folder = target.join(NVRTC_FOLDER);
+    let library = folder.join("packages/nvidia/cu13/lib");
+    if library.join("libnvrtc.so.13").is_file() {
+        return Ok(library);
+    }
+    let install = || {
+        if !answers("python3", "-m ensurepip --version") {
+            apt(&["python3-venv"])?;
+        }
+        run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let pip = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ];
+        run(Command::new(folder.join("bin/python"))
+            .args(pip)
+            .args(["--no-deps", "--target"])
+            .arg(folder.join("packages"))
+            .arg(NVRTC))
+    };
+    install().context(
+        "install NVRTC: the tests compile the CUDA kernels with it; it needs python3 with venv and pip",
+    )?;
+    Ok(library)
 }
 
 fn apt(packages: &[&str]) -> Result<()> {

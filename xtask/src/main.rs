@@ -19,7 +19,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the tests need (ffmpeg, etcd, an S3-speaking server) and run every test on the release build.
+    /// Install what the tests need (ffmpeg, etcd, an S3-speaking server, NVRTC) and run every test on the release build.
     Test {
         /// Passed on to the test runner, for example a part of a test's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -85,12 +85,16 @@ fn test(root: &Path, filter: &[String]) -> Result<()> {
     install::ffmpeg()?;
     // Tests of whole processes run the binary, so it is built first.
     farm(root)?;
+    let nvrtc = install::nvrtc(&target_folder(root)?)?;
     let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];
     if !filter.is_empty() {
         args.push("--");
         args.extend(filter.iter().map(String::as_str));
     }
-    cargo(root, &args)
+    run(Command::new(env!("CARGO"))
+        .args(args)
+        .env("LONGTAKE_CUDA_LIBS", nvrtc)
+        .current_dir(root))
 }
 
 fn ci(root: &Path) -> Result<()> {

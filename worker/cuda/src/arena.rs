@@ -1,0 +1,354 @@
+//! Device memory: one pool that every activation, workspace and weight comes from.
+//!
+//! Blocks are cut from large chunks on the host; nothing is asked of the driver once the chunks are
+//! there. A block may be given out again as soon as it is free: everything runs on one stream, so the
+//! next user comes after the last one. Equal sequences of requests get equal addresses.
+
+use crate::error::{CudaError, During, Result};
+use cudarc::driver::{CudaContext, result};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Every block starts at a multiple of this: cuBLASLt's fastest kernels ask for 256 at most.
+const ALIGNMENT: usize = 256;
+/// Chunks are multiples of this.
+const CHUNK_UNIT: usize = 64 << 20;
+/// Smallest chunk.
+const CHUNK_MIN: usize = 256 << 20;
+
+/// Where chunks come from.
+pub(crate) trait ChunkSource: Send + Sync {
+    /// `bytes` of memory.
+    fn take(&self, bytes: usize) -> Result<u64>;
+    /// Gives back what `take` gave.
+    fn give_back(&self, address: u64);
+}
+
+/// The memory of a device.
+struct DeviceMemory(Arc<CudaContext>);
+
+impl ChunkSource for DeviceMemory {
+    fn take(&self, bytes: usize) -> Result<u64> {
+        self.0.bind_to_thread().during("bind the device")?;
+        // SAFETY: a plain allocation; the context is bound.
+        unsafe { result::malloc_sync(bytes) }.map_err(|_| CudaError::Memory {
+            wanted: bytes,
+            free: result::mem_get_info().map_or(0, |(free, _)| free),
+            hint: "end other programs on this device, use a smaller --size, or set --max-vram",
+        })
+    }
+
+    fn give_back(&self, address: u64) {
+        let _ = self.0.bind_to_thread();
+        // SAFETY: `address` came from `take`, and no block of it is in use. Freeing waits for the device.
+        let _ = unsafe { result::free_sync(address) };
+    }
+}
+
+#[derive(Default)]
+struct Pool {
+    /// Bytes by address of every chunk.
+    chunks: BTreeMap<u64, usize>,
+    /// Bytes by address of every free block; neighbours in a chunk are joined.
+    free: BTreeMap<u64, usize>,
+    used: usize,
+    reserved: usize,
+}
+
+/// What all pools of a device have taken of it.
+#[derive(Default)]
+struct Account {
+    reserved: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl Account {
+    fn add(&self, bytes: usize) {
+        let now = self.reserved.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+    }
+}
+
+struct Shared {
+    pool: Mutex<Pool>,
+    source: Arc<dyn ChunkSource>,
+    /// Most bytes that all pools of the device together ask it for.
+    limit: usize,
+    account: Arc<Account>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// The pool; clones share it.
+#[derive(Clone)]
+pub struct Arena {
+    shared: Arc<Shared>,
+}
+
+impl Arena {
+    /// A pool over a device that takes at most `limit` bytes of it.
+    pub fn new(context: Arc<CudaContext>, limit: usize) -> Self {
+        Self::over(Arc::new(DeviceMemory(context)), limit, Arc::default())
+    }
+
+    /// An empty pool beside this one, of the same device and under the same limit. Nothing else
+    /// ever lies in its memory: what a graph refers to is safe there.
+    pub fn sibling(&self) -> Self {
+        let shared = &self.shared;
+        let (source, account) = (Arc::clone(&shared.source), Arc::clone(&shared.account));
+        Self::over(source, shared.limit, account)
+    }
+
+    fn over(source: Arc<dyn ChunkSource>, limit: usize, account: Arc<Account>) -> Self {
+        let shared = Shared {
+            pool: Mutex::default(),
+            source,
+            limit,
+            account,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// A block of at least `bytes`, contents arbitrary.
+    pub fn take(&self, bytes: usize) -> Result<Block> {
+        let size = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let mut pool = self.shared.lock();
+        let address = match pool.cut(size) {
+            Some(address) => address,
+            None => {
+                self.grow(&mut pool, size)?;
+                pool.cut(size).ok_or(CudaError::Memory {
+                    wanted: size,
+                    free: 0,
+                    hint: "the pool's books are wrong; please report this",
+                })?
+            }
+        };
+        pool.used += size;
+        Ok(Block {
+            address,
+            size,
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    fn grow(&self, pool: &mut Pool, size: usize) -> Result<()> {
+        let shared = &self.shared;
+        let taken = shared.account.reserved.load(Ordering::Relaxed);
+        let room = shared.limit.saturating_sub(taken);
+        let exact = size.next_multiple_of(CHUNK_UNIT);
+        if exact > room {
+            return Err(CudaError::Memory {
+                wanted: size,
+                free: room,
+                hint: "raise --max-vram, or use a smaller --size",
+            });
+        }
+        let generous = exact.max(CHUNK_MIN).min(room);
+        let (address, bytes) = match shared.source.take(generous) {
+            Ok(address) => (address, generous),
+            // Nearly full: what is needed and no more.
+            Err(_) => (shared.source.take(exact)?, exact),
+        };
+        pool.chunks.insert(address, bytes);
+        pool.free.insert(address, bytes);
+        pool.reserved += bytes;
+        shared.account.add(bytes);
+        Ok(())
+    }
+
+    /// Gives chunks that nothing lies in back to the device.
+    pub fn trim(&self) {
+        let mut pool = self.shared.lock();
+        let empty: Vec<u64> = pool
+            .chunks
+            .iter()
+            .filter(|&(at, size)| pool.free.get(at) == Some(size))
+            .map(|(&at, _)| at)
+            .collect();
+        for at in empty {
+            pool.free.remove(&at);
+            let size = pool.chunks.remove(&at).unwrap_or(0);
+            pool.reserved -= size;
+            self.shared
+                .account
+                .reserved
+                .fetch_sub(size, Ordering::Relaxed);
+            self.shared.source.give_back(at);
+        }
+    }
+
+    /// Bytes in use now.
+    pub fn used_bytes(&self) -> usize {
+        self.shared.lock().used
+    }
+
+    /// Bytes taken from the device.
+    pub fn reserved_bytes(&self) -> usize {
+        self.shared.lock().reserved
+    }
+
+    /// Most bytes that this pool and its siblings ever had of the device.
+    pub fn peak_bytes(&self) -> usize {
+        self.shared.account.peak.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Arena({} of {} bytes)",
+            self.used_bytes(),
+            self.reserved_bytes()
+        )
+    }
+}
+
+impl Pool {
+    /// Takes `size` bytes off the smallest free block that has them, the lowest among equals.
+    fn cut(&mut self, size: usize) -> Option<u64> {
+        let fitting = self.free.iter().filter(|&(_, &free)| free >= size);
+        let (&at, &free) = fitting.min_by_key(|&(&at, &free)| (free, at))?;
+        self.free.remove(&at);
+        if free > size {
+            self.free.insert(at + size as u64, free - size);
+        }
+        Some(at)
+    }
+
+    fn put_back(&mut self, mut at: u64, mut size: usize) {
+        self.used -= size;
+        let before = self.free.range(..at).next_back().map(|(&a, &s)| (a, s));
+        if let Some((a, s)) = before
+            && a + s as u64 == at
+            && !self.chunks.contains_key(&at)
+        {
+            self.free.remove(&a);
+            (at, size) = (a, s + size);
+        }
+        let end = at + size as u64;
+        if !self.chunks.contains_key(&end)
+            && let Some(s) = self.free.remove(&end)
+        {
+            size += s;
+        }
+        self.free.insert(at, size);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let pool = self.pool.get_mut().unwrap_or_else(|e| e.into_inner());
+        for &at in pool.chunks.keys() {
+            self.source.give_back(at);
+        }
+        let reserved = &self.account.reserved;
+        reserved.fetch_sub(pool.reserved, Ordering::Relaxed);
+    }
+}
+
+/// Device memory that goes back to its pool when dropped.
+pub struct Block {
+    address: u64,
+    size: usize,
+    shared: Arc<Shared>,
+}
+
+impl Block {
+    /// Where it is, for the device.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Bytes that may be used.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.shared.lock().put_back(self.address, self.size);
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Block({} bytes)", self.size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Chunks at made-up addresses, the next one right behind the last.
+    #[derive(Default)]
+    struct Paper(Mutex<u64>);
+
+    impl ChunkSource for Paper {
+        fn take(&self, bytes: usize) -> Result<u64> {
+            let mut next = self.0.lock().unwrap();
+            let address = 1 << 32 | *next;
+            *next += bytes as u64;
+            Ok(address)
+        }
+
+        fn give_back(&self, _: u64) {}
+    }
+
+    fn arena(limit: usize) -> Arena {
+        Arena::over(Arc::<Paper>::default(), limit, Arc::default())
+    }
+
+    #[test]
+    fn equal_requests_get_equal_addresses_and_never_overlap() {
+        let run = || {
+            let arena = arena(4 << 30);
+            let mut seed = 7u64;
+            let mut held: Vec<Block> = Vec::new();
+            let mut addresses = Vec::new();
+            for _ in 0..2000 {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+                if seed >> 63 == 0 && !held.is_empty() {
+                    held.swap_remove((seed >> 33) as usize % held.len());
+                } else {
+                    held.push(arena.take((seed >> 40) as usize % (8 << 20)).unwrap());
+                }
+                let mut spans: Vec<_> = held.iter().map(|b| (b.address, b.size)).collect();
+                spans.sort();
+                for pair in spans.windows(2) {
+                    assert!(pair[0].0 + pair[0].1 as u64 <= pair[1].0);
+                }
+                addresses.extend(held.last().map(Block::address));
+            }
+            let used: usize = held.iter().map(Block::size).sum();
+            assert_eq!(arena.used_bytes(), used);
+            drop(held);
+            assert_eq!(arena.used_bytes(), 0);
+            arena.trim();
+            assert_eq!(arena.reserved_bytes(), 0, "everything was joined again");
+            addresses
+        };
+        assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn the_limit_holds() {
+        let arena = arena(512 << 20);
+        let first = arena.take(300 << 20).unwrap();
+        let error = arena.take(300 << 20).unwrap_err().to_string();
+        assert!(error.contains("--max-vram"), "{error}");
+        drop(first);
+        assert!(arena.take(300 << 20).is_ok());
+    }
+}

@@ -1,0 +1,313 @@
+//! A device, its one stream, its kernels and its memory.
+
+use crate::arena::{Arena, Block};
+use crate::compile::{Arch, Compiler, cache_folder};
+use crate::error::{CudaError, During, Result};
+use crate::kernels::KernelSpec;
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex};
+
+/// A loaded kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Function(sys::CUfunction);
+
+// SAFETY: a handle of the context, usable from every thread that has the context bound.
+unsafe impl Send for Function {}
+
+/// A kernel's argument.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg {
+    /// An address or another 64-bit value.
+    U64(u64),
+    /// `int` and `unsigned`.
+    I32(i32),
+    /// `float`.
+    F32(f32),
+}
+
+/// Everything that belongs to one device.
+pub(crate) struct Device {
+    pub context: Arc<CudaContext>,
+    pub stream: Arc<CudaStream>,
+    pub arena: Arena,
+    pub name: String,
+    pub arch: Arch,
+    pub multiprocessors: u32,
+    compiler: Compiler,
+    /// Where blocks come from instead of `arena` while a computation is recorded.
+    private: Mutex<Option<Arena>>,
+    functions: Mutex<HashMap<(KernelSpec, &'static str), Function>>,
+    staging: Mutex<Staging>,
+}
+
+/// Most bytes of one copy between host and device that go through pinned memory at a time.
+const STAGING_BYTES: usize = 32 << 20;
+
+/// Two pinned buffers: one is filled while the other is on its way.
+#[derive(Default)]
+struct Staging {
+    buffers: Vec<Pinned>,
+    turn: usize,
+}
+
+struct Pinned {
+    memory: *mut u8,
+    /// Recorded behind the last copy that reads it.
+    free: sys::CUevent,
+}
+
+// SAFETY: plain memory and an event, used under a lock.
+unsafe impl Send for Pinned {}
+
+impl Device {
+    /// Opens device `ordinal`, taking at most `limit` bytes of its memory.
+    pub fn open(ordinal: usize, limit: Option<usize>) -> Result<Self> {
+        crate::libs::require()?;
+        let count = CudaContext::device_count().during("count the devices")? as usize;
+        if ordinal >= count {
+            return Err(CudaError::NoDevice { ordinal, count });
+        }
+        let context = CudaContext::new(ordinal).during("open the device")?;
+        // SAFETY: all work goes to one stream, in order; no slice needs an event of its own, and
+        // events would break graph capture.
+        unsafe { context.disable_event_tracking() };
+        let name = context.name().during("name the device")?;
+        let (major, minor) = context
+            .compute_capability()
+            .during("ask for its capability")?;
+        if major < 8 {
+            return Err(CudaError::OldDevice {
+                device: name,
+                major,
+                minor,
+            });
+        }
+        let arch = Arch((major * 10 + minor) as u32);
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .during("count its multiprocessors")?;
+        let stream = context.new_stream().during("create a stream")?;
+        Ok(Self {
+            arena: Arena::new(Arc::clone(&context), limit.unwrap_or(usize::MAX)),
+            compiler: Compiler::new(arch, cache_folder())?,
+            context,
+            stream,
+            name,
+            arch,
+            multiprocessors: multiprocessors as u32,
+            private: Mutex::default(),
+            functions: Mutex::default(),
+            staging: Mutex::default(),
+        })
+    }
+
+    /// Whether the FP8 conversions and tensor cores are there.
+    pub fn has_fp8(&self) -> bool {
+        self.arch.0 >= 89
+    }
+
+    /// Makes the device current on this thread.
+    pub fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().during("bind the device")
+    }
+
+    /// A block of `bytes`.
+    pub fn take(&self, bytes: usize) -> Result<Block> {
+        let private = self.private.lock().unwrap_or_else(|e| e.into_inner());
+        private.as_ref().unwrap_or(&self.arena).take(bytes)
+    }
+
+    /// Runs `f` with every block coming from `arena`.
+    pub fn within<T>(&self, arena: &Arena, f: impl FnOnce() -> T) -> T {
+        let set = |to| *self.private.lock().unwrap_or_else(|e| e.into_inner()) = to;
+        set(Some(arena.clone()));
+        let outcome = f();
+        set(None);
+        outcome
+    }
+
+    /// Function `entry` of a kernel; compiled and loaded at its first use.
+    pub fn function(&self, spec: &KernelSpec, entry: &'static str) -> Result<Function> {
+        let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
+        let key = (spec.clone(), entry);
+        if let Some(function) = functions.get(&key) {
+            return Ok(*function);
+        }
+        let cubin = self.compiler.cubin(spec)?;
+        let name = if entry.is_empty() {
+            spec.name()
+        } else {
+            entry.to_owned()
+        };
+        let name = CString::new(name).map_err(|e| CudaError::Unsupported(e.to_string()))?;
+        self.bind()?;
+        // SAFETY: `cubin` is a whole cubin of NVRTC's; modules stay loaded as long as the context.
+        let function = unsafe {
+            let module =
+                result::module::load_data(cubin.as_ptr().cast()).during("load a kernel")?;
+            result::module::get_function(module, name).during("find a kernel")?
+        };
+        let function = Function(function);
+        functions.insert(key, function);
+        Ok(function)
+    }
+
+    /// Launches `function`. `shared_bytes` above 48 KiB are asked for first.
+    ///
+    /// # Safety
+    /// `args` must be what the kernel takes, in order and type, and its addresses must be valid for
+    /// what the kernel reads and writes with this grid.
+    pub unsafe fn launch(
+        &self,
+        function: Function,
+        grid: [u32; 2],
+        threads: u32,
+        shared_bytes: u32,
+        args: &[Arg],
+    ) -> Result<()> {
+        self.bind()?;
+        if shared_bytes > 48 << 10 {
+            let attribute =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: `function` is loaded.
+            unsafe {
+                result::function::set_function_attribute(function.0, attribute, shared_bytes as i32)
+            }
+            .during("ask for shared memory")?;
+        }
+        let mut pointers: Vec<*mut c_void> = args
+            .iter()
+            .map(|arg| match arg {
+                Arg::U64(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::I32(v) => std::ptr::from_ref(v).cast_mut().cast(),
+                Arg::F32(v) => std::ptr::from_ref(v).cast_mut().cast(),
+            })
+            .collect();
+        // SAFETY: the caller vouches for the arguments; the pointers live until the launch returns,
+        // which copies what they point to.
+        unsafe {
+            result::launch_kernel(
+                function.0,
+                (grid[0], grid[1], 1),
+                (threads, 1, 1),
+                shared_bytes,
+                self.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+        .during("launch a kernel")
+    }
+
+    /// Copies `bytes` to `to`, which must have room. Returns when `bytes` may be changed.
+    pub fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.bind()?;
+        let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
+        while staging.buffers.len() < 2 {
+            staging.buffers.push(Pinned::new()?);
+        }
+        for (i, part) in bytes.chunks(STAGING_BYTES).enumerate() {
+            let turn = staging.turn;
+            staging.turn = 1 - turn;
+            let buffer = &staging.buffers[turn];
+            // SAFETY: the buffer has STAGING_BYTES bytes; its last copy is waited for before it is
+            // filled, and it is not touched until the next wait. `to` has room for `bytes`.
+            unsafe {
+                result::event::synchronize(buffer.free).during("wait for a copy")?;
+                std::ptr::copy_nonoverlapping(part.as_ptr(), buffer.memory, part.len());
+                let filled = std::slice::from_raw_parts(buffer.memory, part.len());
+                let at = to + (i * STAGING_BYTES) as u64;
+                result::memcpy_htod_async(at, filled, self.stream.cu_stream())
+                    .during("copy to the device")?;
+                result::event::record(buffer.free, self.stream.cu_stream())
+                    .during("record an event")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies from `from`, which must have as many bytes, and waits.
+    pub fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
+        while staging.buffers.len() < 2 {
+            staging.buffers.push(Pinned::new()?);
+        }
+        let total = bytes.len();
+        let parts = total.div_ceil(STAGING_BYTES);
+        let start = |i: usize, staging: &Staging| -> Result<()> {
+            let length = STAGING_BYTES.min(total - i * STAGING_BYTES);
+            let buffer = &staging.buffers[i % 2];
+            // SAFETY: the buffer has STAGING_BYTES bytes and its last copy is over: `finish` or the
+            // wait below came before. `from` has as many bytes as `bytes`.
+            unsafe {
+                result::event::synchronize(buffer.free).during("wait for a copy")?;
+                let to = std::slice::from_raw_parts_mut(buffer.memory, length);
+                let at = from + (i * STAGING_BYTES) as u64;
+                result::memcpy_dtoh_async(to, at, self.stream.cu_stream())
+                    .during("copy from the device")?;
+                result::event::record(buffer.free, self.stream.cu_stream())
+                    .during("record an event")
+            }
+        };
+        if parts > 0 {
+            start(0, &staging)?;
+        }
+        for i in 0..parts {
+            if i + 1 < parts {
+                start(i + 1, &staging)?;
+            }
+            let range = i * STAGING_BYTES..((i + 1) * STAGING_BYTES).min(total);
+            let buffer = &staging.buffers[i % 2];
+            // SAFETY: the copy into the buffer is waited for; ranges fit.
+            unsafe {
+                result::event::synchronize(buffer.free).during("wait for a copy")?;
+                let length = range.len();
+                let to = &mut bytes[range];
+                std::ptr::copy_nonoverlapping(buffer.memory, to.as_mut_ptr(), length);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies within the device.
+    pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: callers pass blocks that have `bytes` bytes.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .during("copy on the device")
+    }
+
+    /// Waits until everything is done, and learns whether it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        self.stream.synchronize().during("wait for the device")
+    }
+}
+
+impl Pinned {
+    fn new() -> Result<Self> {
+        // SAFETY: plain allocations; the device is bound.
+        unsafe {
+            let memory = result::malloc_host(STAGING_BYTES, 0).during("pin host memory")?;
+            let free = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+                .during("create an event")?;
+            Ok(Self {
+                memory: memory.cast(),
+                free,
+            })
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`; its copies are waited for.
+        unsafe {
+            let _ = result::event::synchronize(self.free);
+            let _ = result::event::destroy(self.free);
+            let _ = result::free_host(self.memory.cast());
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Linear layers: preparing weights, choosing the product.
+
+use crate::arena::Block;
+use crate::backend::{CudaBackend, Precision};
+use crate::device::Arg;
+use crate::error::{CudaError, Result};
+use crate::kernels::{RowKernel, layout_spec, row_threads, skinny_spec};
+use crate::matmul::{MatmulShape, Operands, WORKSPACE_BYTES};
+use crate::tensor::{CudaMatrix, CudaTensor, Element, Pending, Weight};
+use half::bf16;
+use longtake_tensor::{Activation, DType, Shape, Tensor, WeightView};
+
+/// Most rows that the f32 product takes.
+const SKINNY_ROWS_MAX: usize = 8;
+
+fn activation_number(act: Activation) -> u32 {
+    match act {
+        Activation::None => 0,
+        Activation::GeluTanh => 1,
+        Activation::Silu => 2,
+    }
+}
+
+impl CudaBackend {
+    /// `values` as bf16 on the device.
+    pub(crate) fn upload_bf16(&self, values: &[f32]) -> Result<Block> {
+        let block = self.device().take(values.len() * 2)?;
+        // Converted piece by piece: no second copy of a large weight.
+        const PIECE: usize = 1 << 20;
+        for (i, piece) in values.chunks(PIECE).enumerate() {
+            let bytes: Vec<u8> = piece
+                .iter()
+                .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
+                .collect();
+            self.device()
+                .upload(block.address() + (i * PIECE * 2) as u64, &bytes)?;
+        }
+        Ok(block)
+    }
+
+    /// `values` on the device.
+    pub(crate) fn upload_f32(&self, values: &[f32]) -> Result<Block> {
+        let block = self.device().take(values.len() * 4)?;
+        const PIECE: usize = 1 << 20;
+        for (i, piece) in values.chunks(PIECE).enumerate() {
+            let bytes: Vec<u8> = piece.iter().flat_map(|v| v.to_le_bytes()).collect();
+            self.device()
+                .upload(block.address() + (i * PIECE * 4) as u64, &bytes)?;
+        }
+        Ok(block)
+    }
+
+    /// A linear layer; `repeats` is true for the layers that may be quantised.
+    pub(crate) fn prepare_matrix(
+        &self,
+        view: &WeightView<'_>,
+        bias: Option<&[f32]>,
+        repeats: bool,
+    ) -> Result<CudaMatrix> {
+        let &[n, k] = view.shape().dims() else {
+            return Err(CudaError::Unsupported(format!("a matrix {}", view.shape())));
+        };
+        let aligned = n.is_multiple_of(16) && k.is_multiple_of(16);
+        let fp8 = repeats && aligned && self.options().precision == Precision::Fp8;
+        let weight = match (view.dtype(), fp8) {
+            (DType::F8E4M3, true) => {
+                let values = self.device().take(n * k)?;
+                self.device().upload(values.address(), view.bytes())?;
+                let scales = match view.scale() {
+                    Some(rows) if rows.len() == n => self.upload_f32(rows)?,
+                    one => self.upload_f32(&vec![one.map_or(1.0, |s| s[0]); n])?,
+                };
+                Weight::E4m3 { values, scales }
+            }
+            (DType::F8E4M3, false) => Weight::Bf16(self.expanded(view, n, k)?),
+            (_, true) => self.quantised_weight(self.wide(view)?, n, k)?,
+            (_, false) => Weight::Bf16(self.wide(view)?),
+        };
+        let bias = bias.map(|bias| self.upload_bf16(bias)).transpose()?;
+        Ok(CudaMatrix { n, k, weight, bias })
+    }
+
+    /// A weight in bf16.
+    fn wide(&self, view: &WeightView<'_>) -> Result<Block> {
+        if view.dtype() == DType::BF16 && view.scale().is_none() {
+            let block = self.device().take(view.bytes().len())?;
+            self.device().upload(block.address(), view.bytes())?;
+            return Ok(block);
+        }
+        self.upload_bf16(&view.to_f32())
+    }
+
+    /// An E4M3 weight expanded to bf16.
+    fn expanded(&self, view: &WeightView<'_>, n: usize, k: usize) -> Result<Block> {
+        let device = self.device();
+        let stored = device.take(n * k)?;
+        device.upload(stored.address(), view.bytes())?;
+        let scale = view.scale().map(|s| self.upload_f32(s)).transpose()?;
+        let out = device.take(n * k * 2)?;
+        let function = device.function(&layout_spec(), "expand_e4m3")?;
+        let per_row = view.scale().is_some_and(|s| s.len() > 1);
+        let args = [
+            Arg::U64(stored.address()),
+            Arg::U64(scale.as_ref().map_or(0, Block::address)),
+            Arg::U64(out.address()),
+            Arg::U64((n * k) as u64),
+            Arg::U64(k as u64),
+            Arg::I32(i32::from(per_row)),
+        ];
+        // SAFETY: both blocks have n * k values, the scale n or one; arguments as in `layout.cu`.
+        unsafe { device.launch(function, [(n * k).div_ceil(256) as u32, 1], 256, 0, &args) }?;
+        Ok(out)
+    }
+
+    /// A bf16 weight quantised row by row.
+    fn quantised_weight(&self, wide: Block, n: usize, k: usize) -> Result<Weight> {
+        let device = self.device();
+        let (values, scales) = (device.take(n * k)?, device.take(n * 4)?);
+        let kernel = RowKernel {
+            d: k,
+            x_f32: false,
+            act: 0,
+            residual: 0,
+            norm: 0,
+            modulation: 0,
+            out: 2,
+        };
+        let function = device.function(&kernel.spec(), "")?;
+        let (grid, rows) = self.row_grid(n);
+        let nothing = Arg::U64(0);
+        let args = [
+            Arg::U64(wide.address()),
+            nothing,
+            nothing,
+            Arg::U64(values.address()),
+            Arg::U64(scales.address()),
+            nothing,
+            nothing,
+            Arg::I32(0),
+            Arg::I32(0),
+            nothing,
+            nothing,
+            Arg::I32(0),
+            Arg::I32(0),
+            Arg::I32(0),
+            Arg::F32(0.0),
+            Arg::I32(n as i32),
+            Arg::I32(rows as i32),
+        ];
+        // SAFETY: `wide` and `values` have n rows of k values, `scales` n; arguments as in `rows.cu`,
+        // of which this kernel reads no table.
+        unsafe { device.launch(function, [grid, 1], row_threads(k), 0, &args) }?;
+        Ok(Weight::E4m3 { values, scales })
+    }
+
+    /// `act(x w^T + b)`.
+    pub(crate) fn multiply_by(
+        &self,
+        x: &CudaTensor,
+        w: &CudaMatrix,
+        act: Activation,
+    ) -> Result<CudaTensor> {
+        let rows = x.shape().rows();
+        let shape = x.shape().with_last(w.n);
+        if rows <= SKINNY_ROWS_MAX && w.k.is_multiple_of(8) {
+            let values = self.f32(x)?;
+            return self.skinny(values.block.address(), rows, w, act, shape);
+        }
+        let fp8 = matches!(w.weight, Weight::E4m3 { .. });
+        // In 8 bits the kernel that quantises the result for the next layer applies GELU; else the
+        // product's epilogue does.
+        let gelu = act == Activation::GeluTanh && !fp8;
+        let product = MatmulShape {
+            m: rows,
+            n: w.n,
+            k: w.k,
+            fp8,
+            bias: w.bias.is_some(),
+            gelu,
+        };
+        let y = self.device().take(rows * w.n * 2)?;
+        let bias = w.bias.as_ref().map_or(0, Block::address);
+        let at = |x: u64, x_scale: u64, w: u64, w_scale: u64| Operands {
+            x,
+            x_scale,
+            w,
+            w_scale,
+            bias,
+            y: y.address(),
+        };
+        match &w.weight {
+            Weight::E4m3 { values, scales } => {
+                let q = self.quantised(x)?;
+                let at = at(
+                    q.values.address(),
+                    q.scales.address(),
+                    values.address(),
+                    scales.address(),
+                );
+                self.product(product, &at)?;
+            }
+            Weight::Bf16(values) => {
+                let x = self.bf16(x)?;
+                self.product(product, &at(x.block.address(), 0, values.address(), 0))?;
+            }
+        }
+        let plain = CudaTensor::ready(shape, y, Element::Bf16);
+        let act = if gelu { 0 } else { activation_number(act) };
+        if act == 0 {
+            return Ok(plain);
+        }
+        Ok(CudaTensor::pending(
+            shape,
+            Pending::Activated { x: plain, act },
+        ))
+    }
+
+    fn product(&self, shape: MatmulShape, at: &Operands) -> Result<()> {
+        let workspace = self.device().take(WORKSPACE_BYTES)?;
+        self.device().bind()?;
+        let stream = self.device().stream.cu_stream();
+        // SAFETY: the operands were made with these sizes; blocks are aligned to 256 bytes.
+        self.matmuls(|m| unsafe { m.run(shape, at, workspace.address(), stream) })
+    }
+
+    fn skinny(
+        &self,
+        x: u64,
+        rows: usize,
+        w: &CudaMatrix,
+        act: Activation,
+        shape: Shape,
+    ) -> Result<CudaTensor> {
+        let device = self.device();
+        let (e4m3, values, scales) = match &w.weight {
+            Weight::E4m3 { values, scales } => (true, values.address(), scales.address()),
+            Weight::Bf16(values) => (false, values.address(), 0),
+        };
+        let out = device.take(rows * w.n * 4)?;
+        let function = device.function(&skinny_spec(e4m3, activation_number(act), rows), "")?;
+        let args = [
+            Arg::U64(x),
+            Arg::U64(values),
+            Arg::U64(scales),
+            Arg::U64(w.bias.as_ref().map_or(0, Block::address)),
+            Arg::U64(out.address()),
+            Arg::I32(w.n as i32),
+            Arg::I32(w.k as i32),
+        ];
+        // SAFETY: `x` has rows * k values, the weight n * k, `out` rows * n; arguments as in `skinny.cu`.
+        unsafe { device.launch(function, [w.n.div_ceil(4) as u32, 1], 128, 0, &args) }?;
+        Ok(CudaTensor::ready(shape, out, Element::F32))
+    }
+}
