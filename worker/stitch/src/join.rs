@@ -4,6 +4,7 @@ mod detail;
 mod exposure;
 mod morph;
 mod picture;
+mod steady;
 
 use crate::StitchError;
 use longtake_common::Frame;

@@ -234,3 +234,40 @@ fn unrelated_windows_dissolve_quickly_and_unbent() {
         distance(&joined[16], &flat[16])
     );
 }
+
+/// Mean difference of two frames, over all samples.
+fn step(a: &Frame, b: &Frame) -> f64 {
+    let pairs = a.data().iter().zip(b.data());
+    let sum: f64 = pairs
+        .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs())
+        .sum();
+    sum / a.data().len() as f64
+}
+
+#[test]
+fn flicker_is_calmer_in_the_overlap_than_in_either_window() {
+    let grainy = |frames: Vec<Frame>, mut seed: u32| -> Vec<Frame> {
+        let mut grain = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 24) % 9
+        };
+        frames
+            .into_iter()
+            .map(|mut frame| {
+                for v in frame.data_mut() {
+                    *v = v.saturating_add(grain() as u8);
+                }
+                frame
+            })
+            .collect()
+    };
+    let still = || vec![glide(96, 64, 0..1, 0.0, 1.0).remove(0); 9];
+    let (left, right) = (grainy(still(), 1), grainy(still(), 2));
+    let joined = join(&left, &right, &params(9, 0, Method::Flow)).unwrap();
+    let typical = |film: &[Frame]| -> f64 {
+        let steps: Vec<f64> = film.windows(2).map(|w| step(&w[0], &w[1])).collect();
+        steps[1..steps.len() - 1].iter().sum::<f64>() / (steps.len() - 2) as f64
+    };
+    let (calm, before) = (typical(&joined), typical(&left).min(typical(&right)));
+    assert!(calm < 0.6 * before, "{calm} against {before}");
+}

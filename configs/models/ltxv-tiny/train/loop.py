@@ -10,9 +10,11 @@ import torch
 class Trainer:
     """`step_loss(shape)` returns (loss, dict of figures); one CUDA graph holds a whole step for each shape."""
 
-    def __init__(self, params, lr, budget, state, log, betas=(.9, .99), decay=0., ema=.999, warm=300, clip=1.):
+    def __init__(self, params, lr, budget, state, log, betas=(.9, .99), decay=0., ema=.999, warm=300, clip=1.,
+                 graphs=True):
         self.params, self.base, self.budget, self.warm, self.clip = params, lr, budget, warm, clip
         self.cuda = params[0].is_cuda
+        self.captured = self.cuda and graphs
         self.lr = torch.tensor(lr, device=params[0].device)
         self.opt = torch.optim.AdamW(params, self.lr if self.cuda else lr, betas=betas, weight_decay=decay,
                                      **(dict(fused=True, capturable=True) if self.cuda else {}))
@@ -92,9 +94,10 @@ class Trainer:
         self.keep.fill_(keep)
         if not self.cuda:
             self.opt.param_groups[0]["lr"] = lr
+        self.lr.fill_(lr)
+        if not self.captured:
             self.figures = self.work(step_loss, shape)
         else:
-            self.lr.fill_(lr)
             if (shape, key) not in self.graphs:
                 self.graphs[shape, key] = self.capture(step_loss, shape)
             g, self.figures = self.graphs[shape, key]

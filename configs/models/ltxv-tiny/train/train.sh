@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole training on one GPU: train.sh FOLDER VAE_SECONDS DIT_SECONDS. Results lie in FOLDER/out.
+# The whole training on one GPU: train.sh FOLDER VAE_SECONDS DIT_SECONDS OWN_SECONDS. Results lie in FOLDER/out.
 # A killed training goes on from FOLDER/*.state with the same command.
 set -e
 here=$(cd "$(dirname "$0")" && pwd)
@@ -7,5 +7,5 @@ mkdir -p "$1/out"
 cd "$1"
 python3 "$here/check.py"
 python3 "$here/train_vae.py" --seconds "$2" --out out --state vae.state
-python3 "$here/train_dit.py" --seconds "$3" --out out --state dit.state
+python3 "$here/train_dit.py" --seconds "$3" --own "$4" --guidance 2.5 --out out --state dit.state
 python3 "$here/judge.py" --out out --results out

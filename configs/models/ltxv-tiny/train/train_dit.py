@@ -1,7 +1,8 @@
-"""Train the transformer and the text encoder: python train_dit.py --seconds 840 --out FOLDER --state FILE
+"""Train the transformer and the text encoder: python train_dit.py --seconds 840 --own 400 --out FOLDER --state FILE
 
-FOLDER holds the finished VAE. Rectified flow, v = noise - x0, on normalised latents. Clips are encoded once into a
-pool that is refreshed all the time.
+FOLDER holds the finished VAE. Rectified flow, v = noise - x0, on normalised latents, for the first --seconds; then
+--own seconds on the model's own eight-step paths (rollout.py). Clips are encoded once into a pool that is refreshed
+all the time.
 """
 import argparse
 import pathlib
@@ -13,12 +14,15 @@ import export
 import judge
 import lean
 import models
+import rollout
 import text
 import world
 from loop import Trainer
 
 EMPTY = .1                                   # captions left out, for guidance
 LEAD = 4                                     # longest clean lead, in latents
+OFTEN = {"s": (1., 1.25, 1.4), "z": (1.6, 1.)}   # what is hard is drawn more often: corners, small things
+ON_OBJECT = 3.                               # weight of the tokens that show the object, once it is clear where it is
 
 
 class Pool:
@@ -27,9 +31,13 @@ class Pool:
     def __init__(self, n, width, height, vae, tok, device, rng, frames=121, chunk=8):
         self.n, self.vae, self.tok, self.rng, self.frames, self.chunk = n, vae, tok, rng, frames, chunk
         self.w = world.World(width, height, device)
+        self.often = torch.ones(len(self.w.rows), device=device)
+        for key, factors in OFTEN.items():
+            self.often *= torch.tensor(factors, device=device)[self.w.rows[:, world.KEYS.index(key)]]
         f, s = frames // 8 + 1, width * height // 1024
         self.grid = (f, height // 32, width // 32)
         self.z = torch.zeros(n, f, s, 128, dtype=torch.bfloat16, device=device)
+        self.shown = torch.zeros(n, f, s, dtype=torch.bool, device=device)
         self.lead = torch.zeros(n, LEAD, s, 128, dtype=torch.bfloat16, device=device)
         self.count = torch.zeros(n, dtype=torch.long, device=device)
         self.ids = torch.zeros(n, 3, text.TOKENS, dtype=torch.long, device=device)
@@ -37,6 +45,12 @@ class Pool:
 
     def encode(self, x):
         return judge.pack(self.vae, self.vae.encode(x))
+
+    def tokens(self, m):
+        """Which latents show a part of the object, from its mask [b, t, h, w]: frame 0, then eight frames each."""
+        m = torch.nn.functional.max_pool2d(m, 32)
+        later = m[:, 1:].unflatten(1, (-1, 8)).amax(2)
+        return torch.cat([m[:, :1], later], 1).flatten(2) > .1
 
     @torch.no_grad()
     def refresh(self, n):
@@ -47,8 +61,9 @@ class Pool:
         """
         for _ in range(0, n, self.chunk):
             i, b = self.at, min(self.chunk, self.n - self.at)
-            a, o = self.w.sample(b), self.rng.choice([1, 2, 3, 3, 4])
-            self.z[i:i + b] = self.encode(self.w.render(a, self.frames)[0])
+            a, o = self.w.sample(b, self.often), self.rng.choice([1, 2, 3, 3, 4])
+            x, m = self.w.render(a, self.frames)
+            self.z[i:i + b], self.shown[i:i + b] = self.encode(x), self.tokens(m)
             tail = 8 * (o - 1)
             before = min(self.frames, 49) - 1
             y = judge.decode(self.vae, self.vae.encode(self.w.render(a, before + 1, tail - before)[0]))
@@ -93,7 +108,12 @@ def batch(pool, b, frames):
     lead = z.clone()
     m = min(LEAD, frames)
     lead[:, :m] = torch.where(through[:, None, None, None], noisy_lead[:, :m], z[:, :m])
-    return z, lead, clean, ids
+    return z, lead, clean, ids, pool.shown[k, :frames].flatten(1)
+
+
+def paths_batch(pool, b, frames):
+    """What a path starts with: `batch` without the weights."""
+    return batch(pool, b, frames)[:4]
 
 
 def main():
@@ -106,6 +126,10 @@ def main():
     a.add_argument("--batch", type=int, default=128)
     a.add_argument("--pool", type=int, default=6144)
     a.add_argument("--rate", type=float, default=1.5e-3)
+    a.add_argument("--init", help="a folder with an earlier export to start from")
+    a.add_argument("--own", type=float, default=400)
+    a.add_argument("--own-rate", type=float, default=3e-4)
+    a.add_argument("--guidance", type=float, default=2.)
     a = a.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(2)
@@ -115,6 +139,9 @@ def main():
     vae = lean.Vae(export.load(out, "vae", device), dtype)
     d, te = models.dit().to(device), models.t5(tok.sp.get_piece_size()).to(device)
     te.shared.weight.data.mul_(.3)
+    if a.init:
+        d.load_state_dict(export.load(a.init, "transformer").state_dict())
+        te.load_state_dict(export.load(a.init, "text_encoder").state_dict())
     params = list(d.parameters()) + [p for n, p in te.named_parameters() if "embed_tokens" not in n]
     tr = Trainer(params, a.rate, a.seconds, a.state, out / "dit.jsonl", betas=(.9, .97), decay=.01, ema=.9995, warm=500)
     torch._dynamo.config.cache_size_limit = 32
@@ -132,7 +159,7 @@ def main():
 
     def loss(shape):
         size, f, b = shape
-        z, lead, clean, ids = batch(pools[size], b, f)
+        z, lead, clean, ids, shown = batch(pools[size], b, f)
         z, lead, clean = z.flatten(1, 2), lead.flatten(1, 2), clean.repeat_interleave(z.shape[2], 1)
         t = timesteps(b, device)
         noise = torch.randn_like(z)
@@ -140,7 +167,8 @@ def main():
         mask = (ids > 0).float()
         v = dit(zt, t, clean, lean.t5(te, ids), mask, *ropes[shape])
         e = (v - (noise - z)).pow(2).mean(-1) * ~clean
-        mean = e.sum() / (~clean).sum()
+        heavy = 1 + (ON_OBJECT - 1) * shown * (t < .9)[:, None]
+        mean = (e * heavy).sum() / (~clean).sum()
         late = (t < .8)[:, None] * ~clean
         return mean, dict(late=(e * late).sum() / late.sum().clamp_min(1))
 
@@ -153,17 +181,17 @@ def main():
             f = rng.choice([2, 3] if a.tiny else [4, 7, 10, 13])
         return size, f, a.batch
 
-    def export_now(final=False):
+    def export_now(tr, guidance, final=False):
         tr.swap()
         size = export.save(out, transformer=d, text_encoder=te)
         if not final:
-            tr.write(**judge.quick(out, device, a.tiny), bytes=sum(size.values()))
+            tr.write(**judge.quick(out, device, a.tiny, guidance=guidance), bytes=sum(size.values()))
         tr.swap()
         tr.save()
 
     saved = tr.time()
     while tr.part() < 1:
-        quant = tr.part() > .8
+        quant = not a.own and tr.part() > .8
         if quant != dit.quant:
             dit.quant = quant
             tr.drop_graphs()
@@ -181,10 +209,39 @@ def main():
         if tr.step % (3 if a.tiny else 500) == 0:
             tr.write(lr=round(float(tr.lr), 6), shape=shape, **{k: round(float(v), 4) for k, v in tr.figures.items()})
         if tr.time() - saved > a.every:
-            export_now()
+            export_now(tr, a.guidance)
             saved = tr.time()
     tr.drop_graphs()
-    export_now(final=True)
+    export_now(tr, a.guidance, final=not a.own)
+    if a.own:
+        tr.swap()                                        # go on from the moving average, and learn from it
+        own_paths(a, dit, te, main_pool, rng, export_now)
+
+
+def own_paths(a, dit, te, pool, rng, export_now):
+    """The stage of rollout.py. The text encoder stays as it is; half of the steps' weights are trained rounded."""
+    out, b, full = pathlib.Path(a.out), a.batch, pool.grid[0]
+    teacher = rollout.teacher_of(dit)
+    # The teacher above is what training ended with, whatever an interrupted stage has left in its own state.
+    tr = Trainer(list(dit.m.parameters()), a.own_rate, a.own, pathlib.Path(a.state).with_suffix(".own"),
+                 out / "dit.jsonl", betas=(.9, .97), decay=.01, ema=.998, warm=100, graphs=False)
+    dit.quant = True
+    start = lambda f, causal: rollout.Paths(b, f, pool, paths_batch, te, causal, teacher, a.guidance)
+    shorter = (2, 3) if a.tiny else (11, 7)
+    kinds = [(.6, start(full, True)), (.15, start(full, False)), (.15, start(shorter[0], True)),
+             (.1, start(shorter[1], True))]
+    saved = tr.time()
+    while tr.part() < 1:
+        paths = rng.choices([k for _, k in kinds], [p for p, _ in kinds])[0]
+        tr.run(lambda _: paths.loss(dit), None)
+        if tr.step % 8 == 0:
+            pool.refresh(pool.chunk)
+        if tr.step % (3 if a.tiny else 100) == 0:
+            tr.write(lr=round(float(tr.lr), 6), own=True, **{k: round(float(v), 5) for k, v in tr.figures.items()})
+        if tr.time() - saved > a.every:
+            export_now(tr, 1.)
+            saved = tr.time()
+    export_now(tr, 1.)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,12 @@ class World:
         self.yy, self.xx = torch.meshgrid(torch.arange(height, device=device) + .5,
                                           torch.arange(width, device=device) + .5, indexing="ij")
 
-    def sample(self, n):
-        """n random worlds of the training part."""
-        row = self.rows[torch.randint(0, len(self.rows), (n,), device=self.device)]
+    def sample(self, n, weights=None):
+        """n random worlds of the training part; `weights` [rows] makes some of them more frequent."""
+        if weights is None:
+            row = self.rows[torch.randint(0, len(self.rows), (n,), device=self.device)]
+        else:
+            row = self.rows[torch.multinomial(weights, n, replacement=True)]
         return self.place(row, torch.rand(n, device=self.device), torch.rand(n, device=self.device))
 
     def place(self, row, x, y):

@@ -25,6 +25,18 @@ pub(super) fn mix(left: &Picture, right: &Picture, share: &Plane) -> Picture {
     })
 }
 
+/// `sum + weight (other - base)`.
+pub(super) fn mix_in(sum: &Picture, base: &Picture, other: &Picture, weight: &Plane) -> Picture {
+    Picture::from_rows(sum.width, sum.height, |y, out| {
+        let (s, b, o, w) = (sum.row(y), base.row(y), other.row(y), weight.row(y));
+        for x in 0..w.len() {
+            for c in 0..3 {
+                out[x][c] = s[x][c] + w[x] * (o[x][c] - b[x][c]);
+            }
+        }
+    })
+}
+
 /// Raises the detail of `picture` locally by sqrt(wanted / found), where `wanted` is the
 /// [`energy`] that it should have; never lowers it.
 pub(super) fn restored(picture: &Picture, wanted: &Plane) -> Picture {

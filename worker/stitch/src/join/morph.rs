@@ -10,6 +10,7 @@ use super::detail;
 use super::exposure::{AlignedPoints, Exposure};
 use super::picture::Picture;
 use super::share;
+use super::steady::Steady;
 use crate::flow::{
     Bidirectional, FlowField, FlowParams, Pyramid, both_ways, contrast_axis, flow_between,
 };
@@ -32,20 +33,22 @@ pub(super) fn join(left: &[Frame], right: &[Frame]) -> Vec<Frame> {
     let plan = Plan::new(left, right);
     let mut out = Vec::with_capacity(right.len());
     let mut place = None;
+    let mut steady = Steady::default();
     for batch in batches(0..left.len(), &right[0]) {
         let done: Vec<_> = batch
             .into_par_iter()
             .map(|k| {
                 let match_ = Match::new(&left[k], &right[k], &plan.exposure);
-                let frame = plan.overlap_frame(k, &left[k], &right[k], &match_);
-                (frame, match_.to_left)
+                let picture = plan.overlap_picture(k, &left[k], &right[k], &match_);
+                (picture, match_.to_left)
             })
             .collect();
-        for (frame, to_left) in done {
-            out.push(frame);
+        for (picture, to_left) in done {
+            out.extend(steady.push(picture));
             place = Some(to_left);
         }
     }
+    out.extend(steady.finish());
     let mut tracked = Tracked::new(place.expect("an overlap of at least one frame"));
     for batch in batches(left.len()..right.len(), &right[0]) {
         let flows: Vec<_> = batch
@@ -156,7 +159,7 @@ impl Plan {
         1.0 - ramp((k + 1) as f32 / self.total as f32)
     }
 
-    fn overlap_frame(&self, k: usize, left: &Frame, right: &Frame, m: &Match) -> Frame {
+    fn overlap_picture(&self, k: usize, left: &Frame, right: &Frame, m: &Match) -> Picture {
         let strength = self.left_exposure(k);
         let left = Picture::new(left, &self.exposure.inverse().scaled(1.0 - strength));
         let right = Picture::new(right, &self.exposure.scaled(strength));
@@ -184,7 +187,7 @@ impl Plan {
         for ((l, r), s) in wanted.data.iter_mut().zip(&other.data).zip(&share.data) {
             *l += s * (r - *l);
         }
-        detail::restored(&mixed, &wanted).to_frame()
+        detail::restored(&mixed, &wanted)
     }
 
     fn relaxed_frame(&self, k: usize, right: &Frame, to_left: Option<&FlowField>) -> Frame {
