@@ -1,16 +1,16 @@
 //! The flags that say what film is wanted, shared by `render`, `submit` and `plan`, and the way
 //! from them to a [`JobSpec`].
 
+use crate::model_args::{self, ModelArgs, location};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use longtake_common::model::{find_config, find_model, hash_model};
-use longtake_common::pipeline::Pipeline;
+use longtake_common::pipeline::{Pipeline, Precision};
 use longtake_common::request::{
     Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecError, SpecRequest, parse_size,
 };
 use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
 use longtake_common::{Hash, media};
-use std::path::Path;
 
 /// Pipeline file when neither --config nor --model is given.
 const CONFIG_DEFAULT: &str = "ltxv-tiny";
@@ -87,6 +87,8 @@ pub struct JobArgs {
     /// Length to which prompts are padded or cut, in tokens [default: the pipeline file's]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     text_tokens: Option<i64>,
+    #[command(flatten)]
+    parts: ModelArgs,
 }
 
 /// Continuity on the command line.
@@ -159,6 +161,10 @@ struct Recipe {
     negative: String,
     /// Name or path of the model.
     model: String,
+    /// Name or path of its text encoder.
+    text_encoder: Option<String>,
+    /// Whether large matrices are kept in 8 bits.
+    eight_bit: bool,
     /// Sentences for the user.
     notices: Vec<String>,
 }
@@ -170,19 +176,14 @@ impl JobArgs {
         let mut notices = std::mem::take(&mut recipe.notices);
         let model = match weights {
             Weights::Required => {
-                let path = find_model(&recipe.model)?;
+                let text_encoder = recipe.text_encoder.as_deref();
+                let parts = &self.parts;
+                let model = parts.outline(&recipe.model, text_encoder, recipe.eight_bit)?;
                 // Headers first: they take no time, and all the bytes of a large model do.
-                longtake_agent::check_model(&path)?;
-                let hash = hash_model(&path)?;
-                ModelRef {
-                    location: location(&recipe.model, &path)?,
-                    hash,
-                }
+                longtake_agent::check_model(&model)?;
+                model_args::hashed(model)?
             }
-            Weights::Ignored => ModelRef {
-                location: recipe.model.clone(),
-                hash: Hash::of(b""),
-            },
+            Weights::Ignored => ModelRef::new(recipe.model.clone(), Hash::of(b"")),
         };
         let spec = self.request(recipe, model, codec)?.validate()?;
         media::check_size(codec, spec.width, spec.height)?;
@@ -216,6 +217,21 @@ impl JobArgs {
         })
     }
 
+    fn checkpoint_recipe(&self, model: &str, path: &str, weights: Weights) -> Result<Recipe> {
+        find_model(model)?;
+        let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+        if find_config(name).is_err() {
+            bail!(
+                "{model} is a checkpoint, but no pipeline file is called {name}: say with --config \
+                 how it is sampled"
+            );
+        }
+        Ok(Recipe {
+            model: model.to_owned(),
+            ..self.file_recipe(name, weights)?
+        })
+    }
+
     fn file_recipe(&self, name: &str, weights: Weights) -> Result<Recipe> {
         let pipeline = Pipeline::read(&find_config(name)?)?;
         if weights == Weights::Required {
@@ -245,6 +261,8 @@ impl JobArgs {
             seed: pipeline.seed.unwrap_or(0),
             negative: pipeline.negative_prompt.clone(),
             model: pipeline.model().to_owned(),
+            text_encoder: pipeline.text_encoder_model_name_or_path.clone(),
+            eight_bit: pipeline.precision == Some(Precision::Float8E4m3fn),
             notices,
         })
     }
@@ -288,7 +306,11 @@ impl JobArgs {
                 {
                     return Ok(shipped);
                 }
-                diffusers_recipe(model)
+                // An official checkpoint is sampled as the pipeline file of its name says.
+                match model.strip_suffix(".safetensors") {
+                    Some(path) => self.checkpoint_recipe(model, path, weights),
+                    None => diffusers_recipe(model),
+                }
             }
         }
     }
@@ -304,7 +326,7 @@ fn reference(name: &str, weights: Weights) -> Result<ModelRef> {
         Weights::Ignored => (name.to_owned(), Hash::of(b"")),
     };
     let (location, hash) = hash_and_place;
-    Ok(ModelRef { location, hash })
+    Ok(ModelRef::new(location, hash))
 }
 
 /// How diffusers would sample the folder `model`.
@@ -344,6 +366,8 @@ fn diffusers_recipe(model: &str) -> Result<Recipe> {
         seed: 0,
         negative: String::new(),
         model: model.to_owned(),
+        text_encoder: None,
+        eight_bit: false,
         notices: Vec::new(),
     })
 }
@@ -354,17 +378,6 @@ fn is_same_model(a: &str, b: &str) -> bool {
 
 fn count(what: &str, value: i64) -> Result<u32> {
     u32::try_from(value).map_err(|_| anyhow!("{value} {what} are out of range: use at least 1"))
-}
-
-/// What workers look the model up by: a bare name where they have it themselves, else this path.
-fn location(name: &str, found: &Path) -> Result<String> {
-    if !name.contains(['/', '\\']) && !found.is_file() {
-        return Ok(name.to_owned());
-    }
-    found
-        .to_str()
-        .map(str::to_owned)
-        .ok_or_else(|| anyhow!("the path {} is not UTF-8; move the model", found.display()))
 }
 
 fn rounding_notice(spec: &JobSpec) -> Option<String> {
@@ -495,7 +508,7 @@ mod tests {
     fn what_is_not_built_is_unknown() {
         for flags in [
             ["--image", "a.png"],
-            ["--lora", "x"],
+            ["--reference-video", "x"],
             ["--ranks", "2"],
             ["--continuity", "lockstep"],
         ] {

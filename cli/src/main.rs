@@ -12,6 +12,7 @@ mod commands;
 mod download;
 mod exit;
 mod job_args;
+mod model_args;
 mod output;
 mod progress;
 mod render;
@@ -76,6 +77,10 @@ enum Command {
     Retake(commands::retake::RetakeArgs),
     /// Show the workers of a farm; drain one, or let it work again
     Workers(commands::workers::WorkersArgs),
+    /// Say what a checkpoint, a LoRA, an upscaler or a model folder is, and what is missing in it
+    Inspect(commands::inspect::InspectArgs),
+    /// Write a model as a Diffusers folder, with its large matrices in 8 bits if wanted
+    Convert(commands::convert::ConvertArgs),
     /// Compare two videos frame by frame
     Compare(commands::compare::CompareArgs),
     /// Join clips where they overlap
@@ -173,6 +178,8 @@ async fn run(command: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> 
         Command::Download(args) => commands::download::run(args).await,
         Command::Retake(args) => commands::retake::run(args).await,
         Command::Workers(args) => commands::workers::run(args).await,
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Convert(args) => commands::convert::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
         Command::Stitch(args) => commands::stitch::run(args).await,
     }

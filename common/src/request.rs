@@ -357,10 +357,7 @@ mod tests {
             height: 160,
             fps: 24.0,
             seed: 1,
-            model: ModelRef {
-                location: "ltxv-tiny".into(),
-                hash: Hash::of(b"model"),
-            },
+            model: ModelRef::new("ltxv-tiny", Hash::of(b"model")),
             continuity: Continuity::Chain,
             segment_frames: SEGMENT_FRAMES_DEFAULT.into(),
             overlap_frames: OVERLAP_FRAMES_DEFAULT.into(),

@@ -31,13 +31,61 @@ pub enum Codec {
     Png,
 }
 
-/// A model: where to look for it and which bytes it must consist of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A model: where to look for its files, which bytes they must consist of, and how they are used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelRef {
-    /// A name under `configs/models` or an absolute folder.
+    /// A name under `configs/models`, or an absolute path.
     pub location: String,
     /// Hash over the model's files; a worker that finds others refuses the task.
     pub hash: Hash,
+    /// The text encoder, when it is not the model's own or beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder: Option<Box<ModelRef>>,
+    /// Whether the large matrices are kept in 8 bits, whatever the files have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub eight_bit: bool,
+    /// What is added to the transformer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraRef>,
+    /// Whether copies of the matrices that LoRAs touch are changed, rather than computed beside.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fuse_loras: bool,
+}
+
+/// A LoRA that is added to a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoraRef {
+    /// A name under `configs/models`, or an absolute path.
+    pub location: String,
+    /// Hash over its file.
+    pub hash: Hash,
+    /// Factor on what it adds.
+    pub strength: f32,
+}
+
+impl ModelRef {
+    /// The files at `location`, as they are.
+    pub fn new(location: impl Into<String>, hash: Hash) -> Self {
+        Self {
+            location: location.into(),
+            hash,
+            text_encoder: None,
+            eight_bit: false,
+            loras: Vec::new(),
+            fuse_loras: false,
+        }
+    }
+
+    /// Forgets where the files are: what they consist of is what names a result.
+    pub fn forget_locations(&mut self) {
+        self.location.clear();
+        if let Some(text_encoder) = &mut self.text_encoder {
+            text_encoder.forget_locations();
+        }
+        for lora in &mut self.loras {
+            lora.location.clear();
+        }
+    }
 }
 
 /// A validated job. Equal specs give equal videos.

@@ -141,7 +141,10 @@ impl Work {
         if let Self::Text { model, .. } | Self::Denoise { model, .. } | Self::Decode { model, .. } =
             &mut work
         {
-            model.location.clear();
+            model.forget_locations();
+        }
+        if let Self::Denoise { sampling, .. } | Self::Decode { sampling, .. } = &mut work {
+            sampling.forget_locations();
         }
         let json = serde_json::to_vec(&work).expect("work is plain data");
         Hash::of(&json)

@@ -3,8 +3,10 @@
 use crate::terminal::print;
 use anyhow::{Result, bail};
 use longtake_agent::{Isa, host};
+use longtake_common::Hash;
 use longtake_common::model::{find_config, find_model, hash_model};
 use longtake_common::pipeline::Pipeline;
+use longtake_common::spec::ModelRef;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -143,7 +145,8 @@ fn model(config: &str) -> Check {
     let look = || -> Result<String> {
         let pipeline = Pipeline::read(&find_config(config)?)?;
         let path = find_model(pipeline.model())?;
-        longtake_agent::check_model(&path)?;
+        let location = path.display().to_string();
+        longtake_agent::check_model(&ModelRef::new(location, Hash::of(b"")))?;
         Ok(format!(
             "{} (hash {})",
             path.display(),

@@ -4,9 +4,11 @@ use anyhow::{Context, Result};
 
 pub mod bench;
 pub mod compare;
+pub mod convert;
 pub mod coordinator;
 pub mod doctor;
 pub mod download;
+pub mod inspect;
 pub mod jobs;
 pub mod plan;
 pub mod retake;

@@ -11,10 +11,7 @@ fn configs() -> std::path::PathBuf {
 }
 
 fn found(name: &str) -> Result<ModelRef, std::convert::Infallible> {
-    Ok(ModelRef {
-        location: name.to_owned(),
-        hash: Hash::of(name.as_bytes()),
-    })
+    Ok(ModelRef::new(name, Hash::of(name.as_bytes())))
 }
 
 fn sampling(pipeline: &Pipeline) -> Sampling {

@@ -210,6 +210,16 @@ impl Sampling {
         [&mut self.first_pass].into_iter().chain(second)
     }
 
+    /// Forgets where files are: see [`ModelRef::forget_locations`].
+    pub fn forget_locations(&mut self) {
+        for model in self.passes_mut().filter_map(|pass| pass.model.as_mut()) {
+            model.forget_locations();
+        }
+        if let Some(second) = &mut self.second_pass {
+            second.upscaler.forget_locations();
+        }
+    }
+
     /// Whether any step needs the negative prompt.
     pub fn uses_negative(&self) -> bool {
         self.passes().any(|pass| pass.guidance.uses_negative())

@@ -344,10 +344,7 @@ mod tests {
             height: 64,
             fps: 24.0,
             seed: 0,
-            model: ModelRef {
-                location: "m".into(),
-                hash: Hash::of(b"m"),
-            },
+            model: ModelRef::new("m", Hash::of(b"m")),
             continuity,
             segment_frames: 121,
             overlap_frames: 17,

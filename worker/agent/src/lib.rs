@@ -28,10 +28,13 @@ pub use longtake_cpu::Isa;
 
 use drain::Drain;
 use ledger::Ledger;
+use longtake_common::spec::ModelRef;
 use longtake_cpu::CpuBackend;
+/// What can be said and done about model files without rendering.
+pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect};
 use serve::{Identity, Lanes, Server};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use work::{DeviceExecutor, HostExecutor};
@@ -116,6 +119,8 @@ pub fn check_isa(name: Option<&str>) -> Result<(), AgentError> {
 
 /// Checks a model's configuration, tokenizer and weight headers before a job is given out, so that
 /// what is wrong with them is said at once and not by a worker minutes later. Reads no weight.
-pub fn check_model(path: &Path) -> Result<(), AgentError> {
-    longtake_ltx::check_model(path).map_err(|error| AgentError::Model(error::story(&error)))
+pub fn check_model(model: &ModelRef) -> Result<(), AgentError> {
+    let bad = |error: &dyn std::error::Error| AgentError::Model(error::story(error));
+    let files = model_cache::files_of(model).map_err(|error| bad(&error))?;
+    longtake_ltx::check_model(files).map_err(|error| bad(&error))
 }

@@ -3,8 +3,8 @@
 use crate::check::{check_same, check_tokens, check_vector, table_row};
 use crate::glue;
 use crate::kernels::{self, AttentionShape, Epilogue, Isa, IsaError, Modulate};
-use crate::kernels::{PackedConv, PackedMatrix};
-use crate::tensor::{Buffer, CpuConv, CpuMatrix, CpuTensor, Recycler};
+use crate::tensor::{Buffer, CpuTensor, Recycler};
+use crate::weights::{CpuConv, CpuMatrix};
 use longtake_tensor::{
     Activation, AttentionBias, Backend, Error, Gate, Loader, Modulation, Result, Rope, Shape,
     Tensor, WeightView,
@@ -52,6 +52,11 @@ impl CpuBackend {
         self.recycler.clear();
     }
 
+    /// Runs `f` on the pool.
+    pub(crate) fn on_pool<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(f)
+    }
+
     /// A tensor of `shape` that `fill` writes completely, on the pool.
     pub(crate) fn produce(&self, shape: Shape, fill: impl FnOnce(&mut [f32]) + Send) -> CpuTensor {
         let mut buffer = self.recycler.take(shape.count());
@@ -88,7 +93,7 @@ pub enum CpuBackendError {
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
 
-fn epilogue(act: Activation) -> Epilogue {
+pub(crate) fn epilogue(act: Activation) -> Epilogue {
     match act {
         Activation::None => Epilogue::None,
         Activation::GeluTanh => Epilogue::GeluTanh,
@@ -137,44 +142,21 @@ impl Loader for CpuBackend {
     }
 
     fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<CpuMatrix> {
-        let shape = weight.shape();
-        let &[n, k] = shape.dims() else {
-            return Err(Error::operand("matrix", shape, "[N, K] is needed"));
-        };
-        if let Some(bias) = bias {
-            check_vector("matrix", Shape::from([k, n]), Shape::from([bias.len()]))?;
-        }
-        let values = weight.to_f32();
-        let weight = self.pool.install(|| PackedMatrix::pack(&values, n, k));
-        Ok(CpuMatrix {
-            weight,
-            bias: bias.map(<[f32]>::to_vec),
-        })
+        CpuMatrix::new(self, weight, bias)
+    }
+
+    fn add_low_rank(
+        &self,
+        matrix: &mut CpuMatrix,
+        down: &WeightView<'_>,
+        up: &WeightView<'_>,
+        scale: f32,
+    ) -> Result<()> {
+        matrix.add_branch(self, down, up, scale)
     }
 
     fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<CpuConv> {
-        let shape = kernel.shape();
-        let &[n, c, kt, kh, kw] = shape.dims() else {
-            return Err(Error::operand(
-                "conv",
-                shape,
-                "[N, C, kt, kh, kw] is needed",
-            ));
-        };
-        if [kt, kh, kw].iter().any(|size| size % 2 == 0) {
-            return Err(Error::operand("conv", shape, "odd kernel sizes are needed"));
-        }
-        if let Some(bias) = bias {
-            check_vector("conv", Shape::from([c, n]), Shape::from([bias.len()]))?;
-        }
-        let values = kernel.to_f32();
-        let kernel = self
-            .pool
-            .install(|| PackedConv::pack(&values, n, c, [kt, kh, kw]));
-        Ok(CpuConv {
-            kernel,
-            bias: bias.map(<[f32]>::to_vec),
-        })
+        CpuConv::new(self, kernel, bias)
     }
 }
 
@@ -226,20 +208,7 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, x: &CpuTensor, w: &CpuMatrix, act: Activation) -> Result<CpuTensor> {
-        let (n, k) = (w.weight.n(), w.weight.k());
-        if x.shape().last() != k {
-            let rule = "as many channels as the matrix has columns";
-            return Err(Error::mismatch(
-                "linear",
-                x.shape(),
-                Shape::from([n, k]),
-                rule,
-            ));
-        }
-        Ok(self.produce(x.shape().with_last(n), |out| {
-            let bias = w.bias.as_deref();
-            kernels::linear(self.isa, x.values(), &w.weight, bias, epilogue(act), out);
-        }))
+        w.apply(self, x, act)
     }
 
     fn rms_norm(&self, x: &CpuTensor, weight: &CpuTensor, eps: f32) -> Result<CpuTensor> {

@@ -9,7 +9,9 @@ mod glue;
 pub mod kernels;
 mod tensor;
 mod vae;
+mod weights;
 
 pub use backend::{CpuBackend, CpuBackendError};
 pub use kernels::{Isa, IsaError};
-pub use tensor::{CpuConv, CpuMatrix, CpuTensor};
+pub use tensor::CpuTensor;
+pub use weights::{CpuConv, CpuMatrix};

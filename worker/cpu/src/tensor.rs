@@ -1,6 +1,5 @@
 //! Activations and prepared weights in host memory.
 
-use crate::kernels::{PackedConv, PackedMatrix};
 use longtake_tensor::{Shape, Tensor};
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -131,20 +130,6 @@ impl fmt::Debug for CpuTensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CpuTensor{}", self.shape)
     }
-}
-
-/// A linear layer, packed.
-#[derive(Debug)]
-pub struct CpuMatrix {
-    pub(crate) weight: PackedMatrix,
-    pub(crate) bias: Option<Vec<f32>>,
-}
-
-/// A convolution, packed.
-#[derive(Debug)]
-pub struct CpuConv {
-    pub(crate) kernel: PackedConv,
-    pub(crate) bias: Option<Vec<f32>>,
 }
 
 #[cfg(test)]

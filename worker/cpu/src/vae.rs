@@ -4,7 +4,8 @@ use crate::backend::CpuBackend;
 use crate::check::{cells, check_same};
 use crate::glue;
 use crate::kernels::{self, Modulate, TemporalPadding};
-use crate::tensor::{CpuConv, CpuTensor};
+use crate::tensor::CpuTensor;
+use crate::weights::CpuConv;
 use longtake_tensor::{ChannelModulation, Error, Result, Shape, Tensor, TimePadding, VaeOps};
 
 fn temporal(padding: TimePadding) -> TemporalPadding {
@@ -23,8 +24,8 @@ impl CpuBackend {
         skip: Option<&CpuTensor>,
     ) -> Result<CpuTensor> {
         let from = cells("conv3d", x.shape())?;
-        if from.channels != conv.kernel.cin() {
-            let kernel = Shape::from([conv.kernel.cout(), conv.kernel.cin()]);
+        if from.channels != conv.channels()[1] {
+            let kernel = Shape::from(conv.channels());
             return Err(Error::mismatch(
                 "conv3d",
                 x.shape(),
@@ -32,7 +33,7 @@ impl CpuBackend {
                 "as many channels",
             ));
         }
-        let shape = x.shape().with_last(conv.kernel.cout());
+        let shape = x.shape().with_last(conv.channels()[0]);
         if let Some(skip) = skip {
             check_same("conv3d", shape, skip.shape())?;
         }
@@ -44,7 +45,7 @@ impl CpuBackend {
                 self.isa(),
                 x.values(),
                 size,
-                &conv.kernel,
+                &conv.packed(),
                 padding,
                 bias,
                 skip,

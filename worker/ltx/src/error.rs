@@ -55,6 +55,31 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A LoRA cannot be used.
+    #[error("the LoRA {path} cannot be used: {message}")]
+    Lora {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Nothing that a model could be loaded from.
+    #[error("{path}: {message}")]
+    Model {
+        /// File or folder.
+        path: PathBuf,
+        /// What is there, or missing, and the way out.
+        message: String,
+    },
     /// The tokenizer's file cannot be used.
     #[error(
         "{path}: {message}; the sentencepiece model `spiece.model` of a T5 encoder is expected"

@@ -5,14 +5,19 @@
 //! no job: prompts and latents in, latents and pictures out. Start with [`Model`].
 
 pub mod config;
+mod convert;
 pub mod embeddings;
 pub mod error;
 pub mod guidance;
 mod hash;
+mod inspect;
+pub mod lora;
 pub mod model;
+pub mod names;
 pub mod pipeline;
 pub mod rng;
 pub mod schedule;
+mod source;
 pub mod t5;
 pub mod tokenizer;
 pub mod transformer;
@@ -20,7 +25,11 @@ pub mod types;
 pub mod vae;
 pub mod weights;
 
+pub use convert::convert;
 pub use error::{Error, Result};
 pub use hash::model_hash;
+pub use inspect::{Inspection, inspect};
+pub use lora::{LoraFile, LoraInfo, Loras, lora_info};
 pub use model::{Model, check_model};
+pub use source::ModelFiles;
 pub use types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Steps, Video};

@@ -1,18 +1,17 @@
-//! The whole model: a Diffusers folder on a backend.
+//! The whole model on a backend.
 
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::hash::{DIFFUSION_STEM, TEXT_STEM, tokenizer_file};
 use crate::pipeline::{self, Denoising};
+use crate::source::ModelFiles;
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokenizer;
 use crate::transformer::Transformer;
 use crate::types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Video};
 use crate::vae::{Decoder, Encoder};
-use crate::weights::{Scrutiny, Weights};
+use crate::weights::Scrutiny;
 use longtake_tensor::{Backend, Loader, Shape, Tensor, WeightView};
 use std::ops::ControlFlow;
-use std::path::Path;
 
 /// The parts of a model, loaded.
 struct Parts<B: Loader> {
@@ -25,39 +24,35 @@ struct Parts<B: Loader> {
 }
 
 impl<B: Loader> Parts<B> {
-    fn load(dir: &Path, b: &B, scrutiny: Scrutiny) -> Result<Self> {
-        let config = ModelConfig::read(dir)?;
-        let tokenizer = Tokenizer::load(&tokenizer_file(dir))?;
-        let weights = Weights::open(&dir.join("text_encoder"), TEXT_STEM, scrutiny)?;
-        let text_encoder = T5Encoder::load(b, weights, &config.text_encoder)?;
-        let weights = Weights::open(&dir.join("transformer"), DIFFUSION_STEM, scrutiny)?;
-        let transformer = Transformer::load(b, &weights, &config.transformer)?;
-        let weights = Weights::open(&dir.join("vae"), DIFFUSION_STEM, scrutiny)?;
-        let decoder = Decoder::load(b, &weights, &config.vae)?;
-        let encoder = Encoder::load(b, &weights, &config.vae)?;
-        Ok(Self {
-            config,
-            tokenizer,
-            text_encoder,
-            transformer,
-            decoder,
-            encoder,
-        })
+    fn load(files: &ModelFiles, b: &B, scrutiny: Scrutiny) -> Result<Self> {
+        let opened = files.open(scrutiny)?;
+        let (transformer, vae) = (opened.transformer, opened.vae);
+        let parts = Self {
+            tokenizer: Tokenizer::load(&opened.tokenizer)?,
+            text_encoder: T5Encoder::load(b, opened.text_encoder, &opened.config.text_encoder)?,
+            transformer: Transformer::load(b, &transformer, &opened.config.transformer)?,
+            decoder: Decoder::load(b, &vae, &opened.config.vae)?,
+            encoder: Encoder::load(b, &vae, &opened.config.vae)?,
+            config: opened.config,
+        };
+        transformer.check_all_asked()?;
+        vae.check_all_asked()?;
+        Ok(parts)
     }
 }
 
-/// Checks a Diffusers folder without loading it: configuration, tokenizer, and that every weight
-/// is there with its shape and type and no file is cut short. Values are not looked at.
-pub fn check_model(dir: &Path) -> Result<()> {
-    Parts::load(dir, &Unloaded, Scrutiny::Headers).map(drop)
+/// Checks a model without loading it: configuration, tokenizer, LoRAs, and that every weight is
+/// there with its shape and type and no file is cut short. Values are not looked at.
+pub fn check_model(files: impl Into<ModelFiles>) -> Result<()> {
+    Parts::load(&files.into(), &Unloaded, Scrutiny::Headers).map(drop)
 }
 
 /// Takes weights and keeps nothing of them.
-struct Unloaded;
+pub(crate) struct Unloaded;
 
 /// What is left of a tensor that was only checked.
 #[derive(Clone)]
-struct Checked(Shape);
+pub(crate) struct Checked(Shape);
 
 impl Tensor for Checked {
     fn shape(&self) -> Shape {
@@ -78,6 +73,16 @@ impl Loader for Unloaded {
         Ok(())
     }
 
+    fn add_low_rank(
+        &self,
+        _: &mut (),
+        _: &WeightView<'_>,
+        _: &WeightView<'_>,
+        _: f32,
+    ) -> longtake_tensor::Result<()> {
+        Ok(())
+    }
+
     fn conv(&self, _: &WeightView<'_>, _: Option<&[f32]>) -> longtake_tensor::Result<()> {
         Ok(())
     }
@@ -90,9 +95,9 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads a Diffusers folder: checks configuration and weights, prepares them for the backend.
-    pub fn load(dir: &Path, backend: B) -> Result<Self> {
-        let parts = Parts::load(dir, &backend, Scrutiny::Values)?;
+    /// Loads a model: checks configuration and weights, prepares them for the backend.
+    pub fn load(files: impl Into<ModelFiles>, backend: B) -> Result<Self> {
+        let parts = Parts::load(&files.into(), &backend, Scrutiny::Values)?;
         Ok(Self { backend, parts })
     }
 

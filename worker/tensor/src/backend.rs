@@ -130,6 +130,22 @@ pub trait Loader {
     fn block_matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Matrix> {
         self.matrix(weight, bias)
     }
+    /// Adds `scale up (down x)` to what a linear layer `[N, K]` computes, before its activation:
+    /// `down` is `[R, K]`, `up` `[N, R]`. Several branches add up.
+    ///
+    /// # Errors
+    /// When the shapes do not go together, or the backend computes no branches: the weights then
+    /// have to be fused while they are loaded.
+    fn add_low_rank(
+        &self,
+        _matrix: &mut Self::Matrix,
+        down: &WeightView<'_>,
+        _up: &WeightView<'_>,
+        _scale: f32,
+    ) -> Result<()> {
+        let rule = "this device computes no side branches; have them fused with --lora-fuse";
+        Err(Error::operand("low-rank branch", down.shape(), rule))
+    }
     /// Prepares a convolution with kernel `[N, C, kt, kh, kw]`, odd sizes, stride 1, and bias `[N]`.
     fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Conv>;
 }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::shape::Shape;
+use crate::storage::KeptWeight;
 use half::{bf16, f16};
 use std::fmt;
 
@@ -51,6 +52,7 @@ pub struct WeightView<'a> {
     dtype: DType,
     bytes: &'a [u8],
     scale: Option<&'a [f32]>,
+    kept: Option<&'a KeptWeight>,
 }
 
 impl<'a> WeightView<'a> {
@@ -87,7 +89,30 @@ impl<'a> WeightView<'a> {
             dtype,
             bytes,
             scale,
+            kept: None,
         })
+    }
+
+    /// The view of a weight that can be kept; its parts were checked.
+    pub(crate) fn of_kept(
+        kept: &'a KeptWeight,
+        shape: Shape,
+        dtype: DType,
+        bytes: &'a [u8],
+        scale: Option<&'a [f32]>,
+    ) -> Self {
+        Self {
+            shape,
+            dtype,
+            bytes,
+            scale,
+            kept: Some(kept),
+        }
+    }
+
+    /// The weight for keeping, if its bytes outlive the view: clone it.
+    pub fn keep(&self) -> Option<&'a KeptWeight> {
+        self.kept
     }
 
     /// Sizes, outermost first.
@@ -147,6 +172,30 @@ fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]
     }
 }
 
+/// `values` as little-endian bf16, rounded to nearest even.
+pub fn bf16_bytes(values: &[f32]) -> Vec<u8> {
+    let rounded = values.iter().map(|&v| bf16::from_f32(v).to_le_bytes());
+    rounded.flatten().collect()
+}
+
+/// The E4M3 byte nearest to `value`, ties to even; what is larger than 448 becomes 448.
+pub fn f8e4m3_from_f32(value: f32) -> u8 {
+    let sign = (value.to_bits() >> 24) as u8 & 0x80;
+    let magnitude = value.abs();
+    if magnitude.is_nan() {
+        return sign | 0x7f;
+    }
+    // Below 2^-6 steps are 2^-9 wide; adding 2^23 of them rounds as the processor does, to even.
+    if magnitude < 0.015_625 {
+        let steps = (magnitude * 512.0 + 8_388_608.0) - 8_388_608.0;
+        return sign | steps as u8;
+    }
+    let bits = magnitude.min(448.0).to_bits();
+    // 20 of 23 bits go: half of the last kept one, less one if that bit is even.
+    let rounded = bits + 0x7_ffff + (bits >> 20 & 1);
+    sign | ((rounded >> 20) - (120 << 3)).min(0x7e) as u8
+}
+
 /// Value of an E4M3 byte: bias 7, subnormals at exponent 0, NaN at S.1111.111, largest 448.
 pub fn f8e4m3_to_f32(byte: u8) -> f32 {
     let sign = u32::from(byte & 0x80) << 24;
@@ -183,6 +232,26 @@ mod tests {
         assert!(f8e4m3_to_f32(0x7f).is_nan() && f8e4m3_to_f32(0xff).is_nan());
         // Every finite magnitude is larger than the one before it.
         assert!((0u8..0x7e).all(|b| f8e4m3_to_f32(b) < f8e4m3_to_f32(b + 1)));
+    }
+
+    #[test]
+    fn e4m3_is_rounded_to_the_nearest_even() {
+        for byte in (0u8..=0xff).filter(|byte| byte & 0x7f != 0x7f) {
+            assert_eq!(f8e4m3_from_f32(f8e4m3_to_f32(byte)), byte, "{byte:#04x}");
+        }
+        for byte in 0u8..0x7e {
+            let (low, high) = (f8e4m3_to_f32(byte), f8e4m3_to_f32(byte + 1));
+            let even = byte + (byte & 1);
+            assert_eq!(f8e4m3_from_f32((low + high) / 2.0), even, "{byte:#04x}");
+            assert_eq!(
+                f8e4m3_from_f32(low + (high - low) * 0.4375),
+                byte,
+                "{byte:#04x}"
+            );
+        }
+        assert_eq!(f8e4m3_from_f32(1e9), 0x7e);
+        assert_eq!(f8e4m3_from_f32(-460.0), 0xfe);
+        assert_eq!(f8e4m3_from_f32(f32::NAN) & 0x7f, 0x7f);
     }
 
     #[test]

@@ -8,11 +8,13 @@ pub mod backend;
 pub mod dtype;
 pub mod error;
 pub mod shape;
+pub mod storage;
 
 pub use backend::{
     Activation, AttentionBias, Backend, ChannelModulation, Gate, Loader, Modulation, Recording,
     Rope, Tensor, TimePadding, VaeOps,
 };
-pub use dtype::{DType, WeightView};
+pub use dtype::{DType, WeightView, bf16_bytes, f8e4m3_from_f32};
 pub use error::{Error, Result};
 pub use shape::Shape;
+pub use storage::{KeptWeight, Storage};

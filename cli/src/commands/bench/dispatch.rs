@@ -170,10 +170,7 @@ fn spec(seed: u64, windows: u32) -> JobSpec {
         height: 160,
         fps: 24.0,
         seed: seed << 32,
-        model: ModelRef {
-            location: "bench".to_owned(),
-            hash: Hash::of(b"bench"),
-        },
+        model: ModelRef::new("bench", Hash::of(b"bench")),
         continuity: Continuity::None,
         segment_frames: SEGMENT_FRAMES,
         overlap_frames: OVERLAP_FRAMES,

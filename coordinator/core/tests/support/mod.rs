@@ -16,10 +16,7 @@ pub fn spec(frames: u32) -> JobSpec {
         height: 160,
         fps: 24.0,
         seed: 7,
-        model: ModelRef {
-            location: "ltxv-tiny".into(),
-            hash: Hash::of(b"model"),
-        },
+        model: ModelRef::new("ltxv-tiny", Hash::of(b"model")),
         continuity: Continuity::Chain,
         segment_frames: 121,
         overlap_frames: 17,

@@ -4,7 +4,7 @@ mod sampling;
 
 use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
-use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef};
+use longtake_common::spec::{Codec, Continuity, JobSpec, LoraRef, ModelRef};
 use longtake_common::task::SeamScore;
 use longtake_core::{ChunkView, Fetching, JobState, JobView, SegmentView, WorkerTask, WorkerView};
 use longtake_proto::v1;
@@ -28,13 +28,53 @@ fn model_to_proto(model: &ModelRef) -> v1::ModelRef {
     v1::ModelRef {
         location: model.location.clone(),
         hash: model.hash.to_string(),
+        text_encoder: model
+            .text_encoder
+            .as_deref()
+            .map(|text| Box::new(model_to_proto(text))),
+        eight_bit: model.eight_bit,
+        loras: model.loras.iter().map(lora_to_proto).collect(),
+        fuse_loras: model.fuse_loras,
     }
 }
 
+fn lora_to_proto(lora: &LoraRef) -> v1::Lora {
+    v1::Lora {
+        location: lora.location.clone(),
+        hash: lora.hash.to_string(),
+        strength: lora.strength,
+    }
+}
+
+fn lora_from_proto(lora: v1::Lora) -> Result<LoraRef, ConvertError> {
+    Ok(LoraRef {
+        location: lora.location,
+        hash: lora.hash.parse()?,
+        strength: lora.strength,
+    })
+}
+
+/// Text encoders of text encoders at most: the wire may say anything.
+const NESTED_MAX: usize = 1;
+
 fn model_from_proto(model: v1::ModelRef) -> Result<ModelRef, ConvertError> {
+    nested_model(model, NESTED_MAX)
+}
+
+fn nested_model(model: v1::ModelRef, depth: usize) -> Result<ModelRef, ConvertError> {
+    let text_encoder = match (model.text_encoder, depth.checked_sub(1)) {
+        (None, _) => None,
+        (Some(_), None) => return Err(ConvertError::Field("text encoder")),
+        (Some(text), Some(depth)) => Some(Box::new(nested_model(*text, depth)?)),
+    };
+    let loras = model.loras.into_iter().map(lora_from_proto);
     Ok(ModelRef {
         location: model.location,
         hash: model.hash.parse()?,
+        text_encoder,
+        eight_bit: model.eight_bit,
+        loras: loras.collect::<Result<_, _>>()?,
+        fuse_loras: model.fuse_loras,
     })
 }
 

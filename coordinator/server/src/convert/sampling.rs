@@ -136,10 +136,7 @@ mod tests {
 
     #[test]
     fn sampling_survives_the_wire() {
-        let model = |name: &str| ModelRef {
-            location: name.to_owned(),
-            hash: Hash::of(name.as_bytes()),
-        };
+        let model = |name: &str| ModelRef::new(name, Hash::of(name.as_bytes()));
         let plain = Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 3.0, 256);
         let step = |timestep, block| GuidanceStep {
             timestep,

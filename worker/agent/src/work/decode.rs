@@ -154,10 +154,7 @@ mod tests {
 
     fn work(visible: u32, head: u32, relax: u32, lead: u32, tail: u32) -> Work {
         Work::Decode {
-            model: ModelRef {
-                location: String::new(),
-                hash: Hash::of(b""),
-            },
+            model: ModelRef::new(String::new(), Hash::of(b"")),
             window: Window {
                 index: 1,
                 first_frame: 0,

@@ -104,7 +104,8 @@ pub enum Epilogue {
 }
 
 impl Epilogue {
-    fn apply(self, isa: Isa, y: &mut [f32]) {
+    /// Applies it to `y`.
+    pub fn apply(self, isa: Isa, y: &mut [f32]) {
         match self {
             Epilogue::None => {}
             Epilogue::GeluTanh => math::gelu_tanh(isa, y),

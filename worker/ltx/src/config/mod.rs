@@ -6,11 +6,14 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
+mod official;
 mod scheduler;
 mod t5;
 mod transformer;
 mod vae;
 
+pub use official::OfficialConfig;
+pub(crate) use official::t5_from_shapes;
 pub use scheduler::SchedulerConfig;
 pub use t5::T5Config;
 pub use transformer::TransformerConfig;
@@ -33,6 +36,11 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 struct Checker<'a>(&'a Path);
 
 impl Checker<'_> {
+    fn only(&self, key: &str, value: &str, supported: &str) -> Result<()> {
+        let rule = format!("only {supported} is supported");
+        self.require(value == supported, key, value, &rule)
+    }
+
     fn require(
         &self,
         holds: bool,
@@ -71,6 +79,14 @@ struct ModelIndex {
 }
 
 impl PipelineClass {
+    /// The class of diffusers whose conventions these are.
+    pub(crate) fn diffusers_name(self) -> &'static str {
+        match self {
+            Self::Plain => "LTXPipeline",
+            _ => "LTXConditionPipeline",
+        }
+    }
+
     /// Reads `model_index.json`.
     pub fn read(path: &Path) -> Result<Self> {
         let index: ModelIndex = read_json(path)?;
@@ -88,7 +104,7 @@ impl PipelineClass {
 }
 
 /// All configuration of a model folder.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct ModelConfig {
     /// Which pipeline's conventions hold.
     pub pipeline: PipelineClass,
@@ -100,6 +116,8 @@ pub struct ModelConfig {
     pub text_encoder: T5Config,
     /// The schedule.
     pub scheduler: SchedulerConfig,
+    /// The configuration in the metadata of an official file, where the model comes from one.
+    pub official: Option<OfficialConfig>,
 }
 
 /// The configuration files of a model folder, in the order of [`crate::model_hash`].
@@ -114,17 +132,46 @@ pub(crate) fn config_files(dir: &Path) -> [PathBuf; 5] {
 }
 
 impl ModelConfig {
-    /// Reads and checks the configuration of model folder `dir`.
-    pub fn read(dir: &Path) -> Result<Self> {
+    /// Reads the configuration of model folder `dir`, and that of the text encoder in it if
+    /// `has_text`; else a default stands in for it.
+    pub(crate) fn read(dir: &Path, has_text: bool) -> Result<Self> {
         let [index, scheduler, text_encoder, transformer, vae] = config_files(dir);
-        let config = Self {
+        let text_encoder = match has_text {
+            true => T5Config::read(&text_encoder)?,
+            false => T5Config::default(),
+        };
+        Ok(Self {
             pipeline: PipelineClass::read(&index)?,
             scheduler: SchedulerConfig::read(&scheduler)?,
-            text_encoder: T5Config::read(&text_encoder)?,
+            text_encoder,
             transformer: TransformerConfig::read(&transformer)?,
             vae: VaeConfig::read(&vae)?,
+            official: None,
+        })
+    }
+
+    /// The configuration of an official file at `path`.
+    pub(crate) fn of_official(
+        official: OfficialConfig,
+        text_encoder: T5Config,
+        path: &Path,
+    ) -> Result<Self> {
+        let config = Self {
+            pipeline: PipelineClass::Condition,
+            scheduler: SchedulerConfig::default(),
+            text_encoder,
+            transformer: official.transformer(path)?,
+            vae: official.vae(path)?,
+            official: Some(official),
         };
-        let check = Checker(&transformer);
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Fails when the parts do not go together; `path` is where the transformer's was read.
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
+        let config = self;
+        let check = Checker(path);
         let (caption, text) = (
             config.transformer.caption_channels,
             config.text_encoder.d_model,
@@ -133,7 +180,6 @@ impl ModelConfig {
         check.require(caption == text, "caption_channels", caption, rule)?;
         let (channels, latent) = (config.transformer.in_channels, config.vae.latent_channels);
         let rule = "it must equal the VAE's latent_channels";
-        check.require(channels == latent, "in_channels", channels, rule)?;
-        Ok(config)
+        check.require(channels == latent, "in_channels", channels, rule)
     }
 }

@@ -2,11 +2,11 @@
 
 use super::{Checker, read_json};
 use crate::error::Result;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// `scheduler/scheduler_config.json` of `FlowMatchEulerDiscreteScheduler`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are diffusers'")]
 pub struct SchedulerConfig {

@@ -2,11 +2,11 @@
 
 use super::{Checker, read_json};
 use crate::error::Result;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// `text_encoder/config.json` of `T5EncoderModel`; T5 v1.1 only.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are transformers'")]
 pub struct T5Config {
@@ -43,6 +43,13 @@ impl T5Config {
     /// Reads and checks `path`.
     pub fn read(path: &Path) -> Result<Self> {
         let c: Self = read_json(path)?;
+        c.check(path)?;
+        Ok(c)
+    }
+
+    /// Fails on what is not computed; `path` is where it was read.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let c = self;
         let check = Checker(path);
         let act = &c.feed_forward_proj;
         check.require(
@@ -78,7 +85,6 @@ impl T5Config {
             "relative_attention_max_distance",
             far,
             rule,
-        )?;
-        Ok(c)
+        )
     }
 }

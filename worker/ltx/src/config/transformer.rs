@@ -2,11 +2,15 @@
 
 use super::{Checker, read_json};
 use crate::error::Result;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Channels of the sinusoid that the timestep embedding reads.
+const SINUSOID: usize = 256;
+
 /// `transformer/config.json` of `LTXVideoTransformer3DModel`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are diffusers'")]
 pub struct TransformerConfig {
@@ -53,6 +57,13 @@ impl TransformerConfig {
     /// Reads and checks `path`.
     pub fn read(path: &Path) -> Result<Self> {
         let c: Self = read_json(path)?;
+        c.check(path)?;
+        Ok(c)
+    }
+
+    /// Fails on what is not computed; `path` is where it was read.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let c = self;
         let check = Checker(path);
         let only = |holds, key, value: &dyn std::fmt::Debug, s| check.require(holds, key, value, s);
         let out = c.out_channels.unwrap_or(c.in_channels);
@@ -137,8 +148,35 @@ impl TransformerConfig {
             "only true is supported",
         )?;
         let bias = c.attention_out_bias;
-        only(bias, "attention_out_bias", &bias, "only true is supported")?;
-        Ok(c)
+        only(bias, "attention_out_bias", &bias, "only true is supported")
+    }
+
+    /// The linear layers by name, with their `[outputs, inputs]`.
+    pub fn linear_layers(&self) -> BTreeMap<String, [usize; 2]> {
+        let dim = self.inner_dim();
+        let mut layers = BTreeMap::from(
+            [
+                ("proj_in", [dim, self.in_channels]),
+                ("proj_out", [self.in_channels, dim]),
+                ("time_embed.emb.timestep_embedder.linear_1", [dim, SINUSOID]),
+                ("time_embed.emb.timestep_embedder.linear_2", [dim, dim]),
+                ("time_embed.linear", [6 * dim, dim]),
+                ("caption_projection.linear_1", [dim, self.caption_channels]),
+                ("caption_projection.linear_2", [dim, dim]),
+            ]
+            .map(|(name, shape)| (name.to_owned(), shape)),
+        );
+        for i in 0..self.num_layers {
+            let block = |layer: &str| format!("transformer_blocks.{i}.{layer}");
+            for attention in ["attn1", "attn2"] {
+                for layer in ["to_q", "to_k", "to_v", "to_out.0"] {
+                    layers.insert(block(&format!("{attention}.{layer}")), [dim, dim]);
+                }
+            }
+            layers.insert(block("ff.net.0.proj"), [4 * dim, dim]);
+            layers.insert(block("ff.net.2"), [dim, 4 * dim]);
+        }
+        layers
     }
 
     /// Channels of a token inside the transformer.

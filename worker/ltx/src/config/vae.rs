@@ -2,11 +2,11 @@
 
 use super::{Checker, read_json};
 use crate::error::Result;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// `vae/config.json` of `AutoencoderKLLTXVideo`, block layout of LTX-Video 0.9.5 and later.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are diffusers'")]
 pub struct VaeConfig {
@@ -67,6 +67,13 @@ impl VaeConfig {
     /// Reads and checks `path`.
     pub fn read(path: &Path) -> Result<Self> {
         let c: Self = read_json(path)?;
+        c.check(path)?;
+        Ok(c)
+    }
+
+    /// Fails on what is not computed; `path` is where it was read.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let c = self;
         let check = Checker(path);
         check.require(
             c.in_channels == 3,
@@ -100,8 +107,7 @@ impl VaeConfig {
         )?;
         c.check_encoder(&check)?;
         c.check_decoder(&check)?;
-        c.check_ratios(&check)?;
-        Ok(c)
+        c.check_ratios(&check)
     }
 
     fn check_encoder(&self, check: &Checker<'_>) -> Result<()> {

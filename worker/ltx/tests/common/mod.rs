@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod manifest;
+
 use longtake_cpu::{CpuBackend, Isa};
 use std::path::{Path, PathBuf};
 

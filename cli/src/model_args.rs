@@ -1,0 +1,121 @@
+//! The flags that say what a model consists of beside its checkpoint, and the way from them to a
+//! [`ModelRef`].
+
+use anyhow::{Result, anyhow};
+use longtake_common::Hash;
+use longtake_common::model::{find_model, hash_model};
+use longtake_common::spec::{LoraRef, ModelRef};
+use std::path::Path;
+
+/// What a model consists of beside its checkpoint.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct ModelArgs {
+    /// Text encoder of a checkpoint that has none: the file or the folder of T5-XXL, with its
+    /// spiece.model beside it [default: what lies beside the checkpoint]
+    #[arg(long, value_name = "PATH")]
+    text_encoder: Option<String>,
+    /// Add a LoRA to the model, in diffusers' or ComfyUI's form; may be repeated
+    #[arg(long = "lora", value_name = "PATH[:STRENGTH]", value_parser = lora)]
+    loras: Vec<(String, f32)>,
+    /// Add the LoRAs to copies of the matrices that they touch, rather than computing them beside:
+    /// faster, but takes memory
+    #[arg(long, requires = "loras")]
+    lora_fuse: bool,
+}
+
+/// Reads `--lora`. A file's name may have colons in it, so only a number at the end is a strength.
+fn lora(text: &str) -> Result<(String, f32), String> {
+    let strength = text
+        .rsplit_once(':')
+        .and_then(|(path, strength)| Some((path, strength.parse::<f32>().ok()?)));
+    match strength {
+        None => Ok((text.to_owned(), 1.0)),
+        Some((_, strength)) if !strength.is_finite() => {
+            Err(format!("the strength {strength} is not a finite number"))
+        }
+        Some((path, strength)) => Ok((path.to_owned(), strength)),
+    }
+}
+
+impl ModelArgs {
+    /// The model `name` with what the flags add; nothing large is read yet, and its hashes are
+    /// those of nothing. `text_encoder` is what a pipeline file names.
+    pub fn outline(
+        &self,
+        name: &str,
+        text_encoder: Option<&str>,
+        eight_bit: bool,
+    ) -> Result<ModelRef> {
+        let path = find_model(name)?;
+        let unread = |name: &str| -> Result<ModelRef> {
+            let path = find_model(name)?;
+            Ok(ModelRef::new(location(name, &path)?, Hash::of(b"")))
+        };
+        let text_encoder = match (&self.text_encoder, text_encoder) {
+            (Some(own), _) => Some(unread(own)?),
+            // The official files name a repository; a checkpoint may have its encoder beside it.
+            (None, Some(listed)) if path.is_file() => {
+                let short = listed.rsplit('/').next().unwrap_or(listed);
+                [listed, short].iter().find_map(|name| unread(name).ok())
+            }
+            _ => None,
+        };
+        let loras = self.loras.iter().map(|(name, strength)| {
+            let found = unread(name)?;
+            Ok(LoraRef {
+                location: found.location,
+                hash: found.hash,
+                strength: *strength,
+            })
+        });
+        Ok(ModelRef {
+            text_encoder: text_encoder.map(Box::new),
+            eight_bit,
+            loras: loras.collect::<Result<_>>()?,
+            fuse_loras: self.lora_fuse,
+            ..ModelRef::new(location(name, &path)?, Hash::of(b""))
+        })
+    }
+}
+
+/// Fills in the hashes of a model's files.
+pub fn hashed(mut model: ModelRef) -> Result<ModelRef> {
+    let hash = |location: &str| -> Result<Hash> { Ok(hash_model(&find_model(location)?)?) };
+    model.hash = hash(&model.location)?;
+    if let Some(text_encoder) = &mut model.text_encoder {
+        text_encoder.hash = hash(&text_encoder.location)?;
+    }
+    for lora in &mut model.loras {
+        lora.hash = hash(&lora.location)?;
+    }
+    Ok(model)
+}
+
+/// What workers look a model up by: a bare name where they have it themselves, else this path.
+pub fn location(name: &str, found: &Path) -> Result<String> {
+    if !name.contains(['/', '\\']) && !found.is_file() {
+        return Ok(name.to_owned());
+    }
+    found
+        .to_str()
+        .map(str::to_owned)
+        .ok_or_else(|| anyhow!("the path {} is not UTF-8; move the model", found.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_behind_the_last_colon_is_a_strength() {
+        for (text, path, strength) in [
+            ("a.safetensors", "a.safetensors", 1.0),
+            ("a.safetensors:0.5", "a.safetensors", 0.5),
+            ("b:c/a.safetensors:-1", "b:c/a.safetensors", -1.0),
+            ("b:c/a.safetensors", "b:c/a.safetensors", 1.0),
+        ] {
+            assert_eq!(lora(text), Ok((path.to_owned(), strength)));
+        }
+        assert!(lora("a:inf").is_err());
+    }
+}

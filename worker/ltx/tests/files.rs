@@ -1,0 +1,376 @@
+//! The same model as a Diffusers folder and as an official file: equal to the bit; and in 8 bits.
+
+mod common;
+
+use common::{backend, golden};
+use longtake_cpu::CpuBackend;
+use longtake_ltx::{
+    DecodeRequest, Latents, Model, ModelFiles, Video, check_model, convert, inspect,
+};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// The name that an official file has for tensor `name` of folder `part`: the inverse of what is
+/// tested, for the golden model's four down and three up blocks.
+fn official_name(part: &str, name: &str) -> String {
+    if part == "transformer" {
+        let pairs = [
+            ("proj_in", "patchify_proj"),
+            ("time_embed.", "adaln_single."),
+            ("norm_q", "q_norm"),
+            ("norm_k", "k_norm"),
+        ];
+        let name = pairs
+            .iter()
+            .fold(name.to_owned(), |name, (from, to)| name.replace(from, to));
+        return format!("model.diffusion_model.{name}");
+    }
+    let mut pairs = vec![
+        (
+            "latents_mean".to_owned(),
+            "per_channel_statistics.mean-of-means".to_owned(),
+        ),
+        (
+            "latents_std".to_owned(),
+            "per_channel_statistics.std-of-means".to_owned(),
+        ),
+        (
+            "decoder.time_embedder".to_owned(),
+            "decoder.last_time_embedder".to_owned(),
+        ),
+        (
+            "decoder.scale_shift_table".to_owned(),
+            "decoder.last_scale_shift_table".to_owned(),
+        ),
+        (
+            "decoder.mid_block.".to_owned(),
+            "decoder.up_blocks.0.".to_owned(),
+        ),
+        (
+            "encoder.mid_block.".to_owned(),
+            "encoder.down_blocks.8.".to_owned(),
+        ),
+    ];
+    for i in 0..4 {
+        let (down, up) = (
+            format!("encoder.down_blocks.{i}."),
+            format!("decoder.up_blocks.{i}."),
+        );
+        pairs.push((
+            format!("{down}downsamplers.0."),
+            format!("encoder.down_blocks.{}.", 2 * i + 1),
+        ));
+        pairs.push((down, format!("encoder.down_blocks.{}.", 2 * i)));
+        pairs.push((
+            format!("{up}upsamplers.0."),
+            format!("decoder.up_blocks.{}.", 2 * i + 1),
+        ));
+        pairs.push((up, format!("decoder.up_blocks.{}.", 2 * i + 2)));
+    }
+    let found = pairs.iter().find(|(from, _)| name.starts_with(from));
+    let name = found.map_or(name.to_owned(), |(from, to)| {
+        format!("{to}{}", &name[from.len()..])
+    });
+    format!("vae.{}", name.replace("resnets", "res_blocks"))
+}
+
+fn config() -> Value {
+    let res = |layers: usize| json!(["res_x", { "num_layers": layers }]);
+    let down = |kind: &str, multiplier: usize| json!([kind, { "multiplier": multiplier }]);
+    let up =
+        |multiplier: usize| json!(["compress_all", { "residual": true, "multiplier": multiplier }]);
+    json!({
+        "transformer": {
+            "_class_name": "Transformer3DModel", "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16,
+            "cross_attention_dim": 32, "caption_channels": 24, "in_channels": 128, "out_channels": 128,
+            "activation_fn": "gelu-approximate", "attention_bias": true, "norm_elementwise_affine": false,
+            "norm_eps": 1e-6, "qk_norm": "rms_norm", "standardization_norm": "rms_norm",
+            "positional_embedding_type": "rope", "positional_embedding_theta": 10000.0,
+            "positional_embedding_max_pos": [20, 2048, 2048], "timestep_scale_multiplier": 1000,
+            "causal_temporal_positioning": true,
+        },
+        "vae": {
+            "dims": 3, "latent_channels": 128, "norm_layer": "pixel_norm", "patch_size": 4, "latent_log_var": "uniform",
+            "use_quant_conv": false, "timestep_conditioning": true, "encoder_base_channels": 8, "decoder_base_channels": 8,
+            "encoder_blocks": [res(1), down("compress_space_res", 2), res(1), down("compress_time_res", 1), res(1),
+                down("compress_all_res", 2), res(1), down("compress_all_res", 1), res(1)],
+            "decoder_blocks": [res(1), up(2), res(2), up(1), res(1), up(2), res(1)],
+        },
+        "scheduler": { "sampler": "LinearQuadratic" },
+    })
+}
+
+type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+
+/// The golden model's tensors under their official names.
+fn official_tensors() -> Tensors {
+    let mut tensors = Tensors::new();
+    for part in ["transformer", "vae"] {
+        for entry in std::fs::read_dir(golden("model").join(part)).expect("folder") {
+            let path = entry.expect("entry").path();
+            if path
+                .extension()
+                .is_none_or(|ending| ending != "safetensors")
+            {
+                continue;
+            }
+            let bytes = std::fs::read(path).expect("file");
+            for (name, view) in SafeTensors::deserialize(&bytes).expect("weights").tensors() {
+                let name = official_name(part, &name);
+                tensors.push((
+                    name,
+                    view.dtype(),
+                    view.shape().to_vec(),
+                    view.data().to_vec(),
+                ));
+            }
+        }
+    }
+    tensors
+}
+
+fn write(
+    path: &Path,
+    tensors: &[(String, Dtype, Vec<usize>, Vec<u8>)],
+    config: Option<&Value>,
+) -> PathBuf {
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        (
+            name.as_str(),
+            TensorView::new(*dtype, shape.clone(), data).expect("tensor"),
+        )
+    });
+    let metadata = config.map(|config| HashMap::from([("config".to_owned(), config.to_string())]));
+    std::fs::write(path, safetensors::serialize(views, metadata).expect("file")).expect("write");
+    path.to_owned()
+}
+
+fn files(model: &Path) -> ModelFiles {
+    ModelFiles {
+        text_encoder: Some(golden("model")),
+        ..ModelFiles::from(model)
+    }
+}
+
+/// What the parts of a model compute.
+fn outputs(files: ModelFiles) -> (Vec<f32>, Video, Latents) {
+    let model: Model<CpuBackend> = Model::load(files, backend(2)).expect("model");
+    let prompt = model.encode_prompt("a red circle", 8).expect("prompt");
+    let values = (0..128 * 2 * 2 * 2)
+        .map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0)
+        .collect();
+    let latents = Latents {
+        channels: 128,
+        frames: 2,
+        height: 2,
+        width: 2,
+        values,
+    };
+    let request = DecodeRequest {
+        seed: 1,
+        timestep: 0.05,
+        noise_scale: 0.0,
+    };
+    let video = model.decode(&latents, &request).expect("decoded");
+    let encoded = model.encode(&video).expect("encoded");
+    (prompt.states, video, encoded)
+}
+
+#[test]
+fn an_official_file_is_the_same_model_as_its_folder() {
+    let dir = tempfile::tempdir().expect("folder");
+    let tensors = official_tensors();
+    let single = write(
+        &dir.path().join("model.safetensors"),
+        &tensors,
+        Some(&config()),
+    );
+    check_model(files(&single)).expect("complete");
+    let expected = outputs(ModelFiles::from(&golden("model")));
+    assert_eq!(outputs(files(&single)), expected);
+
+    // In two files with an index, and with what ComfyUI's converter adds.
+    let shards = tempfile::tempdir().expect("folder");
+    let (first, second) = tensors.split_at(tensors.len() / 2);
+    let mut second = second.to_vec();
+    let marks = ["scaled_fp8", "transformer_blocks.0.attn1.to_q.scale_input"];
+    for mark in marks {
+        let name = format!("model.diffusion_model.{mark}");
+        second.push((name, Dtype::F32, vec![1], 1.0f32.to_le_bytes().to_vec()));
+    }
+    write(&shards.path().join("a.safetensors"), first, Some(&config()));
+    write(&shards.path().join("b.safetensors"), &second, None);
+    let map = |tensors: &Tensors, file: &str| -> Vec<(String, Value)> {
+        tensors
+            .iter()
+            .map(|(name, ..)| (name.clone(), Value::from(file)))
+            .collect()
+    };
+    let map = map(&first.to_vec(), "a.safetensors")
+        .into_iter()
+        .chain(map(&second, "b.safetensors"));
+    let index = json!({ "weight_map": map.collect::<serde_json::Map<_, _>>() });
+    let path = shards.path().join("model.safetensors.index.json");
+    std::fs::write(&path, index.to_string()).expect("write");
+    for place in [path.as_path(), shards.path()] {
+        assert_eq!(outputs(files(place)), expected, "{}", place.display());
+    }
+}
+
+#[test]
+fn scales_of_any_spelling_and_type_count() {
+    let dir = tempfile::tempdir().expect("folder");
+    let expected = outputs(ModelFiles::from(&golden("model")));
+    let mut tensors = official_tensors();
+    for (name, _, shape, _) in &mut tensors {
+        if let Some(layer) = name.strip_suffix("scale_weight") {
+            *name = format!("{layer}weight_scale");
+            // Some write one column of scales, some a lone figure.
+            match shape.as_slice() {
+                [1] => shape.clear(),
+                _ => shape.push(1),
+            }
+        }
+    }
+    let path = write(&dir.path().join("m.safetensors"), &tensors, Some(&config()));
+    assert_eq!(outputs(files(&path)), expected);
+    for bad in [f32::NAN, 0.0] {
+        let mut tensors = official_tensors();
+        let scale = tensors
+            .iter_mut()
+            .find(|t| t.0.ends_with("scale_weight"))
+            .expect("scale");
+        scale.3[..4].copy_from_slice(&bad.to_le_bytes());
+        let (path, name) = (
+            write(&dir.path().join("m.safetensors"), &tensors, Some(&config())),
+            &tensors,
+        );
+        let error = check_model(files(&path))
+            .expect_err("a bad scale")
+            .to_string();
+        assert!(
+            error.contains("scale_weight") && error.contains("value 0"),
+            "{error} {}",
+            name.len()
+        );
+    }
+}
+
+/// Latents after one step from noise.
+fn denoised(files: ModelFiles) -> Vec<f32> {
+    let model: Model<CpuBackend> = Model::load(files, backend(1)).expect("model");
+    let prompt = model.encode_prompt("a red circle", 8).expect("prompt");
+    let steps = longtake_ltx::Steps::Timesteps(vec![1.0]);
+    let request = longtake_ltx::DenoiseRequest {
+        latent_frames: 2,
+        latent_height: 2,
+        latent_width: 2,
+        fps: 24.0,
+        seed: 1,
+        steps: &steps,
+        guidance_scale: 1.0,
+        prompt: &prompt,
+        negative: None,
+        conditioning: None,
+    };
+    let mut go_on = |_: usize, _: usize| std::ops::ControlFlow::Continue(());
+    model.denoise(&request, &mut go_on).expect("latents").values
+}
+
+#[test]
+fn wide_weights_are_kept_in_8_bits_when_asked_for() {
+    let folder = ModelFiles::from(&golden("model"));
+    let wide = denoised(folder.clone());
+    let narrow = denoised(ModelFiles {
+        quantises: true,
+        ..folder
+    });
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+    let apart = norm(&mut wide.iter().zip(&narrow).map(|(a, b)| a - b));
+    let apart = apart / norm(&mut wide.iter().copied());
+    assert!(apart > 1e-4 && apart < 0.1, "{apart}");
+}
+
+#[test]
+fn a_converted_model_is_the_same_model() {
+    let dir = tempfile::tempdir().expect("folder");
+    let single = write(
+        &dir.path().join("model.safetensors"),
+        &official_tensors(),
+        Some(&config()),
+    );
+    let expected = outputs(ModelFiles::from(&golden("model")));
+    let mut written = Vec::new();
+    let plain = dir.path().join("plain");
+    convert(&files(&single), &plain, |path| {
+        written.push(path.to_owned())
+    })
+    .expect("converted");
+    assert_eq!(written.len(), 3);
+    assert_eq!(outputs(ModelFiles::from(&plain)), expected);
+    let error = convert(&files(&single), &plain, |_| ())
+        .expect_err("there already")
+        .to_string();
+    assert!(error.contains("is there already"), "{error}");
+
+    // In 8 bits: what is written is what is computed with when it is made while loading.
+    let narrow = dir.path().join("narrow");
+    let quantised = ModelFiles {
+        quantises: true,
+        ..files(&single)
+    };
+    convert(&quantised, &narrow, |_| ()).expect("converted");
+    let kinds = inspect(&narrow).expect("inspected");
+    assert_eq!(
+        (kinds.layout, kinds.missing.as_slice()),
+        (Some("diffusers"), [].as_slice())
+    );
+    assert_eq!(denoised(ModelFiles::from(&narrow)), denoised(quantised));
+}
+
+#[test]
+fn files_say_what_they_are() {
+    let dir = tempfile::tempdir().expect("folder");
+    let mut tensors = official_tensors();
+    let path = dir.path().join("ltxv-tiny-distilled.safetensors");
+    write(&path, &tensors, Some(&config()));
+    let found = inspect(&path).expect("a file");
+    assert_eq!(
+        (found.kind, found.layout, found.variant),
+        ("model", Some("official"), Some("distilled"))
+    );
+    assert_eq!(
+        found.family.as_deref(),
+        Some("LTX-Video of 2 layers, 32 wide")
+    );
+    // Nothing but the text encoder is missing.
+    assert_eq!(found.missing.len(), 1, "{:?}", found.missing);
+    assert!(
+        found.missing[0].contains("text encoder"),
+        "{:?}",
+        found.missing
+    );
+    assert!(found.memory.cuda_float8_bytes < found.memory.cuda_bytes);
+    tensors.retain(|(name, ..)| !name.ends_with("attn1.to_q.bias"));
+    write(&path, &tensors, Some(&config()));
+    let found = inspect(&path).expect("a file");
+    let biases = found
+        .missing
+        .iter()
+        .filter(|missing| missing.contains("attn1.to_q.bias"));
+    assert_eq!(biases.count(), 2, "{:?}", found.missing);
+    let lora = inspect(&golden("lora_comfy.safetensors")).expect("a LoRA");
+    assert_eq!(
+        (lora.kind, lora.lora.map(|lora| lora.rank)),
+        ("lora", Some(3))
+    );
+    let folder = inspect(&golden("model")).expect("a folder");
+    assert_eq!(
+        (folder.layout, folder.missing.len()),
+        (Some("diffusers"), 0)
+    );
+    assert!(inspect(&dir.path().join("none.safetensors")).is_err());
+}
