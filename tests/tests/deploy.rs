@@ -415,5 +415,8 @@ fn the_farm_of_the_compose_file_renders() {
             asked.difference(&there)
         );
     }
+    // Whoever reads the page finds every figure explained.
+    let explained = fs::read_to_string(root.join("docs/operations.md")).expect("the page");
+    assert_eq!(figures(&explained), there);
     drop(coordinator);
 }

@@ -41,10 +41,13 @@ use tonic::transport::server::TcpIncoming;
 
 /// How often a worker says that it lives.
 pub const HEARTBEAT_MS: u64 = 500;
-/// A worker that was silent for so long is lost.
-pub const LEASE_MS: u64 = 3000;
+/// A silent worker is lost within this time of its last heartbeat.
+const LOST_MS: u64 = 3000;
 /// How often the core is told the time.
 const TICK_MS: u64 = 250;
+/// A worker that was silent for so long is lost when the core hears of it, a tick later at most; one
+/// more tick is left for hearing it.
+pub const LEASE_MS: u64 = LOST_MS - 2 * TICK_MS;
 const _: () = assert!(LEASE_MS > 2 * HEARTBEAT_MS); // one heartbeat may get lost
 const _: () = assert!(LEASE_MS > 4 * TICK_MS); // a late tick is not taken for a standstill
 
