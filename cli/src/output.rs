@@ -135,7 +135,8 @@ impl Stage<'_> {
     /// Gives the complete film its name.
     pub fn publish(self) -> Result<()> {
         let unit = &self.target.unit;
-        fs::rename(self.film(), unit).with_context(|| format!("write {}", unit.display()))
+        let named = fs::rename(self.film(), unit).and_then(|()| sync_folder(unit));
+        named.with_context(|| format!("write {}", unit.display()))
     }
 }
 
@@ -239,7 +240,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         .and_then(|()| file.as_file().sync_all());
     let written = written.and_then(|()| Ok(file.persist(path)?));
     written
-        .map(drop)
+        .and_then(|_| sync_folder(path))
         .with_context(|| format!("write {}", path.display()))
 }
 
@@ -291,6 +292,11 @@ fn check_sequence_folder(folder: &Path) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Makes sure that the name of a file that is new in its folder outlives a power cut.
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
 }
 
 /// The folder that `path` lies in.

@@ -22,6 +22,9 @@ fn a_film_comes_with_its_report_and_leaves_nothing_else() {
         (&report["frames"], &report["width"]),
         (&120.into(), &64.into())
     );
+    let level = report["isa"].as_str().expect("a level");
+    assert!(["avx512", "avx2", "scalar"].contains(&level), "{report}");
+    assert_eq!(report["engine"], longtake_common::task::ENGINE);
     let segments = report["segments"].as_array().expect("segments");
     assert_eq!(segments.len(), 5);
     for (index, segment) in segments.iter().enumerate() {

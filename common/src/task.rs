@@ -8,6 +8,12 @@ use crate::spec::{Codec, ModelRef, Sampling};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The engine that renders: version of longtake, and the state of what makes the bytes in it. The
+/// number is raised with every change after which some work gives other bytes than before: of the
+/// model's steps, the kernels, the noise, the joining or the encoding. Results of one engine are
+/// not taken for those of another, and coordinator and workers have to be of one.
+pub const ENGINE: &str = concat!(env!("CARGO_PKG_VERSION"), "+engine.1");
+
 /// One stretch of the timeline, rendered in one go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
@@ -135,7 +141,8 @@ pub enum Work {
 }
 
 impl Work {
-    /// Name of the result: a hash over the work without the place where the model lies.
+    /// Name of the result: a hash over the engine and the work without the place where the model
+    /// lies.
     pub fn key(&self) -> Hash {
         let mut work = self.clone();
         if let Self::Text { model, .. } | Self::Denoise { model, .. } | Self::Decode { model, .. } =
@@ -146,7 +153,7 @@ impl Work {
         if let Self::Denoise { sampling, .. } | Self::Decode { sampling, .. } = &mut work {
             sampling.forget_locations();
         }
-        let json = serde_json::to_vec(&work).expect("work is plain data");
+        let json = serde_json::to_vec(&(ENGINE, &work)).expect("work is plain data");
         Hash::of(&json)
     }
 

@@ -3,6 +3,7 @@
 use crate::access_args::AccessArgs;
 use anyhow::{Context, Result, anyhow};
 use longtake_agent::AgentConfig;
+use longtake_server::NAME_BYTES_MAX;
 use std::io::Read;
 use std::path::Path;
 
@@ -91,12 +92,38 @@ fn check_scratch(folder: &Path) -> Result<()> {
     })
 }
 
+/// Host name and process id. The coordinator takes names of up to 64 bytes without '#' and control
+/// characters; a host may be called anything.
 fn default_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    format!(
-        "{}-{}",
-        if host.is_empty() { "worker" } else { host },
-        std::process::id()
-    )
+    name_of(&host, std::process::id())
+}
+
+fn name_of(host: &str, pid: u32) -> String {
+    let pid = format!("-{pid}");
+    let plain = |c: &char| !c.is_control() && *c != '#';
+    let mut name = String::new();
+    for c in host.trim().chars().filter(plain) {
+        if name.len() + c.len_utf8() + pid.len() > NAME_BYTES_MAX {
+            break;
+        }
+        name.push(c);
+    }
+    let host = if name.is_empty() { "worker" } else { &name };
+    format!("{host}{pid}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cut_to_what_is_taken() {
+        assert_eq!(name_of("render-7\n", 42), "render-7-42");
+        assert_eq!(name_of("", 42), "worker-42");
+        assert_eq!(name_of("a#b\t", 1), "ab-1");
+        let long = name_of(&"ö".repeat(100), 123_456);
+        assert!(long.len() <= NAME_BYTES_MAX && long.len() > 60, "{long}");
+        assert!(long.ends_with("ö-123456"), "{long}");
+    }
 }

@@ -20,6 +20,10 @@ pub struct Report {
     pub fps: f64,
     /// Frames of the film.
     pub frames: u32,
+    /// What rendered it: only equal engines make equal films.
+    pub engine: String,
+    /// Instruction-set level that it was rendered on.
+    pub isa: String,
     /// Its windows.
     pub segments: Vec<SegmentReport>,
     /// The joins between them.
@@ -67,6 +71,8 @@ impl Report {
             height: spec.height,
             fps: spec.fps,
             frames: spec.frames,
+            engine: job.engine.clone(),
+            isa: job.isa.clone().unwrap_or_default(),
             segments: job.segments.iter().map(SegmentReport::new).collect(),
             seams: job.seams.iter().map(SeamReport::new).collect(),
             seconds_total: took.as_secs_f64(),

@@ -164,7 +164,8 @@ impl Core {
         for (kind, task) in &mut self.job_mut(id).tasks {
             let record = &mut task.record;
             if task.status != Status::Done && record.attempts > 0 {
-                (record.failures, record.losses, record.remakes) = (0, 0, 0);
+                (record.failures, record.remakes) = (0, 0);
+                record.lost_with.clear();
                 record.failed_on.clear();
                 record.last_error.clear();
                 also(record);

@@ -245,8 +245,8 @@ fn failure_sentence(kind: TaskKind, task: &Task) -> Option<String> {
             record.last_error
         ));
     }
-    (unfinished && record.losses > 0)
-        .then(|| format!("{kind} lost its worker {}", times(record.losses)))
+    let losses = record.lost_with.len() as u32;
+    (unfinished && losses > 0).then(|| format!("{kind} lost its worker {}", times(losses)))
 }
 
 fn names(kinds: &[TaskKind]) -> String {

@@ -99,6 +99,7 @@ impl Core {
             return fx.push(Effect::Disconnect { worker });
         }
         let earlier = self.earlier_connections(&info);
+        let instance = info.instance.clone();
         let models = std::mem::take(&mut info.models);
         self.workers
             .insert(worker.clone(), Worker::new(now_ms, info));
@@ -123,6 +124,7 @@ impl Core {
             self.lose_worker(&before, fx);
             fx.push(Effect::Disconnect { worker: before });
         }
+        self.absolve(&instance, fx);
     }
 
     /// A worker came back with work in hand. It keeps what nobody else was given since.
@@ -140,19 +142,17 @@ impl Core {
             Claim::Settled => return true,
             Claim::Stale => return false,
         };
-        let was_ready = {
-            let task = &self.jobs[id].tasks[&kind];
-            let Some((_, lane)) = task.work else {
-                return false;
-            };
-            if self.workers[worker].lanes.contains_key(&lane) {
-                return false;
-            }
-            task.status == Status::Ready
+        let task = &self.jobs[id].tasks[&kind];
+        let Some((_, lane)) = task.work else {
+            return false;
         };
+        if self.workers[worker].lanes.contains_key(&lane) {
+            return false;
+        }
         self.withdraw(id, kind);
         self.hold(now_ms, worker, id, kind);
-        let name = self.workers[worker].info.name.clone();
+        let info = &self.workers[worker].info;
+        let (name, instance) = (info.name.clone(), info.instance.clone());
         let task = self.task_mut(id, kind);
         task.progress = if running.progress > 0.0 {
             running.progress.min(1.0)
@@ -161,10 +161,8 @@ impl Core {
         };
         task.record.in_flight = true;
         task.record.worker = name;
-        if was_ready {
-            // It was not lost after all.
-            task.record.losses = task.record.losses.saturating_sub(1);
-        }
+        // It was not lost after all.
+        task.record.lost_with.remove(&instance);
         fx.write_task(id, kind, &task.record);
         fx.changed(id);
         true
@@ -418,22 +416,40 @@ impl Core {
     }
 
     fn lose_task(&mut self, id: &JobId, kind: TaskKind, fx: &mut Effects) {
+        let holder = match &self.jobs[id].tasks[&kind].status {
+            Status::Running(worker) => self.workers.get(worker),
+            _ => None,
+        };
+        // One that was told to stop goes when its time is up.
+        let ended = holder.filter(|worker| !worker.leaving);
+        let ended = ended.map(|worker| worker.info.instance.clone());
         self.withdraw(id, kind);
-        let losses_max = self.limits.losses_max;
+        let losses_max = self.limits.losses_max as usize;
         let task = self.task_mut(id, kind);
         task.record.in_flight = false;
-        task.record.losses += 1;
-        let (losses, name) = (task.record.losses, task.record.worker.clone());
+        task.record.lost_with.extend(ended);
+        let (losses, name) = (task.record.lost_with.len(), task.record.worker.clone());
         fx.write_task(id, kind, &task.record);
         fx.changed(id);
         if losses <= losses_max {
             return self.requeue(id, kind, fx);
         }
         let error = format!(
-            "{kind} lost its worker {losses} times, the last time {name}: see the workers' logs for what ends them"
+            "{losses} workers ended without a word while they did {kind}, the last of them {name}: it may be what ends them, so see their logs (out of memory?), then 'longtake retry {id}'"
         );
         self.task_mut(id, kind).status = Status::Waiting(0);
         self.fail_job(id, error, fx);
+    }
+
+    /// A process that had been lost is back: it did not die of what it had in hand.
+    fn absolve(&mut self, instance: &str, fx: &mut Effects) {
+        for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.is_open()) {
+            for (kind, task) in &mut job.tasks {
+                if task.record.lost_with.remove(instance) {
+                    fx.write_task(id, *kind, &task.record);
+                }
+            }
+        }
     }
 
     fn tick(&mut self, now_ms: u64, fx: &mut Effects) {

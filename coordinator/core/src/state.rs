@@ -20,7 +20,8 @@ pub struct Limits {
     pub adopt_ms: u64,
     /// Failed tries of a task after which its job fails.
     pub failures_max: u32,
-    /// Workers that a task may lose without failing its job: it may be what kills them.
+    /// Worker processes that may be lost with a task in hand without failing its job. That a worker
+    /// dies is not the task's fault as a rule; but a task may be what kills them.
     pub losses_max: u32,
     /// How often the artifact store may lose what a task has made without failing its job: a store
     /// that loses it again and again keeps nothing.
@@ -33,7 +34,7 @@ impl Default for Limits {
             lease_ms: 3000,
             adopt_ms: 3000,
             failures_max: 3,
-            losses_max: 5,
+            losses_max: 16,
             remakes_max: 5,
         }
     }
@@ -57,8 +58,9 @@ pub(crate) struct TaskRecord {
     pub attempts: u32,
     /// How often it came back as failed.
     pub failures: u32,
-    /// How often its worker was lost.
-    pub losses: u32,
+    /// The worker processes that were lost with it in hand, and have not come back.
+    #[serde(default)]
+    pub lost_with: BTreeSet<String>,
     /// Of the latest time that it was given out: only this one is taken back.
     pub token: Option<FencingToken>,
     /// Name of the result of what was given out then. Inputs that are made again may differ, and

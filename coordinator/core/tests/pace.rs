@@ -67,10 +67,15 @@ fn run(jobs: usize, windows: u32, workers: usize, times: Times) -> Log {
     }
 }
 
+/// A job, what sort of task, a window.
+type Place = (usize, u32, u32);
+/// Ends of tasks, the next one first.
+type Ends = BinaryHeap<Reverse<(u64, Place)>>;
+
 /// The end of the last of these chains when their links always come first: older jobs before newer
 /// ones, then all links, then everything else in order. Nothing like this is in the product.
 fn chain_first_end_ms(jobs: usize, windows: u32, workers: usize, times: Times) -> u64 {
-    let mut waiting: BTreeMap<(usize, u32, u32), Vec<(usize, u32, u32)>> = BTreeMap::new();
+    let mut waiting: BTreeMap<Place, Vec<Place>> = BTreeMap::new();
     let (text, denoise, decode, seam, mux) = (0, 1, 2, 3, 4);
     for job in 0..jobs {
         waiting.insert((job, text, 0), vec![]);
@@ -91,7 +96,7 @@ fn chain_first_end_ms(jobs: usize, windows: u32, workers: usize, times: Times) -
     let names = ["text", "denoise", "decode", "seam", "mux"];
     let is_host = |rank: u32| rank >= seam;
     let (mut free, mut now_ms, mut done) = ([workers; 2], 0, BTreeSet::new());
-    let mut under_way: BinaryHeap<Reverse<(u64, (usize, u32, u32))>> = BinaryHeap::new();
+    let mut under_way = Ends::new();
     loop {
         // In the order of their keys: job, rank, window.
         for (task, inputs) in waiting.clone() {

@@ -1,10 +1,10 @@
 //! `/metrics`, `/healthz` and `/readyz`, for Prometheus and whoever keeps the process alive.
 
-use crate::actor::Request;
 use crate::auth::Tokens;
 use crate::error::StartError;
 use crate::jobs::ask;
 use crate::metrics::{self, Counters, Stored};
+use crate::request::Request;
 use crate::store::StateStore;
 use crate::tls::HANDSHAKE_TIMEOUT;
 use axum::Router;

@@ -1,7 +1,7 @@
 //! What users ask: the `Jobs` service.
 
-use crate::actor::Request;
 use crate::convert::{outline_to_proto, spec_from_proto, view_to_proto, worker_to_proto};
+use crate::request::Request;
 use futures::{Stream, StreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore, Condition};
 use longtake_common::ids::{Hash, JobId};

@@ -12,6 +12,7 @@ mod http;
 mod jobs;
 mod metrics;
 mod models;
+mod request;
 pub mod store;
 mod tls;
 mod workers;
@@ -19,6 +20,7 @@ mod workers;
 pub use auth::{Role, TokenError};
 pub use error::StartError;
 pub use tls::{TlsError, TlsFiles};
+pub use workers::NAME_BYTES_MAX;
 
 use actor::Actor;
 use auth::{Gate, Tokens};

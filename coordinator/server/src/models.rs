@@ -1,8 +1,8 @@
 //! What users ask about models: the `Models` service. Their chunks lie in the artifact store; what
 //! they are called and what is wrong with them, the core knows.
 
-use crate::actor::Request;
 use crate::jobs::{PIECE_BYTES, Streamed, ask, refusal};
+use crate::request::Request;
 use futures::{StreamExt, TryStreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore};
 use longtake_common::ids::Hash;

@@ -1,13 +1,13 @@
 //! What workers say: the `Workers` service.
 
 use crate::HEARTBEAT_MS;
-use crate::actor::{Connection, Request};
 use crate::jobs::{ask, confirm_loss};
 use crate::metrics::{Counters, count};
+use crate::request::{Connection, Request};
 use futures::{Stream, StreamExt};
 use longtake_common::artifact::ArtifactStore;
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
-use longtake_common::task::TaskOutput;
+use longtake_common::task::{ENGINE, TaskOutput};
 use longtake_core::{Blame, Event, Fault, Fetching, Running, WorkerInfo};
 use longtake_proto::v1;
 use longtake_proto::v1::worker_message::Message;
@@ -23,7 +23,7 @@ use tonic::{Response, Status, Streaming};
 /// A connection has to say what it is within this time.
 const REGISTER_MS: u64 = 20 * HEARTBEAT_MS;
 /// Longest name of a worker, in bytes.
-const NAME_BYTES_MAX: usize = 64;
+pub const NAME_BYTES_MAX: usize = 64;
 
 /// The service.
 pub struct WorkersService {
@@ -125,7 +125,7 @@ fn check(register: &v1::Register) -> Result<(), Status> {
             name.escape_debug()
         )));
     }
-    let own = env!("CARGO_PKG_VERSION");
+    let own = ENGINE;
     if register.version != own {
         // The same job has to give the same bytes, whoever renders it.
         return Err(Status::failed_precondition(format!(

@@ -14,7 +14,7 @@ pub struct Control {
 
 #[derive(Debug, Default)]
 struct Shared {
-    cancelled: AtomicBool,
+    cancelled: Arc<AtomicBool>,
     progress: AtomicU32,
 }
 
@@ -27,6 +27,11 @@ impl Control {
     /// Whether the task has been asked to stop. Cheap: checked every denoising step.
     pub fn is_cancelled(&self) -> bool {
         self.shared.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The flag that is raised when the task has been asked to stop.
+    pub fn flag(&self) -> &Arc<AtomicBool> {
+        &self.shared.cancelled
     }
 
     /// Notes that `fraction` (0..1) of the work is done.

@@ -3,7 +3,7 @@
 use crate::connection::{self, Connection, LostConnection};
 use crate::dial::{Dial, Dialler};
 use crate::drain::Drain;
-use crate::error::AgentError;
+use crate::error::{AgentError, TaskError};
 use crate::host;
 use crate::lane::{Executor, Lane};
 use crate::ledger::{Key, Ledger, Outcome};
@@ -152,7 +152,7 @@ impl Server {
     fn registration(&self) -> v1::Register {
         v1::Register {
             name: self.identity.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: task::ENGINE.to_owned(),
             device: self.identity.device.clone(),
             isa: self.identity.isa.clone(),
             threads: self.identity.threads,
@@ -208,7 +208,9 @@ impl Server {
 
     /// Notes what a thread has finished.
     fn settle(&mut self, key: &Key, outcome: Outcome) {
-        if let Err(error) = &outcome {
+        if outcome == Err(TaskError::Cancelled) {
+            tracing::info!(job = %key.job, task = %key.task, "stopped: it was taken back");
+        } else if let Err(error) = &outcome {
             tracing::warn!(job = %key.job, task = %key.task, "failed: {error}");
         }
         self.ledger.finish(key, outcome);

@@ -6,11 +6,12 @@ use crate::kernels::{self, AttentionShape, Epilogue, Isa, IsaError, Modulate};
 use crate::tensor::{Buffer, CpuTensor, Recycler};
 use crate::weights::{CpuConv, CpuMatrix};
 use longtake_tensor::{
-    Activation, AttentionBias, Backend, Error, Gate, Loader, Modulation, Result, Rope, Shape,
-    Tensor, WeightView,
+    Activation, AttentionBias, Backend, Error, Gate, Interrupt, Loader, Modulation, Result, Rope,
+    Shape, Tensor, WeightView,
 };
 use rayon::prelude::*;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// The CPU as a backend: a thread pool of its own and an instruction-set level.
 ///
@@ -20,6 +21,7 @@ pub struct CpuBackend {
     pool: Arc<rayon::ThreadPool>,
     isa: Isa,
     recycler: Arc<Recycler>,
+    interrupt: Interrupt,
 }
 
 impl CpuBackend {
@@ -34,6 +36,7 @@ impl CpuBackend {
             pool: Arc::new(pool),
             isa,
             recycler: Arc::default(),
+            interrupt: Interrupt::default(),
         })
     }
 
@@ -57,11 +60,17 @@ impl CpuBackend {
         self.pool.install(f)
     }
 
-    /// A tensor of `shape` that `fill` writes completely, on the pool.
-    pub(crate) fn produce(&self, shape: Shape, fill: impl FnOnce(&mut [f32]) + Send) -> CpuTensor {
+    /// A tensor of `shape` that `fill` writes completely, on the pool. Every operation comes through
+    /// here or through [`Self::change`], and fails here once it is not wanted any more.
+    pub(crate) fn produce(
+        &self,
+        shape: Shape,
+        fill: impl FnOnce(&mut [f32]) + Send,
+    ) -> Result<CpuTensor> {
+        self.interrupt.check()?;
         let mut buffer = self.recycler.take(shape.count());
         self.pool.install(|| fill(&mut buffer));
-        CpuTensor::new(shape, buffer)
+        Ok(CpuTensor::new(shape, buffer))
     }
 
     /// `x` with its values changed by `change` on the pool; copies them first when they are shared.
@@ -69,7 +78,8 @@ impl CpuBackend {
         &self,
         mut x: CpuTensor,
         change: impl FnOnce(&mut [f32]) + Send,
-    ) -> CpuTensor {
+    ) -> Result<CpuTensor> {
+        self.interrupt.check()?;
         if x.unique_mut().is_none() {
             let mut copy: Buffer = self.recycler.take(x.values().len());
             copy.copy_from_slice(x.values());
@@ -78,7 +88,7 @@ impl CpuBackend {
         if let Some(values) = x.unique_mut() {
             self.pool.install(|| change(values));
         }
-        x
+        Ok(x)
     }
 }
 
@@ -121,9 +131,9 @@ impl CpuBackend {
             set_of_row: Some(m.index),
         };
         let width = x.shape().last();
-        Ok(self.produce(x.shape(), |out| {
+        self.produce(x.shape(), |out| {
             kernel(self.isa, x.values(), width, eps, None, Some(modulate), out);
-        }))
+        })
     }
 }
 
@@ -138,7 +148,7 @@ impl Loader for CpuBackend {
             Shape::from([shape.count()]),
             Shape::from([values.len()]),
         )?;
-        Ok(self.produce(shape, |out| out.copy_from_slice(values)))
+        self.produce(shape, |out| out.copy_from_slice(values))
     }
 
     fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<CpuMatrix> {
@@ -163,6 +173,10 @@ impl Loader for CpuBackend {
 impl Backend for CpuBackend {
     type Index = Vec<u32>;
 
+    fn interrupt_by(&self, stop: &Arc<AtomicBool>) {
+        self.interrupt.watch(stop);
+    }
+
     fn download(&self, x: &CpuTensor) -> Result<Vec<f32>> {
         Ok(x.values().to_vec())
     }
@@ -184,13 +198,13 @@ impl Backend for CpuBackend {
             Shape::from([shape.count()]),
             Shape::from([rgb.len()]),
         )?;
-        Ok(self.produce(shape, |out| {
+        self.produce(shape, |out| {
             glue::for_rows(out, width * 3, |row, out| {
                 for (out, &v) in out.iter_mut().zip(&rgb[row * width * 3..]) {
                     *out = 2.0 * (f32::from(v) / 255.0) - 1.0;
                 }
             });
-        }))
+        })
     }
 
     fn download_rgb8(&self, x: &CpuTensor) -> Result<Vec<u8>> {
@@ -214,10 +228,10 @@ impl Backend for CpuBackend {
     fn rms_norm(&self, x: &CpuTensor, weight: &CpuTensor, eps: f32) -> Result<CpuTensor> {
         check_vector("rms_norm", x.shape(), weight.shape())?;
         let width = x.shape().last();
-        Ok(self.produce(x.shape(), |out| {
+        self.produce(x.shape(), |out| {
             let weight = Some(weight.values());
             kernels::rms_norm(self.isa, x.values(), width, eps, weight, None, out);
-        }))
+        })
     }
 
     fn rms_norm_modulate(
@@ -261,13 +275,13 @@ impl Backend for CpuBackend {
                 return Err(Error::mismatch(op, x.shape(), rope.cos.shape(), rule));
             }
         }
-        Ok(self.produce(x.shape(), |out| {
+        self.produce(x.shape(), |out| {
             let weight = Some(weight.values());
             kernels::rms_norm(self.isa, x.values(), width, eps, weight, None, out);
             if let Some(rope) = rope {
                 glue::rotate(out, width, rope.cos.values(), rope.sin.values());
             }
-        }))
+        })
     }
 
     fn attention(
@@ -331,10 +345,10 @@ impl Backend for CpuBackend {
             lq,
             lk,
         };
-        Ok(self.produce(q.shape(), |out| {
+        self.produce(q.shape(), |out| {
             let (q, k, v) = (q.values(), k.values(), v.values());
             kernels::attention(self.isa, shape, q, k, v, scale, bias, out);
-        }))
+        })
     }
 
     fn gated_residual(
@@ -346,12 +360,12 @@ impl Backend for CpuBackend {
         let op = "gated_residual";
         check_same(op, x.shape(), y.shape())?;
         let Some(gate) = gate else {
-            return Ok(self.change(x, |x| glue::update(x, y.values(), |x, y| x + y)));
+            return self.change(x, |x| glue::update(x, y.values(), |x, y| x + y));
         };
         check_tokens(op, x.shape(), gate.table.shape(), gate.index)?;
         let gates = table_row(op, gate.table, gate.row)?;
         let width = x.shape().last();
-        Ok(self.change(x, |x| {
+        self.change(x, |x| {
             glue::for_rows(x, width, |row, x| {
                 let gate = &gates[gate.index[row] as usize * width..][..width];
                 let y = &y.values()[row * width..][..width];
@@ -359,21 +373,21 @@ impl Backend for CpuBackend {
                     *x += y * gate;
                 }
             });
-        }))
+        })
     }
 
     fn silu(&self, x: &CpuTensor) -> Result<CpuTensor> {
-        Ok(self.produce(x.shape(), |out| {
+        self.produce(x.shape(), |out| {
             out.copy_from_slice(x.values());
             kernels::math::silu(self.isa, out);
-        }))
+        })
     }
 
     fn multiply(&self, x: &CpuTensor, y: &CpuTensor) -> Result<CpuTensor> {
         check_same("multiply", x.shape(), y.shape())?;
-        Ok(self.produce(x.shape(), |out| {
+        self.produce(x.shape(), |out| {
             glue::zip(x.values(), y.values(), out, |x, y| x * y)
-        }))
+        })
     }
 
     fn add_table(&self, x: &CpuTensor, y: &CpuTensor) -> Result<CpuTensor> {
@@ -386,21 +400,21 @@ impl Backend for CpuBackend {
             let rule = "D or R D values a set";
             return Err(Error::mismatch("add_table", x.shape(), table, rule));
         }
-        Ok(self.produce(Shape::from([sets, rows, width]), |out| {
+        self.produce(Shape::from([sets, rows, width]), |out| {
             let sets = x.values().chunks(given.max(1));
             for (out, x) in out.chunks_mut((rows * width).max(1)).zip(sets) {
                 for ((out, &x), &y) in out.iter_mut().zip(x.iter().cycle()).zip(y.values()) {
                     *out = x + y;
                 }
             }
-        }))
+        })
     }
 
     fn weighted_sum(&self, x: &CpuTensor, a: f32, y: &CpuTensor, b: f32) -> Result<CpuTensor> {
         check_same("weighted_sum", x.shape(), y.shape())?;
-        Ok(self.produce(x.shape(), |out| {
+        self.produce(x.shape(), |out| {
             glue::zip(x.values(), y.values(), out, |x, y| a * x + b * y);
-        }))
+        })
     }
 
     fn add_scaled_tokens(
@@ -414,13 +428,13 @@ impl Backend for CpuBackend {
         check_same(op, x.shape(), y.shape())?;
         let width = x.shape().last();
         check_tokens(op, x.shape(), Shape::from([factors.len(), width]), index)?;
-        Ok(self.change(x, |x| {
+        self.change(x, |x| {
             glue::for_rows(x, width, |row, x| {
                 let factor = factors[index[row] as usize];
                 let y = &y.values()[row * width..][..width];
                 x.iter_mut().zip(y).for_each(|(x, &y)| *x += factor * y);
             });
-        }))
+        })
     }
 
     fn channel_affine(
@@ -432,7 +446,7 @@ impl Backend for CpuBackend {
         check_vector("channel_affine", x.shape(), scale.shape())?;
         check_vector("channel_affine", x.shape(), shift.shape())?;
         let width = x.shape().last();
-        Ok(self.produce(x.shape(), |out| {
+        self.produce(x.shape(), |out| {
             glue::for_rows(out, width, |row, out| {
                 let x = &x.values()[row * width..][..width];
                 let affine = scale.values().iter().zip(shift.values());
@@ -440,7 +454,7 @@ impl Backend for CpuBackend {
                     *out = x * scale + shift;
                 }
             });
-        }))
+        })
     }
 
     fn reshape(&self, x: &CpuTensor, shape: Shape) -> Result<CpuTensor> {
@@ -464,10 +478,10 @@ impl Backend for CpuBackend {
                 "too few channels",
             ));
         }
-        Ok(self.produce(x.shape().with_last(count), |out| {
+        self.produce(x.shape().with_last(count), |out| {
             glue::for_rows(out, count, |row, out| {
                 out.copy_from_slice(&x.values()[row * width..][..count]);
             });
-        }))
+        })
     }
 }

@@ -38,7 +38,7 @@ impl CpuBackend {
             check_same("conv3d", shape, skip.shape())?;
         }
         let size = [from.frames, from.height, from.width];
-        Ok(self.produce(shape, |out| {
+        self.produce(shape, |out| {
             let (bias, skip) = (conv.bias.as_deref(), skip.map(CpuTensor::values));
             let padding = temporal(padding);
             kernels::conv3d(
@@ -51,7 +51,7 @@ impl CpuBackend {
                 skip,
                 out,
             );
-        }))
+        })
     }
 }
 
@@ -91,22 +91,22 @@ impl VaeOps for CpuBackend {
                 set_of_row: None,
             });
         }
-        Ok(self.produce(x.shape(), |out| {
+        self.produce(x.shape(), |out| {
             kernels::pixel_norm(self.isa(), x.values(), width, eps, modulate, true, out);
-        }))
+        })
     }
 
     fn repeat_first_frame(&self, x: &CpuTensor, n: usize) -> Result<CpuTensor> {
         let from = cells("repeat_first_frame", x.shape())?;
         let frame = from.height * from.width * from.channels;
         let shape = Shape::from([from.frames + n, from.height, from.width, from.channels]);
-        Ok(self.produce(shape, |out| {
+        self.produce(shape, |out| {
             let (front, rest) = out.split_at_mut(n * frame);
             front
                 .chunks_exact_mut(frame)
                 .for_each(|f| f.copy_from_slice(&x.values()[..frame]));
             rest.copy_from_slice(x.values());
-        }))
+        })
     }
 
     fn depth_to_space_add(
@@ -144,10 +144,10 @@ impl VaeOps for CpuBackend {
         let [st, sh, sw] = stride;
         let frames = from.frames * st - (st - 1);
         let shape = Shape::from([frames, from.height * sh, from.width * sw, channels]);
-        Ok(self.produce(shape, |out| {
+        self.produce(shape, |out| {
             let skip = skip.map(|skip| (skip.values(), skip.shape().last()));
             glue::depth_to_space(x.values(), from, skip, stride, out);
-        }))
+        })
     }
 
     fn space_to_depth_add(
@@ -186,9 +186,9 @@ impl VaeOps for CpuBackend {
             width,
             from.channels * st * sh * sw,
         ]);
-        Ok(self.produce(shape, |out| {
+        self.produce(shape, |out| {
             glue::space_to_depth(x.values(), from, skip.values(), skipped, stride, out);
-        }))
+        })
     }
 
     fn patchify(&self, x: &CpuTensor, patch: usize) -> Result<CpuTensor> {
@@ -202,7 +202,7 @@ impl VaeOps for CpuBackend {
         }
         let (height, width) = (from.height / patch, from.width / patch);
         let shape = Shape::from([from.frames, height, width, from.channels * patch * patch]);
-        Ok(self.produce(shape, |out| glue::patchify(x.values(), from, patch, out)))
+        self.produce(shape, |out| glue::patchify(x.values(), from, patch, out))
     }
 
     fn unpatchify(&self, x: &CpuTensor, patch: usize) -> Result<CpuTensor> {
@@ -221,6 +221,6 @@ impl VaeOps for CpuBackend {
             from.width * patch,
             channels,
         ]);
-        Ok(self.produce(shape, |out| glue::unpatchify(x.values(), from, patch, out)))
+        self.produce(shape, |out| glue::unpatchify(x.values(), from, patch, out))
     }
 }

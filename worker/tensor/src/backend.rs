@@ -13,7 +13,9 @@ use crate::dtype::WeightView;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use std::any::Any;
+use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 /// An activation on the device.
 pub trait Tensor: Clone + Send + Sync {
@@ -217,6 +219,12 @@ pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
     ) -> std::result::Result<Self::Tensor, E> {
         let inputs: Vec<_> = inputs.iter().map(|&x| x.clone()).collect();
         compute(&inputs)
+    }
+
+    /// Has operations fail with [`crate::Error::Interrupted`] from when `stop` is raised until another
+    /// flag is named. A backend that cannot stop in the middle of anything ignores it.
+    fn interrupt_by(&self, stop: &Arc<AtomicBool>) {
+        let _ = stop;
     }
 
     // ---- moving data

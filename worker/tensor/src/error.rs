@@ -38,6 +38,9 @@ pub enum Error {
         /// Bytes there are.
         found: usize,
     },
+    /// Nobody wants the result any more: see [`crate::Interrupt`].
+    #[error("interrupted")]
+    Interrupted,
     /// The device or its library reported a failure.
     #[error("{op}: {message}")]
     Device {

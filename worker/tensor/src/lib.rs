@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod dtype;
 pub mod error;
+pub mod interrupt;
 pub mod shape;
 pub mod storage;
 
@@ -16,5 +17,6 @@ pub use backend::{
 };
 pub use dtype::{DType, WeightView, bf16_bytes, f8e4m3_from_f32};
 pub use error::{Error, Result};
+pub use interrupt::Interrupt;
 pub use shape::Shape;
 pub use storage::{KeptWeight, Storage};

@@ -142,7 +142,7 @@ impl Worker {
         let (outbox, messages) = mpsc::channel(OUTBOX_LENGTH);
         let register = v1::Register {
             name: format!("bench-{index}"),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: longtake_common::task::ENGINE.to_owned(),
             device: "cpu".to_owned(),
             isa: "scalar".to_owned(),
             threads: 1,

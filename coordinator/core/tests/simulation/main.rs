@@ -3,6 +3,8 @@
 
 mod invariants;
 mod losses;
+mod messages;
+mod random;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -14,29 +16,10 @@ use longtake_core::{
     Blame, Core, Effect, Effects, Event, JobState, JobView, Limits, Running, WorkerInfo, plan,
     result_key,
 };
+use messages::{done, held, job};
+use random::Random;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use support::{result, spec, worker_info};
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-}
 
 type Key = (JobId, TaskId, FencingToken);
 
@@ -554,39 +537,6 @@ impl Simulation {
         let open = self.core.jobs().filter(|job| self.core.is_open(job));
         let why = open.map(|job| (job, self.core.explain(self.now_ms, job)));
         panic!("jobs are left: {:#?}", why.collect::<Vec<_>>());
-    }
-}
-
-/// Three jobs that share some of their work.
-fn job(number: usize) -> JobSpec {
-    match number {
-        0 => spec(288),
-        1 => spec(400),
-        _ => JobSpec {
-            continuity: Continuity::None,
-            ..spec(250)
-        },
-    }
-}
-
-fn held(process: &Process) -> Vec<Running> {
-    let entry = |(key, (_, output)): (&Key, &(Work, Option<TaskOutput>))| Running {
-        job: key.0.clone(),
-        task: key.1.clone(),
-        token: key.2,
-        progress: if output.is_some() { 1.0 } else { 0.5 },
-    };
-    process.held.iter().map(entry).collect()
-}
-
-fn done(worker: &WorkerId, key: &Key, output: TaskOutput) -> Event {
-    let (job, task, token) = key.clone();
-    Event::Done {
-        worker: worker.clone(),
-        job,
-        task,
-        token,
-        output: Box::new(output),
     }
 }
 

@@ -5,7 +5,7 @@ mod sampling;
 use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
 use longtake_common::spec::{Codec, Continuity, JobSpec, LoraRef, ModelRef};
-use longtake_common::task::SeamScore;
+use longtake_common::task::{ENGINE, SeamScore};
 use longtake_core::{ChunkView, Fetching, JobState, JobView, SegmentView, WorkerTask, WorkerView};
 use longtake_proto::v1;
 use sampling::{sampling_from_proto, sampling_to_proto};
@@ -174,6 +174,7 @@ pub fn outline_to_proto(view: &JobView) -> v1::Job {
         segments_done: done.count() as u32,
         segments_total: view.segments.len() as u32,
         isa: view.isa.clone(),
+        engine: ENGINE.to_owned(),
     }
 }
 

@@ -79,7 +79,7 @@ pub struct Worker {
 pub fn register(name: &str, running: Vec<v1::Running>) -> v1::Register {
     v1::Register {
         name: name.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
+        version: longtake_common::task::ENGINE.into(),
         device: "cpu".into(),
         isa: "scalar".into(),
         threads: 1,

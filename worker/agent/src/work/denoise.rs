@@ -97,6 +97,7 @@ fn denoise<B: Backend>(
     let control = desk.control;
     let mut progress = |done: usize, steps: usize| {
         control.set_progress(done as f64 / steps.max(1) as f64);
+        tracing::debug!("step {done} of {steps}");
         if control.is_cancelled() {
             ControlFlow::Break(())
         } else {

@@ -63,6 +63,7 @@ impl Clock {
 
 /// The lane that has the model.
 pub struct DeviceExecutor<B: Backend> {
+    backend: B,
     models: ModelCache<B>,
     runtime: Handle,
 }
@@ -71,7 +72,8 @@ impl<B: Backend> DeviceExecutor<B> {
     /// A lane on `backend`; artifacts are read through `runtime`.
     pub fn new(backend: B, runtime: Handle) -> Self {
         Self {
-            models: ModelCache::new(backend),
+            models: ModelCache::new(backend.clone()),
+            backend,
             runtime,
         }
     }
@@ -89,6 +91,8 @@ where
         context: &OrderContext,
         control: &Control,
     ) -> Result<TaskOutput, TaskError> {
+        // Between one block of the model and the next, not only between steps of a minute each.
+        self.backend.interrupt_by(control.flag());
         run(
             assignment,
             context,
@@ -191,7 +195,13 @@ fn run(
         control,
         clock: &mut clock,
     });
-    let mut output = done.map_err(|error| all_lost(error, &assignment.work, &artifacts))?;
+    let done = match done {
+        // Whatever it stumbled over, it was to stop.
+        Err(_) if control.is_cancelled() => Err(TaskError::Cancelled),
+        Err(error) => Err(all_lost(error, &assignment.work, &artifacts)),
+        done => done,
+    };
+    let mut output = done?;
     output.seconds = clock.seconds;
     output
         .seconds
