@@ -133,7 +133,7 @@ impl CpuMatrix {
                 rule,
             ));
         }
-        Ok(b.produce(x.shape().with_last(n), |out| {
+        b.produce(x.shape().with_last(n), |out| {
             let weight = self
                 .weight
                 .packed(|values| PackedMatrix::pack(values, n, k));
@@ -160,7 +160,7 @@ impl CpuMatrix {
                 }
             }
             epilogue(act).apply(isa, out);
-        }))
+        })
     }
 }
 
