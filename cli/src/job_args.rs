@@ -4,13 +4,16 @@
 use crate::model_args::{self, ModelArgs, location};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
+use longtake_common::film::Film;
 use longtake_common::model::{find_config, find_model, hash_model};
 use longtake_common::pipeline::{Pipeline, Precision};
 use longtake_common::request::{
-    Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecError, SpecRequest, parse_size,
+    Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecError, SpecRequest, check_fps,
+    parse_size,
 };
 use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
 use longtake_common::{Hash, media};
+use std::path::PathBuf;
 
 /// Pipeline file when neither --config nor --model is given.
 const CONFIG_DEFAULT: &str = "ltxv-tiny";
@@ -33,7 +36,17 @@ const DIFFUSERS_CONDITION_TEXT_TOKENS: u32 = 256;
 #[derive(clap::Args, Clone, Debug)]
 pub struct JobArgs {
     /// What to show; may be empty
-    pub prompt: String,
+    #[arg(required_unless_present = "film")]
+    prompt: Option<String>,
+    /// Film file with several shots, instead of a prompt and a length; see docs/jobs.md. Flags that
+    /// are given win over what the file says
+    #[arg(
+        short = 'f',
+        long,
+        value_name = "FILM.yaml",
+        conflicts_with_all = ["prompt", "seconds", "frames"]
+    )]
+    film: Option<PathBuf>,
     /// Length in seconds [default: 5]; frames = round(seconds * fps)
     #[arg(
         long,
@@ -67,15 +80,15 @@ pub struct JobArgs {
     #[arg(long, value_name = "TEXT")]
     negative: Option<String>,
     /// How windows continue each other: chain holds each to the tail of the one before, none
-    /// renders them independently
-    #[arg(long, value_enum, default_value_t = ContinuityArg::Chain)]
-    continuity: ContinuityArg,
-    /// Frames of a window, 8k+1
-    #[arg(long, value_name = "N", default_value_t = SEGMENT_FRAMES_DEFAULT.into(), allow_negative_numbers = true)]
-    segment_frames: i64,
-    /// Frames that neighbouring windows share, 8k+1
-    #[arg(long, value_name = "N", default_value_t = OVERLAP_FRAMES_DEFAULT.into(), allow_negative_numbers = true)]
-    overlap_frames: i64,
+    /// renders them independently [default: chain]
+    #[arg(long, value_enum)]
+    continuity: Option<ContinuityArg>,
+    /// Frames of a window, 8k+1 [default: 121]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    segment_frames: Option<i64>,
+    /// Frames that neighbouring windows share, 8k+1 [default: 17]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    overlap_frames: Option<i64>,
     /// Denoising steps. Of a pipeline file's timesteps it keeps that many, evenly spaced (a second
     /// pass keeps its own list); elsewhere the model's own schedule is counted anew [default: the
     /// pipeline file's]
@@ -172,7 +185,9 @@ struct Recipe {
 impl JobArgs {
     /// The job that these flags describe, checked.
     pub fn wanted(&self, codec: Codec, weights: Weights) -> Result<Wanted> {
-        let mut recipe = self.recipe(weights)?;
+        let film = self.film.as_deref().map(Film::read).transpose()?;
+        let film = film.as_ref();
+        let mut recipe = self.recipe(film, weights)?;
         let mut notices = std::mem::take(&mut recipe.notices);
         let model = match weights {
             Weights::Required => {
@@ -185,85 +200,56 @@ impl JobArgs {
             }
             Weights::Ignored => ModelRef::new(recipe.model.clone(), Hash::of(b"")),
         };
-        let spec = self.request(recipe, model, codec)?.validate()?;
+        let spec = self.request(film, recipe, model, codec)?.validate();
+        let spec = spec.map_err(|error| match film.map(|film| film.explain(error.clone())) {
+            Some(Ok(explained)) => anyhow!(explained),
+            _ => anyhow!(error),
+        })?;
         media::check_size(codec, spec.width, spec.height)?;
         notices.extend(rounding_notice(&spec));
         Ok(Wanted { spec, notices })
     }
 
-    fn request(&self, recipe: Recipe, model: ModelRef, codec: Codec) -> Result<SpecRequest> {
-        let (width, height) = self
-            .size
-            .unwrap_or((recipe.width.into(), recipe.height.into()));
-        let length = match (self.frames, self.seconds) {
-            (Some(frames), _) => Length::Frames(frames),
-            (None, Some(seconds)) => Length::Seconds(seconds),
-            (None, None) => recipe.length,
+    fn request(
+        &self,
+        film: Option<&Film>,
+        recipe: Recipe,
+        model: ModelRef,
+        codec: Codec,
+    ) -> Result<SpecRequest> {
+        let of_film = film.and_then(Film::size).map(parse_size).transpose()?;
+        let (width, height) =
+            (self.size.or(of_film)).unwrap_or((recipe.width.into(), recipe.height.into()));
+        let fps = (self.fps.or(film.and_then(Film::fps))).unwrap_or(recipe.fps);
+        let (length, shots) = match (film, self.frames, self.seconds) {
+            (Some(film), ..) => {
+                check_fps(fps)?;
+                let timeline = film.timeline(fps)?;
+                (Length::Frames(timeline.frames.into()), timeline.shots)
+            }
+            (None, Some(frames), _) => (Length::Frames(frames), Vec::new()),
+            (None, None, Some(seconds)) => (Length::Seconds(seconds), Vec::new()),
+            (None, None, None) => (recipe.length, Vec::new()),
         };
+        let negative = self.negative.as_deref().or(film.and_then(Film::negative));
+        let continuity = self.continuity.map(Continuity::from);
+        let segment_frames = self.segment_frames.or(film.and_then(Film::segment_frames));
+        let overlap_frames = self.overlap_frames.or(film.and_then(Film::overlap_frames));
         Ok(SpecRequest {
-            prompt: self.prompt.clone(),
-            negative: self.negative.clone().unwrap_or(recipe.negative),
+            prompt: self.first_prompt(film).to_owned(),
+            negative: negative.map_or(recipe.negative, str::to_owned),
             length,
             width,
             height,
-            fps: self.fps.unwrap_or(recipe.fps),
-            seed: self.seed.unwrap_or(recipe.seed),
+            fps,
+            seed: (self.seed.or(film.and_then(Film::seed))).unwrap_or(recipe.seed),
             model,
-            continuity: self.continuity.into(),
-            segment_frames: self.segment_frames,
-            overlap_frames: self.overlap_frames,
+            continuity: (continuity.or(film.and_then(Film::continuity))).unwrap_or_default(),
+            segment_frames: segment_frames.unwrap_or(SEGMENT_FRAMES_DEFAULT.into()),
+            overlap_frames: overlap_frames.unwrap_or(OVERLAP_FRAMES_DEFAULT.into()),
             sampling: self.sampling(recipe.sampling)?,
             codec,
-        })
-    }
-
-    fn checkpoint_recipe(&self, model: &str, path: &str, weights: Weights) -> Result<Recipe> {
-        find_model(model)?;
-        let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
-        if find_config(name).is_err() {
-            bail!(
-                "{model} is a checkpoint, but no pipeline file is called {name}: say with --config \
-                 how it is sampled"
-            );
-        }
-        Ok(Recipe {
-            model: model.to_owned(),
-            ..self.file_recipe(name, weights)?
-        })
-    }
-
-    fn file_recipe(&self, name: &str, weights: Weights) -> Result<Recipe> {
-        let pipeline = Pipeline::read(&find_config(name)?)?;
-        if weights == Weights::Required {
-            // Said before any other file is looked for.
-            let sampling = pipeline.sampling(|name| reference(name, Weights::Ignored))?;
-            if let Some(what) = sampling.unbuilt() {
-                bail!("the pipeline file {name} asks for {what}, which is not supported");
-            }
-        }
-        let mut notices = pipeline.notices().to_vec();
-        if pipeline.enhancement.applies_to(&self.prompt) {
-            notices.push(format!(
-                "the prompt has fewer than {} words and would be rewritten by the official \
-                 program; it is taken as it is",
-                pipeline.enhancement.words_threshold
-            ));
-        }
-        let length = pipeline
-            .num_frames
-            .map(|frames| Length::Frames(frames.into()));
-        Ok(Recipe {
-            sampling: pipeline.sampling(|name| reference(name, weights))?,
-            width: pipeline.width,
-            height: pipeline.height,
-            fps: pipeline.frame_rate,
-            length: length.unwrap_or(Length::Seconds(SECONDS_DEFAULT)),
-            seed: pipeline.seed.unwrap_or(0),
-            negative: pipeline.negative_prompt.clone(),
-            model: pipeline.model().to_owned(),
-            text_encoder: pipeline.text_encoder_model_name_or_path.clone(),
-            eight_bit: pipeline.precision == Some(Precision::Float8E4m3fn),
-            notices,
+            shots,
         })
     }
 
@@ -290,12 +276,24 @@ impl JobArgs {
         Ok(sampling)
     }
 
-    fn recipe(&self, weights: Weights) -> Result<Recipe> {
-        let from_file = |name: &str| self.file_recipe(name, weights);
-        match (&self.config, &self.model) {
+    /// What the film, or its first shot, shows.
+    fn first_prompt<'a>(&'a self, film: Option<&'a Film>) -> &'a str {
+        let given = self.prompt.as_deref();
+        given.or(film.map(Film::prompt)).unwrap_or_default()
+    }
+
+    fn recipe(&self, film: Option<&Film>, weights: Weights) -> Result<Recipe> {
+        let prompt = self.first_prompt(film);
+        let from_file = |name: &str| file_recipe(name, prompt, weights);
+        // A flag replaces all that the film file says about the model.
+        let (config, model) = match (self.config.as_deref(), self.model.as_deref()) {
+            (None, None) => (film.and_then(Film::config), film.and_then(Film::model)),
+            given => given,
+        };
+        match (config, model) {
             (Some(config), None) => from_file(config),
             (Some(config), Some(model)) => Ok(Recipe {
-                model: model.clone(),
+                model: model.to_owned(),
                 ..from_file(config)?
             }),
             (None, None) => from_file(CONFIG_DEFAULT),
@@ -308,7 +306,7 @@ impl JobArgs {
                 }
                 // An official checkpoint is sampled as the pipeline file of its name says.
                 match model.strip_suffix(".safetensors") {
-                    Some(path) => self.checkpoint_recipe(model, path, weights),
+                    Some(path) => checkpoint_recipe(model, path, prompt, weights),
                     None => diffusers_recipe(model),
                 }
             }
@@ -327,6 +325,58 @@ fn reference(name: &str, weights: Weights) -> Result<ModelRef> {
     };
     let (location, hash) = hash_and_place;
     Ok(ModelRef::new(location, hash))
+}
+
+/// How an official checkpoint is sampled: as the pipeline file of its name says.
+fn checkpoint_recipe(model: &str, path: &str, prompt: &str, weights: Weights) -> Result<Recipe> {
+    find_model(model)?;
+    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+    if find_config(name).is_err() {
+        bail!(
+            "{model} is a checkpoint, but no pipeline file is called {name}: say with --config how \
+             it is sampled"
+        );
+    }
+    Ok(Recipe {
+        model: model.to_owned(),
+        ..file_recipe(name, prompt, weights)?
+    })
+}
+
+/// How a pipeline file has `prompt` rendered.
+fn file_recipe(name: &str, prompt: &str, weights: Weights) -> Result<Recipe> {
+    let pipeline = Pipeline::read(&find_config(name)?)?;
+    if weights == Weights::Required {
+        // Said before any other file is looked for.
+        let sampling = pipeline.sampling(|name| reference(name, Weights::Ignored))?;
+        if let Some(what) = sampling.unbuilt() {
+            bail!("the pipeline file {name} asks for {what}, which is not supported");
+        }
+    }
+    let mut notices = pipeline.notices().to_vec();
+    if pipeline.enhancement.applies_to(prompt) {
+        notices.push(format!(
+            "the prompt has fewer than {} words and would be rewritten by the official \
+             program; it is taken as it is",
+            pipeline.enhancement.words_threshold
+        ));
+    }
+    let length = pipeline
+        .num_frames
+        .map(|frames| Length::Frames(frames.into()));
+    Ok(Recipe {
+        sampling: pipeline.sampling(|name| reference(name, weights))?,
+        width: pipeline.width,
+        height: pipeline.height,
+        fps: pipeline.frame_rate,
+        length: length.unwrap_or(Length::Seconds(SECONDS_DEFAULT)),
+        seed: pipeline.seed.unwrap_or(0),
+        negative: pipeline.negative_prompt.clone(),
+        model: pipeline.model().to_owned(),
+        text_encoder: pipeline.text_encoder_model_name_or_path.clone(),
+        eight_bit: pipeline.precision == Some(Precision::Float8E4m3fn),
+        notices,
+    })
 }
 
 /// How diffusers would sample the folder `model`.

@@ -5,14 +5,17 @@
 
 #[cfg(feature = "artifacts")]
 pub mod artifact;
+pub mod film;
 pub mod frame;
 pub mod ids;
+pub mod keys;
 #[cfg(feature = "media")]
 pub mod media;
 pub mod model;
 pub mod pipeline;
 pub mod request;
 pub mod sampling;
+pub mod shots;
 pub mod spec;
 pub mod task;
 #[cfg(feature = "telemetry")]

@@ -1,6 +1,7 @@
 //! From what a user typed to a [`JobSpec`], or to one sentence that says what to change.
 
-use crate::spec::{Codec, Continuity, FRAMES_PER_LATENT, JobSpec, ModelRef, Sampling};
+use crate::shots::ShotProblem;
+use crate::spec::{Codec, Continuity, FRAMES_PER_LATENT, JobSpec, ModelRef, Sampling, Shot};
 
 /// Largest width and height, in pixels.
 pub const SIDE_MAX: u32 = 16_384;
@@ -139,6 +140,24 @@ pub enum SpecError {
         /// As given.
         value: f32,
     },
+    /// Something about one of the film's shots.
+    #[error("shot {shot} {problem}")]
+    Shot {
+        /// Which, counted from 1.
+        shot: usize,
+        /// What is wrong with it.
+        problem: ShotProblem,
+    },
+    /// Windows too short for what continuous transitions ask for.
+    #[error(
+        "{segment} segment frames are too few for continuous transitions with {overlap} overlap frames: use at least {} segment frames", smallest_latents(3 * .overlap)
+    )]
+    SegmentShort {
+        /// Frames of a window.
+        segment: u32,
+        /// Frames that neighbours share.
+        overlap: u32,
+    },
     /// A prompt that is a file rather than a sentence.
     #[error(
         "the {what} has {size} bytes, more than the {PROMPT_BYTES_MAX} that are taken: shorten it"
@@ -241,6 +260,8 @@ pub struct SpecRequest {
     pub sampling: Sampling,
     /// Format of the result.
     pub codec: Codec,
+    /// The shots after the first.
+    pub shots: Vec<Shot>,
 }
 
 impl SpecRequest {
@@ -272,18 +293,29 @@ impl SpecRequest {
             overlap_frames,
             sampling: self.sampling,
             codec: self.codec,
+            shots: self.shots,
         };
         spec.check()?;
         Ok(spec)
     }
 }
 
-fn check_fps(fps: f64) -> Result<(), SpecError> {
+/// Fails on a frame rate that no film can have.
+pub fn check_fps(fps: f64) -> Result<(), SpecError> {
     if fps.is_finite() && fps > 0.0 && fps <= FPS_MAX {
         Ok(())
     } else {
         Err(SpecError::Fps(fps))
     }
+}
+
+/// Fails on a prompt that is a file rather than a sentence.
+pub(crate) fn check_prompt(what: &'static str, text: &str) -> Result<(), SpecError> {
+    if text.len() > PROMPT_BYTES_MAX {
+        let size = text.len();
+        return Err(SpecError::Prompt { what, size });
+    }
+    Ok(())
 }
 
 fn latents(what: &'static str, value: i64, least: u32) -> Result<u32, SpecError> {
@@ -306,17 +338,8 @@ impl JobSpec {
                 });
             }
         }
-        for (what, text) in [
-            ("prompt", &self.prompt),
-            ("negative prompt", &self.negative),
-        ] {
-            if text.len() > PROMPT_BYTES_MAX {
-                return Err(SpecError::Prompt {
-                    what,
-                    size: text.len(),
-                });
-            }
-        }
+        check_prompt("prompt", &self.prompt)?;
+        check_prompt("negative prompt", &self.negative)?;
         check_fps(self.fps)?;
         Length::Frames(self.frames.into()).frames(self.fps)?;
         let segment = latents(
@@ -328,12 +351,9 @@ impl JobSpec {
         if 2 * overlap > segment {
             return Err(SpecError::OverlapLong { overlap, segment });
         }
-        if self
-            .frames
-            .saturating_sub(segment)
-            .div_ceil(segment - overlap)
-            >= WINDOWS_MAX
-        {
+        self.check_shots()?;
+        let windows = self.stretches().map(|stretch| self.windows_in(&stretch));
+        if windows.map(u64::from).sum::<u64>() > WINDOWS_MAX.into() {
             return Err(SpecError::Windows {
                 frames: self.frames,
             });
@@ -363,6 +383,7 @@ mod tests {
             overlap_frames: OVERLAP_FRAMES_DEFAULT.into(),
             sampling: Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 1.0, 32),
             codec: Codec::H264,
+            shots: Vec::new(),
         }
     }
 

@@ -88,6 +88,32 @@ impl ModelRef {
     }
 }
 
+/// How a shot begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transition {
+    /// The take runs on, and from here on shows something else.
+    #[default]
+    Continuous,
+    /// A hard cut: nothing of the shot before is known.
+    Cut,
+}
+
+/// A stretch of the timeline with a prompt of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shot {
+    /// Where in the film it begins.
+    pub first_frame: u32,
+    /// How it begins.
+    pub transition: Transition,
+    /// What to show.
+    pub prompt: String,
+    /// What to steer away from; `None`: as in the first shot.
+    pub negative: Option<String>,
+    /// Its j-th window draws from `seed + j`; `None`: window i of the film from the job's seed + i.
+    pub seed: Option<u64>,
+}
+
 /// A validated job. Equal specs give equal videos.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -117,6 +143,10 @@ pub struct JobSpec {
     pub sampling: Sampling,
     /// Format of the result.
     pub codec: Codec,
+    /// The shots after the first one, in order; the job's own prompt, negative prompt and seed are
+    /// the first shot's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shots: Vec<Shot>,
 }
 
 impl JobSpec {

@@ -4,7 +4,7 @@
 //! own hash ([`Work::key`]) identifies the result: equal work need not be done twice.
 
 use crate::ids::{Epoch, FencingToken, Hash, JobId, TaskId};
-use crate::spec::{Codec, ModelRef, Sampling};
+use crate::spec::{Codec, ModelRef, Sampling, Shot};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -66,8 +66,7 @@ pub enum Work {
         text_tokens: u32,
     },
     /// Denoises one window. Outputs: `latents` (f32 `[1, 128, F, H, W]`, normalised) and, when
-    /// `tail_frames` is set, `tail`: the window's last frames decoded and encoded again,
-    /// f32 `[1, 128, O, H, W]`, normalised, for the next window to be held to.
+    /// `tail_frames` is set, `tail`: its last visible frames decoded and encoded again, f32 `[1, 128, O, H, W]`, normalised, for the next window to be held to.
     Denoise {
         /// The model.
         model: ModelRef,
@@ -137,6 +136,9 @@ pub enum Work {
         metadata: FilmMetadata,
         /// (first frame of the overlap, frames of the overlap) of each seam.
         seams: Vec<(u32, u32)>,
+        /// First frames of the shots that begin with a cut: a change that nobody wants hidden.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        cuts: Vec<u32>,
     },
 }
 
@@ -207,6 +209,9 @@ pub struct FilmMetadata {
     /// Prompts of the windows that have one of their own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub prompts: BTreeMap<u32, String>,
+    /// The shots after the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shots: Vec<Shot>,
 }
 
 /// A piece of work in a worker's hands.

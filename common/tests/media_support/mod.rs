@@ -140,6 +140,7 @@ pub fn metadata() -> FilmMetadata {
         model: Hash::of(b"model"),
         continuity: Continuity::Chain,
         prompts: std::collections::BTreeMap::new(),
+        shots: Vec::new(),
         windows: vec![Window {
             index: 0,
             first_frame: 0,

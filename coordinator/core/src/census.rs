@@ -38,9 +38,11 @@ fn lane_name(lane: Lane) -> &'static str {
 
 fn lane(kind: TaskKind) -> Lane {
     match kind {
-        TaskKind::Text | TaskKind::OwnText(_) | TaskKind::Denoise(_) | TaskKind::Decode(_) => {
-            Lane::Device
-        }
+        TaskKind::Text
+        | TaskKind::ShotText(_)
+        | TaskKind::OwnText(_)
+        | TaskKind::Denoise(_)
+        | TaskKind::Decode(_) => Lane::Device,
         TaskKind::Seam(_) | TaskKind::Mux => Lane::Host,
     }
 }

@@ -324,10 +324,16 @@ impl Job {
     fn next_take(&self, window: u32, seed: Option<u64>, prompt: Option<String>) -> Take {
         let before = self.record.takes.get(&window);
         let number = before.map_or(0, |take| take.number) + 1;
-        let current = self.plan.windows[window as usize].seed;
-        // First windows draw from seed + index, so whole rounds of the windows never meet them.
-        let fresh = u64::from(window) + u64::from(number) * u64::from(self.plan.window_count());
-        let fresh = self.record.spec.seed.wrapping_add(fresh);
+        let windows = &self.plan.windows;
+        let current = windows[window as usize].seed;
+        // First windows draw from seed + index, so whole rounds of the windows never meet them;
+        // shots with seeds of their own may lie in the way.
+        let fresh = (u64::from(number)..).map(|round| {
+            let offset = u64::from(window) + round * windows.len() as u64;
+            self.record.spec.seed.wrapping_add(offset)
+        });
+        let mut fresh = fresh.filter(|seed| windows.iter().all(|window| window.seed != *seed));
+        let fresh = fresh.next().expect("there are more seeds than windows");
         let unless_given = if prompt.is_some() { current } else { fresh };
         Take {
             number,

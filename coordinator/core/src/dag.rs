@@ -11,6 +11,8 @@ use std::fmt;
 pub enum TaskKind {
     /// Encodes the prompts.
     Text,
+    /// Encodes the prompts of this shot, from 1: the first one's are the job's.
+    ShotText(u32),
     /// Encodes the prompt of a window that has one of its own.
     OwnText(u32),
     /// Denoises this window.
@@ -27,6 +29,7 @@ impl fmt::Display for TaskKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text => f.write_str("text"),
+            Self::ShotText(shot) => write!(f, "shot/{shot}"),
             Self::OwnText(index) => write!(f, "text/{index}"),
             Self::Denoise(index) => write!(f, "denoise/{index}"),
             Self::Decode(index) => write!(f, "decode/{index}"),
@@ -53,6 +56,7 @@ impl TaskKind {
             Some((kind, index)) => {
                 let index = index.parse().ok()?;
                 match kind {
+                    "shot" => Self::ShotText(index),
                     "text" => Self::OwnText(index),
                     "denoise" => Self::Denoise(index),
                     "decode" => Self::Decode(index),
@@ -72,7 +76,7 @@ impl TaskKind {
     pub fn priority(self) -> (u32, u32) {
         match self {
             Self::Text => (0, 0),
-            Self::OwnText(index) => (index, 0),
+            Self::ShotText(index) | Self::OwnText(index) => (index, 0),
             Self::Denoise(index) => (index, 1),
             Self::Decode(index) => (index, 2),
             Self::Seam(index) => (index, 3),
@@ -86,34 +90,43 @@ pub fn tasks(plan: &Plan) -> impl Iterator<Item = TaskKind> {
     let windows = plan.window_count();
     let own_texts = plan.prompts.keys().copied().map(TaskKind::OwnText);
     std::iter::once(TaskKind::Text)
+        .chain(plan.text_shots().map(TaskKind::ShotText))
         .chain(own_texts)
         .chain((0..windows).map(TaskKind::Denoise))
         .chain((0..windows).map(TaskKind::Decode))
-        .chain((0..windows - 1).map(TaskKind::Seam))
+        .chain(plan.joined().map(TaskKind::Seam))
         .chain(std::iter::once(TaskKind::Mux))
 }
 
 /// What encodes the prompt of a window.
 fn text(plan: &Plan, window: u32) -> TaskKind {
     if plan.prompts.contains_key(&window) {
-        TaskKind::OwnText(window)
-    } else {
-        TaskKind::Text
+        return TaskKind::OwnText(window);
     }
+    match plan.text_shot(window) {
+        0 => TaskKind::Text,
+        shot => TaskKind::ShotText(shot),
+    }
+}
+
+/// The window that holds `index` to its tail, if one does.
+fn held_to(spec: &JobSpec, plan: &Plan, index: u32) -> Option<u32> {
+    let before = index.checked_sub(1)?;
+    conditions_next(spec, plan, before).then_some(before)
 }
 
 /// What has to be done before `kind`.
 pub fn inputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
     match kind {
-        TaskKind::Text | TaskKind::OwnText(_) => vec![],
-        TaskKind::Denoise(index) if index > 0 && spec.continuity == Continuity::Chain => {
-            vec![text(plan, index), TaskKind::Denoise(index - 1)]
+        TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => vec![],
+        TaskKind::Denoise(index) => {
+            let before = held_to(spec, plan, index).map(TaskKind::Denoise);
+            [text(plan, index)].into_iter().chain(before).collect()
         }
-        TaskKind::Denoise(index) => vec![text(plan, index)],
         TaskKind::Decode(index) => vec![TaskKind::Denoise(index)],
         TaskKind::Seam(index) => vec![TaskKind::Decode(index), TaskKind::Decode(index + 1)],
         TaskKind::Mux => {
-            let seams = (0..plan.seam_count()).map(TaskKind::Seam);
+            let seams = plan.joined().map(TaskKind::Seam);
             (0..plan.window_count())
                 .map(TaskKind::Decode)
                 .chain(seams)
@@ -125,22 +138,23 @@ pub fn inputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
 /// What may have waited for `kind`: every task that has it among its [`inputs`].
 pub fn dependents(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
     match kind {
-        TaskKind::Text => (0..plan.window_count())
-            .filter(|window| !plan.prompts.contains_key(window))
+        TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => (0..plan.window_count())
+            .filter(|window| text(plan, *window) == kind)
             .map(TaskKind::Denoise)
             .collect(),
-        TaskKind::OwnText(index) => vec![TaskKind::Denoise(index)],
         TaskKind::Denoise(index) => {
             let mut tasks = vec![TaskKind::Decode(index)];
-            if spec.continuity == Continuity::Chain && index < plan.seam_count() {
+            if conditions_next(spec, plan, index) {
                 tasks.push(TaskKind::Denoise(index + 1));
             }
             tasks
         }
         TaskKind::Decode(index) => {
             let mut tasks = vec![TaskKind::Mux];
-            tasks.extend(index.checked_sub(1).map(TaskKind::Seam));
-            if index < plan.seam_count() {
+            if plan.continues(index) {
+                tasks.push(TaskKind::Seam(index - 1));
+            }
+            if plan.is_joined(index) {
                 tasks.push(TaskKind::Seam(index));
             }
             tasks
@@ -154,7 +168,7 @@ pub fn dependents(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> 
 pub fn outputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<&'static str> {
     let wanted = |name, frames| (frames > 0).then_some(name);
     match kind {
-        TaskKind::Text | TaskKind::OwnText(_) => vec!["text"],
+        TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => vec!["text"],
         TaskKind::Denoise(index) => {
             let tail = conditions_next(spec, plan, index).then_some("tail");
             ["latents"].into_iter().chain(tail).collect()
@@ -177,7 +191,7 @@ pub fn outputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<&'static str>
 }
 
 fn conditions_next(spec: &JobSpec, plan: &Plan, index: u32) -> bool {
-    spec.continuity == Continuity::Chain && index < plan.seam_count()
+    spec.continuity == Continuity::Chain && plan.is_joined(index)
 }
 
 /// An input that should be there is not: the stored state does not fit the plan.
@@ -206,12 +220,15 @@ pub fn work<'a>(
         codec: spec.codec,
     };
     Ok(match kind {
-        TaskKind::Text | TaskKind::OwnText(_) => Work::Text {
-            model: spec.model.clone(),
-            prompt: prompt(spec, plan, kind).to_owned(),
-            negative: spec.sampling.uses_negative().then(|| spec.negative.clone()),
-            text_tokens: spec.sampling.text_tokens,
-        },
+        TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => {
+            let (prompt, negative) = words(spec, plan, kind);
+            Work::Text {
+                model: spec.model.clone(),
+                prompt: prompt.to_owned(),
+                negative: (spec.sampling.uses_negative()).then(|| negative.to_owned()),
+                text_tokens: spec.sampling.text_tokens,
+            }
+        }
         TaskKind::Denoise(index) => Work::Denoise {
             model: spec.model.clone(),
             window: plan.windows[index as usize].clone(),
@@ -220,12 +237,9 @@ pub fn work<'a>(
             fps: spec.fps,
             sampling: spec.sampling.clone(),
             text: artifact(text(plan, index), "text")?,
-            conditioning: match index.checked_sub(1) {
-                Some(before) if conditions_next(spec, plan, before) => {
-                    Some(artifact(TaskKind::Denoise(before), "tail")?)
-                }
-                _ => None,
-            },
+            conditioning: (held_to(spec, plan, index))
+                .map(|before| artifact(TaskKind::Denoise(before), "tail"))
+                .transpose()?,
             tail_frames: conditions_next(spec, plan, index).then_some(plan.overlap_frames),
         },
         TaskKind::Decode(index) => {
@@ -261,17 +275,24 @@ pub fn work<'a>(
                 continuity: spec.continuity,
                 windows: plan.windows.clone(),
                 prompts: plan.prompts.clone(),
+                shots: spec.shots.clone(),
             },
             seams: plan.overlaps(),
+            cuts: plan.cut_frames(),
         },
     })
 }
 
-/// What a text task encodes.
-fn prompt<'a>(spec: &'a JobSpec, plan: &'a Plan, kind: TaskKind) -> &'a str {
+/// Prompt and negative prompt that a text task encodes.
+fn words<'a>(spec: &'a JobSpec, plan: &'a Plan, kind: TaskKind) -> (&'a str, &'a str) {
     match kind {
-        TaskKind::OwnText(index) => plan.prompts.get(&index).unwrap_or(&spec.prompt),
-        _ => &spec.prompt,
+        TaskKind::OwnText(index) => (plan.prompt(spec, index), plan.negative(spec, index)),
+        TaskKind::ShotText(shot) => {
+            let shot = &spec.shots[shot as usize - 1];
+            let negative = shot.negative.as_ref().unwrap_or(&spec.negative);
+            (&shot.prompt, negative)
+        }
+        _ => (&spec.prompt, &spec.negative),
     }
 }
 
@@ -280,8 +301,10 @@ fn prompt<'a>(spec: &'a JobSpec, plan: &'a Plan, kind: TaskKind) -> &'a str {
 pub fn retaken(plan: &Plan, index: u32) -> Vec<TaskKind> {
     let own_text = plan.prompts.contains_key(&index);
     let seams = [
-        index.checked_sub(1),
-        Some(index).filter(|index| *index < plan.seam_count()),
+        index
+            .checked_sub(1)
+            .filter(|before| plan.is_joined(*before)),
+        Some(index).filter(|index| plan.is_joined(*index)),
     ];
     let own = [TaskKind::Denoise(index), TaskKind::Decode(index)];
     (own_text.then_some(TaskKind::OwnText(index)).into_iter())
@@ -307,7 +330,7 @@ pub fn chunks<E>(
 /// How much there is to do, in frames.
 pub fn units(plan: &Plan, kind: TaskKind) -> f64 {
     f64::from(match kind {
-        TaskKind::Text | TaskKind::OwnText(_) => 1,
+        TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => 1,
         TaskKind::Denoise(index) | TaskKind::Decode(index) => plan.windows[index as usize].frames,
         TaskKind::Seam(index) => plan.seam_frames(index),
         TaskKind::Mux => plan
@@ -321,7 +344,7 @@ pub fn units(plan: &Plan, kind: TaskKind) -> f64 {
 /// it only has to keep a progress bar from jumping.
 pub fn unit_weight(kind: TaskKind) -> f64 {
     match kind {
-        TaskKind::Text | TaskKind::OwnText(_) => 5.0,
+        TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => 5.0,
         TaskKind::Denoise(_) => 1.0,
         TaskKind::Decode(_) => 0.6,
         TaskKind::Seam(_) => 0.3,
@@ -333,7 +356,7 @@ pub fn unit_weight(kind: TaskKind) -> f64 {
 mod tests {
     use super::*;
     use crate::plan::{Take, plan};
-    use longtake_common::spec::{Codec, ModelRef, Sampling, Schedule};
+    use longtake_common::spec::{Codec, ModelRef, Sampling, Schedule, Shot, Transition};
 
     fn spec(frames: u32, continuity: Continuity) -> JobSpec {
         JobSpec {
@@ -350,6 +373,7 @@ mod tests {
             overlap_frames: 17,
             sampling: Sampling::plain(Schedule::Steps(1), 1.0, 1),
             codec: Codec::H264,
+            shots: Vec::new(),
         }
     }
 
@@ -377,18 +401,83 @@ mod tests {
             names(&plan, 0),
             ["text/0", "denoise/0", "decode/0", "seam/0", "mux"]
         );
-        let last = plan.seam_count();
+        let last = plan.window_count() - 1;
         assert_eq!(
             names(&plan, last)[2..],
             [format!("seam/{}", last - 1), "mux".to_owned()]
         );
     }
 
+    /// A film of four shots: two show the same, one begins with a cut.
+    fn film(continuity: Continuity) -> JobSpec {
+        let shot = |first_frame, transition, prompt: &str| Shot {
+            first_frame,
+            transition,
+            prompt: prompt.to_owned(),
+            negative: None,
+            seed: None,
+        };
+        JobSpec {
+            shots: vec![
+                shot(200, Transition::Continuous, "two"),
+                shot(250, Transition::Cut, "three"),
+                shot(500, Transition::Continuous, "two"),
+            ],
+            ..spec(600, continuity)
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_encoded_once_and_a_cut_begins_a_chain() {
+        let film = film(Continuity::Chain);
+        let plan = plan(&film);
+        let names =
+            |kinds: Vec<TaskKind>| kinds.iter().map(TaskKind::to_string).collect::<Vec<_>>();
+        let first = |shot| {
+            plan.shots
+                .iter()
+                .position(|of| *of == shot)
+                .expect("a window") as u32
+        };
+        let texts =
+            tasks(&plan).filter(|kind| matches!(kind, TaskKind::Text | TaskKind::ShotText(_)));
+        assert_eq!(names(texts.collect()), ["text", "shot/1", "shot/2"]);
+        for (shot, text) in [(1, "shot/1"), (2, "shot/2"), (3, "shot/1")] {
+            let inputs = names(inputs(&film, &plan, TaskKind::Denoise(first(shot))));
+            let before = format!("denoise/{}", first(shot) - 1);
+            let expected = if shot == 2 {
+                vec![text.to_owned()]
+            } else {
+                vec![text.to_owned(), before]
+            };
+            assert_eq!(inputs, expected, "shot {shot}");
+        }
+        let seam_at_cut = TaskKind::Seam(first(2) - 1);
+        assert!(tasks(&plan).all(|kind| kind != seam_at_cut));
+        let retaken = names(retaken(&plan, first(2)));
+        assert_eq!(
+            retaken[..2],
+            [
+                format!("denoise/{}", first(2)),
+                format!("decode/{}", first(2))
+            ]
+        );
+        assert_eq!(
+            retaken[2..],
+            [format!("seam/{}", first(2)), "mux".to_owned()]
+        );
+    }
+
     #[test]
     fn dependents_are_inputs_backwards() {
+        // The last stands for a film of several shots.
         for frames in [1, 121, 122, 288, 1000] {
             for continuity in [Continuity::Chain, Continuity::None] {
-                let spec = spec(frames, continuity);
+                let spec = if frames == 1000 {
+                    film(continuity)
+                } else {
+                    spec(frames, continuity)
+                };
                 let mut plan = plan(&spec);
                 for index in [0, 2] {
                     plan.apply(index, &take("blue"));
@@ -415,7 +504,7 @@ mod tests {
 
     #[test]
     fn ids_are_read_as_they_are_written() {
-        let mut plan = plan(&spec(500, Continuity::Chain));
+        let mut plan = plan(&film(Continuity::Chain));
         plan.apply(1, &take("blue"));
         for kind in tasks(&plan) {
             assert_eq!(TaskKind::parse(&kind.to_string()), Some(kind));

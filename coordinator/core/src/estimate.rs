@@ -19,7 +19,7 @@ enum Sort {
 
 fn sort(kind: TaskKind) -> Sort {
     match kind {
-        TaskKind::Text | TaskKind::OwnText(_) => Sort::Text,
+        TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => Sort::Text,
         TaskKind::Denoise(_) => Sort::Denoise,
         TaskKind::Decode(_) => Sort::Decode,
         TaskKind::Seam(_) => Sort::Seam,

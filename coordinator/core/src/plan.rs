@@ -3,11 +3,12 @@
 //! Depends on the job alone, never on the farm: the same job is planned alike everywhere, offline
 //! too.
 
-use longtake_common::request::smallest_latents;
+use longtake_common::request::{largest_latents, smallest_latents};
+use longtake_common::shots::Stretch;
 use longtake_common::spec::JobSpec;
 use longtake_common::task::Window;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most frames after an overlap over which a seam's corrections fade out.
 pub const RELAX_FRAMES_MAX: u32 = 48;
@@ -24,7 +25,13 @@ pub struct Plan {
     pub windows: Vec<Window>,
     /// Frames that neighbours share.
     pub overlap_frames: u32,
-    /// Prompts of the windows that do not show the job's.
+    /// The shot, from 0, that each window belongs to.
+    pub shots: Vec<u32>,
+    /// The first shot with the prompts of each: they are encoded once.
+    pub texts: Vec<u32>,
+    /// Windows that share nothing with the one before: the first of shots that begin with a cut.
+    pub cuts: BTreeSet<u32>,
+    /// Prompts of windows that were rendered anew with one of their own.
     pub prompts: BTreeMap<u32, String>,
 }
 
@@ -77,28 +84,85 @@ pub struct Span {
 }
 
 /// Cuts a job into windows. `spec` has passed [`JobSpec::check`].
+///
+/// A shot that goes on where the one before ended begins with a window whose overlap is the end of
+/// that shot: so the new prompt is seen from its first frame on, and not before.
 pub fn plan(spec: &JobSpec) -> Plan {
+    let mut plan = Plan {
+        windows: Vec::new(),
+        overlap_frames: spec.overlap_frames,
+        shots: Vec::new(),
+        texts: texts(spec),
+        cuts: BTreeSet::new(),
+        prompts: BTreeMap::new(),
+    };
+    for stretch in spec.stretches() {
+        let first_index = plan.windows.len() as u32;
+        if first_index > 0 && !stretch.continues {
+            plan.cuts.insert(first_index);
+        }
+        let own_seed = (stretch.shot.checked_sub(1)).and_then(|later| spec.shots[later].seed);
+        for (number, (offset, visible_frames)) in places(spec, &stretch).into_iter().enumerate() {
+            let index = first_index + number as u32;
+            plan.windows.push(Window {
+                index,
+                first_frame: stretch.first_frame + offset,
+                frames: smallest_latents(visible_frames).min(spec.segment_frames),
+                visible_frames,
+                seed: match own_seed {
+                    Some(seed) => seed.wrapping_add(number as u64),
+                    None => spec.seed.wrapping_add(index.into()),
+                },
+            });
+            plan.shots.push(stretch.shot as u32);
+        }
+    }
+    plan
+}
+
+/// The first shot with the same words as each shot.
+fn texts(spec: &JobSpec) -> Vec<u32> {
+    let own = [(&spec.prompt, &spec.negative)].into_iter();
+    let later = (spec.shots.iter()).map(|shot| {
+        (
+            &shot.prompt,
+            shot.negative.as_ref().unwrap_or(&spec.negative),
+        )
+    });
+    let mut first = BTreeMap::new();
+    let words = own.chain(later).zip(0..);
+    words
+        .map(|(words, shot)| *first.entry(words).or_insert(shot))
+        .collect()
+}
+
+/// First frame in the stretch and visible frames of each of its windows.
+fn places(spec: &JobSpec, stretch: &Stretch) -> Vec<(u32, u32)> {
     let (segment, overlap) = (spec.segment_frames, spec.overlap_frames);
     let stride = segment - overlap;
     // The last window starts where fewer than a whole stride of new frames is left, so it always
     // has at least one that no other window shows.
-    let count = 1 + spec.frames.saturating_sub(segment).div_ceil(stride);
-    let window = |index: u32| {
-        let first_frame = index * stride;
-        let left = spec.frames - first_frame;
-        Window {
-            index,
-            first_frame,
-            frames: smallest_latents(left).min(segment),
-            visible_frames: left.min(segment),
-            seed: spec.seed.wrapping_add(index.into()),
-        }
+    let count = spec.windows_in(stretch);
+    let place = |index: u32| {
+        let offset = index * stride;
+        (offset, (stretch.frames - offset).min(segment))
     };
-    Plan {
-        windows: (0..count).map(window).collect(),
-        overlap_frames: overlap,
-        prompts: BTreeMap::new(),
+    let mut places: Vec<_> = (0..count).map(place).collect();
+    if let [.., before, last] = &mut places[..]
+        && stretch.is_continued
+        && last.1 < 2 * overlap
+    {
+        // Too short for an overlap at either end: the last two share what there is.
+        let both = stretch.frames - before.0 + overlap;
+        // Whole latents where that is possible, so that none is rendered in vain.
+        let half = match largest_latents(both / 2) {
+            whole if whole >= 2 * overlap => whole,
+            _ => both / 2,
+        };
+        *last = (before.0 + half - overlap, both - half);
+        before.1 = half;
     }
+    places
 }
 
 impl Plan {
@@ -118,28 +182,74 @@ impl Plan {
         self.windows.len() as u32
     }
 
-    /// Number of seams, one less than windows.
-    pub fn seam_count(&self) -> u32 {
-        self.window_count() - 1
+    /// Whether window `index` and the next one share frames; false for the last.
+    pub fn is_joined(&self, index: u32) -> bool {
+        let next = index + 1;
+        next < self.window_count() && !self.cuts.contains(&next)
+    }
+
+    /// Windows that share frames with the next one; as many as there are seams.
+    pub fn joined(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.window_count()).filter(|index| self.is_joined(*index))
+    }
+
+    /// Whether window `index` shares frames with the one before.
+    pub fn continues(&self, index: u32) -> bool {
+        index
+            .checked_sub(1)
+            .is_some_and(|before| self.is_joined(before))
+    }
+
+    /// First frames of the windows that begin after a hard cut.
+    pub fn cut_frames(&self) -> Vec<u32> {
+        let cuts = self.cuts.iter();
+        cuts.map(|index| self.windows[*index as usize].first_frame)
+            .collect()
+    }
+
+    /// The shot whose encoded prompts window `index` takes, unless it has one of its own.
+    pub fn text_shot(&self, index: u32) -> u32 {
+        self.texts[self.shots[index as usize] as usize]
+    }
+
+    /// Shots after the first with prompts that no shot before them has.
+    pub fn text_shots(&self) -> impl Iterator<Item = u32> + '_ {
+        let shots = self.texts.iter().zip(0..).skip(1);
+        shots
+            .filter(|(first, shot)| *first == shot)
+            .map(|(_, shot)| shot)
+    }
+
+    /// What window `index` shows.
+    pub fn prompt<'a>(&'a self, spec: &'a JobSpec, index: u32) -> &'a str {
+        let of_shot = || match self.shots[index as usize].checked_sub(1) {
+            None => &spec.prompt,
+            Some(later) => &spec.shots[later as usize].prompt,
+        };
+        self.prompts.get(&index).unwrap_or_else(of_shot)
+    }
+
+    /// What window `index` steers away from.
+    pub fn negative<'a>(&self, spec: &'a JobSpec, index: u32) -> &'a str {
+        let later = self.shots[index as usize].checked_sub(1);
+        let own = later.and_then(|later| spec.shots[later as usize].negative.as_deref());
+        own.unwrap_or(&spec.negative)
     }
 
     /// How the frames of window `index` are shared out.
     pub fn shares(&self, index: u32) -> Shares {
         let visible = self.windows[index as usize].visible_frames;
-        let head_frames = if index == 0 { 0 } else { self.overlap_frames };
-        let tail_frames = if index == self.seam_count() {
-            0
-        } else {
-            self.overlap_frames
-        };
+        let overlap = |is_shared| if is_shared { self.overlap_frames } else { 0 };
+        let head_frames = overlap(self.continues(index));
+        let tail_frames = overlap(self.is_joined(index));
         let inner = visible - head_frames - tail_frames;
-        let mut lead_frames = match (index, tail_frames) {
+        let mut lead_frames = match (head_frames, tail_frames) {
             (_, 0) => 0,
             (0, _) => inner.min(LEAD_FRAMES_MAX),
             // Corrections need room more than the encoder does.
             _ => (inner / 4).min(LEAD_FRAMES_MAX),
         };
-        let mut relax_frames = if index == 0 {
+        let mut relax_frames = if head_frames == 0 {
             0
         } else {
             (inner - lead_frames).min(RELAX_FRAMES_MAX)
@@ -184,7 +294,7 @@ impl Plan {
         };
         for index in 0..self.window_count() {
             let shares = self.shares(index);
-            if index > 0 {
+            if self.continues(index) {
                 add(self.seam_frames(index - 1), Source::Seam(index - 1));
             }
             add(shares.interior_frames, Source::Interior(index));
@@ -194,8 +304,9 @@ impl Plan {
 
     /// First frame and length of each overlap.
     pub fn overlaps(&self) -> Vec<(u32, u32)> {
-        let later = self.windows.iter().skip(1);
+        let later = self.windows.iter();
         later
+            .filter(|window| self.continues(window.index))
             .map(|window| (window.first_frame, self.overlap_frames))
             .collect()
     }

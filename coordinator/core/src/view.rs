@@ -179,7 +179,9 @@ impl Core {
             seconds: self.seconds(job, index),
             latents: latents.and_then(|output| output.artifacts.get("latents").copied()),
             take: job.record.takes.get(&index).map_or(0, |take| take.number),
-            prompt: job.plan.prompts.get(&index).cloned(),
+            prompt: Some(job.plan.prompt(&job.record.spec, index))
+                .filter(|prompt| *prompt != job.record.spec.prompt)
+                .map(str::to_owned),
             chunks: Vec::new(),
         }
     }
@@ -207,9 +209,14 @@ impl Core {
         chunks
     }
 
-    /// Sums the phases of a window's tasks. Prompts count to the first window.
+    /// Sums the phases of a window's tasks. A shot's prompts count to its first window.
     fn seconds(&self, job: &Job, index: u32) -> BTreeMap<String, f64> {
-        let text = (index == 0).then_some(TaskKind::Text);
+        let shot = |index: u32| job.plan.shots[index as usize];
+        let begins = index == 0 || shot(index - 1) != shot(index);
+        let text = begins.then(|| match shot(index) {
+            0 => TaskKind::Text,
+            later => TaskKind::ShotText(later),
+        });
         let seam = index.checked_sub(1).map(TaskKind::Seam);
         let own = [
             Some(TaskKind::Denoise(index)),

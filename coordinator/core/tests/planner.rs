@@ -2,7 +2,7 @@
 
 mod support;
 
-use longtake_common::spec::Continuity;
+use longtake_common::spec::{Continuity, Shot, Transition};
 use longtake_core::plan;
 use longtake_core::plan::{LEAD_FRAMES_MAX, RELAX_FRAMES_MAX, Source};
 use proptest::prelude::*;
@@ -35,6 +35,41 @@ fn films_are_cut_into_windows() {
     for (frames, expected) in table {
         assert_eq!(&windows(*frames), expected, "{frames} frames");
     }
+}
+
+#[test]
+fn a_border_of_shots_is_where_a_window_ends() {
+    let shot = |first_frame, transition| Shot {
+        first_frame,
+        transition,
+        prompt: format!("at {first_frame}"),
+        negative: None,
+        seed: None,
+    };
+    let film = longtake_common::JobSpec {
+        shots: vec![
+            shot(130, Transition::Continuous),
+            shot(200, Transition::Cut),
+        ],
+        ..spec(300)
+    };
+    let plan = plan(&film);
+    let places: Vec<_> = (plan.windows.iter())
+        .map(|w| (w.first_frame, w.frames, w.visible_frames))
+        .collect();
+    assert_eq!(
+        places,
+        [
+            // Of the first shot's 130 frames the second window would have 26, too few for an
+            // overlap at either end: the two share them.
+            (0, 73, 73),
+            (56, 81, 74),
+            (113, 89, 87),
+            (200, 105, 100),
+        ]
+    );
+    assert_eq!(plan.overlaps(), [(56, 17), (113, 17)]);
+    assert_eq!(plan.cut_frames(), [200]);
 }
 
 #[test]
@@ -79,7 +114,75 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    /// A film whose shots keep the rules: (frames, is a cut, has a seed) of each after the first.
+    fn any_film()(
+        overlap_k in 1u32..4,
+        more_k in 0u32..12,
+        first in 1u32..300,
+        later in proptest::collection::vec((1u32..300, any::<bool>(), any::<bool>()), 1..6),
+    ) -> longtake_common::JobSpec {
+        let overlap_frames = 8 * overlap_k + 1;
+        let segment_frames = 8 * (3 * overlap_k + 1 + more_k) + 1;
+        let mut frames = first.max(overlap_frames);
+        let mut shots = Vec::new();
+        for (index, (length, is_cut, has_seed)) in later.into_iter().enumerate() {
+            shots.push(Shot {
+                first_frame: frames,
+                transition: if is_cut { Transition::Cut } else { Transition::Continuous },
+                prompt: format!("shot {}", index % 3),
+                negative: None,
+                seed: has_seed.then_some(1000 * index as u64),
+            });
+            frames += length.max(overlap_frames);
+        }
+        longtake_common::JobSpec { overlap_frames, segment_frames, shots, ..spec(frames) }
+    }
+}
+
 proptest! {
+    #[test]
+    fn a_film_of_shots_shows_every_frame_once_and_every_prompt_from_its_border(spec in any_film()) {
+        prop_assert_eq!(spec.check(), Ok(()));
+        let plan = plan(&spec);
+        let overlap = spec.overlap_frames;
+        let mut next = 0;
+        for span in plan.spans() {
+            prop_assert_eq!(span.first_frame, next);
+            next += span.frames;
+        }
+        prop_assert_eq!(next, spec.frames);
+        for pair in plan.windows.windows(2) {
+            let (end, index) = (pair[0].first_frame + pair[0].visible_frames, pair[1].index);
+            let shared = if plan.continues(index) { overlap } else { 0 };
+            prop_assert_eq!(end - pair[1].first_frame, shared);
+        }
+        for window in &plan.windows {
+            prop_assert!(window.frames % 8 == 1 && window.frames <= spec.segment_frames);
+            prop_assert!((window.visible_frames..window.visible_frames + 8).contains(&window.frames));
+            let shares = plan.shares(window.index);
+            let sum = shares.head_frames + shares.relax_frames + shares.interior_frames
+                + shares.lead_frames + shares.tail_frames;
+            prop_assert_eq!(sum, window.visible_frames);
+        }
+        for (number, shot) in (1..).zip(&spec.shots) {
+            let is_own = |index: &&u32| plan.shots[**index as usize] == number;
+            let indices: Vec<u32> = (0..plan.window_count()).collect();
+            let own: Vec<u32> = indices.iter().filter(is_own).copied().collect();
+            let first = &plan.windows[own[0] as usize];
+            let is_cut = shot.transition == Transition::Cut;
+            prop_assert_eq!(plan.cuts.contains(&first.index), is_cut);
+            let before = if is_cut { 0 } else { overlap };
+            prop_assert_eq!(first.first_frame + before, shot.first_frame);
+            for (j, index) in own.iter().enumerate() {
+                let job_seed = spec.seed.wrapping_add((*index).into());
+                let seed = shot.seed.map_or(job_seed, |seed| seed + j as u64);
+                prop_assert_eq!(plan.windows[*index as usize].seed, seed);
+                prop_assert_eq!(plan.prompt(&spec, *index), &shot.prompt);
+            }
+        }
+    }
+
     #[test]
     fn windows_cover_the_film_and_share_their_overlaps(spec in any_spec()) {
         prop_assert!(spec.check().is_ok());

@@ -154,6 +154,7 @@ mod tests {
             continuity: Continuity::Chain,
             windows: Vec::new(),
             prompts: std::collections::BTreeMap::new(),
+            shots: Vec::new(),
         };
         Assignment {
             job: JobId("j-0000000000".into()),
@@ -166,6 +167,7 @@ mod tests {
                 picture,
                 metadata,
                 seams: Vec::new(),
+                cuts: Vec::new(),
             },
         }
     }

@@ -32,6 +32,8 @@ pub struct SeamScorer {
     method: Method,
     surround: u32,
     seams: Vec<(u32, u32)>,
+    /// First frames after hard cuts, in order.
+    cuts: Vec<u32>,
     frames: u32,
     size: Option<(u32, u32)>,
     last: Option<Last>,
@@ -79,6 +81,7 @@ impl SeamScorer {
             method,
             surround: surround.max(1),
             seams: seams.to_vec(),
+            cuts: Vec::new(),
             frames: 0,
             size: None,
             last: None,
@@ -86,6 +89,13 @@ impl SeamScorer {
             warps: Vec::new(),
             sharpness: Vec::new(),
         })
+    }
+
+    /// Tells of frames (in order) that begin after a cut that everybody is meant to see: a seam is
+    /// not compared with those, nor with what lies beyond them.
+    pub fn with_cuts(mut self, cuts: &[u32]) -> Self {
+        self.cuts = cuts.to_vec();
+        self
     }
 
     /// Adds the next frame.
@@ -142,7 +152,7 @@ impl SeamScorer {
             }
         }
         let outside: Vec<u32> = (0..self.steps.len() as u32)
-            .filter(|&t| self.touches(t).is_none())
+            .filter(|&t| self.touches(t).is_none() && self.cuts.binary_search(&(t + 1)).is_err())
             .collect();
         let of = |values: &mut dyn Iterator<Item = f64>| percentile_95(values.collect());
         let step = of(&mut outside.iter().map(|&t| self.steps[t as usize])).max(FLOOR_STEP);
@@ -175,8 +185,12 @@ impl SeamScorer {
             .map(mean)
             .fold(f64::INFINITY, f64::min);
         let end = first + overlap;
-        let before = first.saturating_sub(self.surround)..first;
-        let after = end..end.saturating_add(self.surround).min(self.frames);
+        // The nearest cut on either side; one may lie on the very edge of the overlap.
+        let cut = self.cuts.partition_point(|&cut| cut <= first);
+        let begin = cut.checked_sub(1).map_or(0, |cut| self.cuts[cut]);
+        let stop = self.cuts.get(cut).copied().unwrap_or(self.frames);
+        let before = first.saturating_sub(self.surround).max(begin)..first;
+        let after = end..end.saturating_add(self.surround).min(stop).min(self.frames);
         let free = |frame: &u32| {
             !self
                 .seams

@@ -4,7 +4,9 @@ mod sampling;
 
 use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
-use longtake_common::spec::{Codec, Continuity, JobSpec, LoraRef, ModelRef};
+use longtake_common::spec::{
+    Codec, Continuity, JobSpec, LoraRef, ModelRef, Shot, Transition,
+};
 use longtake_common::task::{ENGINE, SeamScore};
 use longtake_core::{ChunkView, Fetching, JobState, JobView, SegmentView, WorkerTask, WorkerView};
 use longtake_proto::v1;
@@ -102,7 +104,36 @@ pub fn spec_to_proto(spec: &JobSpec) -> v1::JobSpec {
             Codec::Png => v1::Codec::Png,
         }
         .into(),
+        shots: spec.shots.iter().map(shot_to_proto).collect(),
     }
+}
+
+fn shot_to_proto(shot: &Shot) -> v1::Shot {
+    v1::Shot {
+        first_frame: shot.first_frame,
+        transition: match shot.transition {
+            Transition::Continuous => v1::Transition::Continuous,
+            Transition::Cut => v1::Transition::Cut,
+        }
+        .into(),
+        prompt: shot.prompt.clone(),
+        negative: shot.negative.clone(),
+        seed: shot.seed,
+    }
+}
+
+fn shot_from_proto(shot: v1::Shot) -> Result<Shot, ConvertError> {
+    Ok(Shot {
+        first_frame: shot.first_frame,
+        transition: match shot.transition() {
+            v1::Transition::Continuous => Transition::Continuous,
+            v1::Transition::Cut => Transition::Cut,
+            v1::Transition::Unspecified => return Err(ConvertError::Field("transition")),
+        },
+        prompt: shot.prompt,
+        negative: shot.negative,
+        seed: shot.seed,
+    })
 }
 
 /// A job from the wire, checked.
@@ -132,6 +163,9 @@ pub fn spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, ConvertError> {
             v1::Codec::Png => Codec::Png,
             v1::Codec::Unspecified => return Err(ConvertError::Field("codec")),
         },
+        shots: (spec.shots.into_iter())
+            .map(shot_from_proto)
+            .collect::<Result<_, _>>()?,
     };
     spec.check()?;
     Ok(spec)

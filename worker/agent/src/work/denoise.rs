@@ -3,6 +3,7 @@
 use super::Desk;
 use crate::error::TaskError;
 use longtake_common::Hash;
+use longtake_common::request::smallest_latents;
 use longtake_common::spec::{PIXELS_PER_LATENT, Sampling, Schedule};
 use longtake_common::task::{TaskOutput, Window, Work};
 use longtake_ltx::{DecodeRequest, DenoiseRequest, Error, Latents, Model, Prompt, Steps};
@@ -110,7 +111,7 @@ fn denoise<B: Backend>(
         .map_err(failure)
 }
 
-/// The window's last frames as the next window will see them: decoded and encoded again, because
+/// The window's last visible frames as the next window will see them: decoded and encoded again, because
 /// the next window's first latent is a single frame while this one's latents are eight each.
 fn tail<B: Backend>(
     model: &Model<B>,
@@ -121,12 +122,17 @@ fn tail<B: Backend>(
     desk: &mut Desk<'_>,
 ) -> Result<Latents, TaskError> {
     let request = decode_request(window, sampling);
-    let pictures = desk
+    // Where a shot ends inside a latent, what was rendered beyond its last frame is left out.
+    let unseen = (window.frames - window.visible_frames) as usize;
+    let decoded = smallest_latents((tail_frames + unseen) as u32) as usize;
+    let mut pictures = desk
         .clock
-        .time("decode", || {
-            model.decode_tail(latents, &request, tail_frames)
-        })
+        .time("decode", || model.decode_tail(latents, &request, decoded))
         .map_err(failure)?;
+    pictures.frames -= unseen;
+    let samples = 3 * pictures.height * pictures.width;
+    pictures.rgb.truncate(pictures.frames * samples);
+    let pictures = pictures.last(tail_frames);
     desk.check()?;
     desk.clock
         .time("encode", || model.encode(&pictures))

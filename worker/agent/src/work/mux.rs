@@ -26,13 +26,16 @@ pub fn run(
         picture,
         metadata,
         seams,
+        cuts,
     } = work
     else {
         return Err(TaskError::Fatal(
             "this is no film to put together".to_owned(),
         ));
     };
-    let scorer = SeamScorer::new(picture.fps, seams, Method::Flow).map_err(TaskError::fatal)?;
+    let scorer = SeamScorer::new(picture.fps, seams, Method::Flow)
+        .map_err(TaskError::fatal)?
+        .with_cuts(cuts);
     let mut score = Score { scorer, pool };
     let mut output = TaskOutput::default();
     match picture.codec {
