@@ -1,4 +1,4 @@
-//! `stitch`: joins clips of any length where they overlap.
+//! `stitch`: joins clips of any length where they overlap, or the stored segments of a job anew.
 //!
 //! Two passes at most: where an overlap is to be found, the clips' ends are looked at first; then
 //! frames stream from the clips through the joins into the output, which takes its name at the end.
@@ -7,8 +7,10 @@ mod clip;
 mod film;
 mod overlaps;
 mod report;
+mod stored;
 mod target;
 
+use crate::client::FarmArgs;
 use crate::exit::Interrupted;
 use anyhow::{Context, Result, bail};
 use clip::Clip;
@@ -21,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use stored::Source;
 use target::{StitchCodec, Target};
 
 /// Flags of `stitch`.
@@ -28,12 +31,21 @@ use target::{StitchCodec, Target};
 pub struct StitchArgs {
     /// Clips in order: MP4 with H.264 or PNG sequences (DIR/%06d.png); with ffmpeg on the PATH
     /// anything that it reads
-    #[arg(required = true, num_args = 2.., value_name = "CLIP")]
+    #[arg(required_unless_present = "job", num_args = 2.., value_name = "CLIP")]
     clips: Vec<PathBuf>,
+    /// Join the stored segments of this job again, instead of clips: from the farm, or from the
+    /// folder of a render
+    #[arg(long, value_name = "JOB", conflicts_with_all = ["clips", "overlap", "fps"])]
+    job: Option<String>,
+    /// Folder of a render (its --state) that has the job
+    #[arg(long, value_name = "DIR", requires = "job")]
+    state: Option<PathBuf>,
+    #[command(flatten)]
+    farm: FarmArgs,
     /// Frames that neighbours share: a number, auto (found by comparing them), or one for each
     /// pair, as in 17,auto,9
-    #[arg(long, value_name = "N|auto")]
-    overlap: Overlaps,
+    #[arg(long, value_name = "N|auto", required_unless_present = "job")]
+    overlap: Option<Overlaps>,
     /// How to join: flow (along optical flow), crossfade or cut
     #[arg(long, default_value_t)]
     method: Method,
@@ -60,7 +72,14 @@ pub async fn run(args: StitchArgs) -> Result<()> {
     let signal = super::stop_signal()?;
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
-    let mut work = tokio::task::spawn_blocking(move || stitch(&args, &seen));
+    let source = match &args.job {
+        Some(job) => Some(Source::open(job, args.state.as_deref(), &args.farm).await?),
+        None => None,
+    };
+    let mut work = tokio::task::spawn_blocking(move || match source {
+        Some(source) => source.stitch(&args, &seen),
+        None => stitch(&args, &seen),
+    });
     tokio::select! {
         done = &mut work => return done.context("stitch")?,
         () = signal => stop.store(true, Ordering::Relaxed),
@@ -87,13 +106,15 @@ fn stitch(args: &StitchArgs, stop: &AtomicBool) -> Result<()> {
         .map(|path| Clip::open(path, ffmpeg))
         .collect::<Result<Vec<_>>>()?;
     let rate = agree(&clips, args.fps)?;
-    target.check(&clips)?;
+    let paths: Vec<_> = clips.iter().map(Clip::path).collect();
+    target.check(&paths, (clips[0].width(), clips[0].height()))?;
     if let Some(report) = &args.report {
         crate::output::check_writable(crate::output::folder_of(report))?;
     }
     let notices = notices(&clips, &target, ffmpeg);
     notices.iter().for_each(crate::terminal::remark);
-    let overlaps = overlaps::decide(&args.overlap, &clips, stop)?;
+    let wanted = args.overlap.as_ref().context("clips need --overlap")?;
+    let overlaps = overlaps::decide(wanted, &clips, stop)?;
     let lengths: Vec<usize> = overlaps.iter().map(|o| o.frames).collect();
 
     let mut film = Film::new(&clips, &lengths, args.method, stop)?;
@@ -102,6 +123,7 @@ fn stitch(args: &StitchArgs, stop: &AtomicBool) -> Result<()> {
     let sound_kept = stage.add_sound(&parts, rate, ffmpeg)?;
     let mut report = Report {
         output: args.output.clone(),
+        job: None,
         codec: target.codec(),
         width: clips[0].width(),
         height: clips[0].height(),
@@ -114,7 +136,7 @@ fn stitch(args: &StitchArgs, stop: &AtomicBool) -> Result<()> {
         seconds_total: 0.0,
     };
     if args.json || args.report.is_some() {
-        report.score(&stage, args.method, ffmpeg, stop)?;
+        report.score(&stage, args.method, &[], ffmpeg, stop)?;
     }
     stage.publish()?;
     report.seconds_total = started.elapsed().as_secs_f64();

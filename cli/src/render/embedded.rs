@@ -11,6 +11,7 @@ use longtake_agent::Dial;
 use longtake_common::artifact::file_url;
 use longtake_server::{Access, Config, Coordinator, Handle, StartError};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 /// Worker processes when the user names no number: more only pay off on a farm.
@@ -19,7 +20,7 @@ const WORKERS_DEFAULT_MAX: usize = 2;
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Renders with workers of our own.
-pub async fn render(
+pub(super) async fn render(
     args: &RenderArgs,
     order: &mut Order,
     telemetry: &TelemetryArgs,
@@ -28,7 +29,7 @@ pub async fn render(
     let isa = longtake_agent::isa(args.isa.as_deref())?;
     order.isa = Some(isa.name().to_owned());
     let state = State::prepare(args, order)?;
-    let mut handle = start_coordinator(&state).await?;
+    let mut handle = start_coordinator(state.folder(), &state.artifacts()).await?;
     let setup = setup(args, &state, &handle, telemetry);
     let outcome = drive(&setup, order, &state, &mut handle).await;
     handle.shutdown().await;
@@ -116,11 +117,12 @@ fn setup(
     }
 }
 
-async fn start_coordinator(state: &State) -> Result<Handle> {
+/// Starts a coordinator of our own on what lies in a folder for work in progress.
+pub async fn start_coordinator(folder: &Path, artifacts: &Path) -> Result<Handle> {
     let config = Config {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
-        state: file_url(state.folder())?,
-        artifacts: file_url(&state.artifacts())?,
+        state: file_url(folder)?,
+        artifacts: file_url(artifacts)?,
         insecure: false,
         // Our workers died with the coordinator that had them: nobody will come back.
         adopt_ms: 0,

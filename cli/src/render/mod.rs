@@ -1,9 +1,9 @@
 //! `render`: from a prompt to a film, with a coordinator and workers of its own or on a farm.
 
 pub mod deliver;
-mod embedded;
+pub mod embedded;
 mod report;
-mod state;
+pub mod state;
 mod workers;
 
 use crate::client::{Client, FarmArgs};

@@ -10,6 +10,8 @@ use std::time::Duration;
 /// The report of a render.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// The job that made it.
+    pub job: String,
     /// The film, as the user named it.
     pub output: PathBuf,
     /// Pixels across.
@@ -66,6 +68,7 @@ impl Report {
     /// The report of a job that is done.
     pub fn new(job: &v1::Job, output: &Path, spec: &JobSpec, took: Duration) -> Self {
         Self {
+            job: job.job.clone(),
             output: output.to_owned(),
             width: spec.width,
             height: spec.height,

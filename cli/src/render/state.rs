@@ -24,7 +24,7 @@ pub struct State {
 
 impl State {
     /// Finds or makes the folder that the user named, or the one beside the film.
-    pub fn prepare(args: &RenderArgs, order: &Order) -> Result<Self> {
+    pub(super) fn prepare(args: &RenderArgs, order: &Order) -> Result<Self> {
         let (folder, temporary) = match &args.state {
             Some(folder) => (folder.clone(), false),
             None => (order.target.default_state(), true),
@@ -52,6 +52,22 @@ impl State {
             Err(error) => bail!(unusable(&error)),
         }
         Ok(Self { folder, temporary })
+    }
+
+    /// A folder that a render has left, as it is.
+    pub fn existing(folder: &Path) -> Result<Self> {
+        let found = folder.canonicalize();
+        let found = found.with_context(|| format!("look at {}", folder.display()))?;
+        if !found.join(DATABASE).is_file() {
+            bail!(
+                "{} holds no render: it has no {DATABASE}; give the folder that was given to render as --state",
+                folder.display()
+            );
+        }
+        Ok(Self {
+            folder: found,
+            temporary: false,
+        })
     }
 
     /// The folder.

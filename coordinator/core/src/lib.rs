@@ -28,5 +28,5 @@ pub use plan::{Plan, plan};
 pub use record::RestoreError;
 pub use schedule::result_key;
 pub use state::{Core, Limits};
-pub use view::{ChunkView, JobState, JobView, SegmentView};
+pub use view::{ChunkView, JobState, JobView, PartsView, SegmentView};
 pub use workers::{WorkerInfo, WorkerState, WorkerTask, WorkerView};

@@ -49,7 +49,7 @@ pub struct Take {
 /// How the frames that a window shows are shared out, in film order.
 ///
 /// `head + relax + interior + lead + tail` is the window's visible length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Shares {
     /// Shared with the window before.
     pub head_frames: u32,

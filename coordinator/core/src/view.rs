@@ -1,7 +1,7 @@
 //! What users are shown of a job.
 
 use crate::dag::{self, TaskKind};
-use crate::plan::Source;
+use crate::plan::{Shares, Source};
 use crate::state::{Core, Job, Task};
 use longtake_common::ids::{Hash, JobId};
 use longtake_common::spec::JobSpec;
@@ -57,6 +57,19 @@ pub struct ChunkView {
     pub chunk: Hash,
 }
 
+/// What is stored of a decoded window, and how its frames are shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PartsView {
+    /// Frames of each part.
+    pub shares: Shares,
+    /// Lossless frames shared with the window before, and those over which the seam fades out.
+    pub head: Option<Hash>,
+    /// Encoded frames.
+    pub interior: Option<Hash>,
+    /// Lossless lead and frames shared with the window after.
+    pub tail: Option<Hash>,
+}
+
 /// A window of a job, as users see it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SegmentView {
@@ -87,6 +100,8 @@ pub struct SegmentView {
     /// What is stored of the stretch that it shows: the seam before it, its interior, the seam after
     /// it, without gaps. There is more of it the further its neighbours are.
     pub chunks: Vec<ChunkView>,
+    /// What it was taken apart into, once decoded.
+    pub parts: Option<PartsView>,
 }
 
 /// A job, as users see it.
@@ -183,6 +198,15 @@ impl Core {
                 .filter(|prompt| *prompt != job.record.spec.prompt)
                 .map(str::to_owned),
             chunks: Vec::new(),
+            parts: (decode.and_then(|task| self.output(task))).map(|output| {
+                let artifact = |name| output.artifacts.get(name).copied();
+                PartsView {
+                    shares: job.plan.shares(index),
+                    head: artifact("head"),
+                    interior: artifact("interior"),
+                    tail: artifact("tail"),
+                }
+            }),
         }
     }
 

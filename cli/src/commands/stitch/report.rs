@@ -8,7 +8,7 @@ use super::target::{Stage, StitchCodec};
 use crate::terminal::print;
 use anyhow::{Context, Result};
 use longtake_common::media::Ffmpeg;
-use longtake_stitch::{Method, SeamScorer};
+use longtake_stitch::{ChainSeam, Method, SeamScorer};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -18,6 +18,9 @@ use std::sync::atomic::AtomicBool;
 pub struct Report {
     /// The film, as the user named it.
     pub output: PathBuf,
+    /// The job whose segments were joined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
     pub codec: StitchCodec,
     pub width: u32,
     pub height: u32,
@@ -34,10 +37,11 @@ pub struct Report {
 /// One clip and its place in the film.
 #[derive(Serialize)]
 pub struct ClipJson {
-    path: PathBuf,
-    first_frame: u64,
-    frames: u64,
-    sound: bool,
+    /// As the user named it; of a job's segments, JOB/INDEX.
+    pub path: PathBuf,
+    pub first_frame: u64,
+    pub frames: u64,
+    pub sound: bool,
 }
 
 /// One join. Scores: docs/quality.md.
@@ -74,16 +78,26 @@ pub fn clips(clips: &[Clip], film: &Film<'_>) -> Vec<ClipJson> {
 pub fn seams(film: &Film<'_>, overlaps: &[Overlap], method: Method) -> Vec<SeamJson> {
     let each = film.seams().iter().zip(overlaps);
     each.map(|(seam, overlap)| SeamJson {
-        frame: seam.frame,
-        overlap_frames: seam.overlap_frames,
-        relax_frames: seam.relax_frames,
         confidence: overlap.confidence,
-        method,
-        seam_ratio: None,
-        warp_ratio: None,
-        sharpness: None,
+        ..SeamJson::new(seam, method)
     })
     .collect()
+}
+
+impl SeamJson {
+    /// A join of a known overlap, without scores.
+    pub fn new(seam: &ChainSeam, method: Method) -> Self {
+        Self {
+            frame: seam.frame,
+            overlap_frames: seam.overlap_frames,
+            relax_frames: seam.relax_frames,
+            confidence: None,
+            method,
+            seam_ratio: None,
+            warp_ratio: None,
+            sharpness: None,
+        }
+    }
 }
 
 /// What became of the sound.
@@ -98,11 +112,13 @@ pub fn sound(clips: &[Clip], kept: bool) -> &'static str {
 }
 
 impl Report {
-    /// Scores the seams as a viewer gets them: decoded from what was written.
+    /// Scores the seams as a viewer gets them: decoded from what was written. `cuts` are first frames
+    /// after cuts that are meant to be seen.
     pub fn score(
         &mut self,
         stage: &Stage<'_>,
         method: Method,
+        cuts: &[u32],
         ffmpeg: Option<Ffmpeg>,
         stop: &AtomicBool,
     ) -> Result<()> {
@@ -111,7 +127,7 @@ impl Report {
             .iter()
             .map(|s| (s.frame, s.overlap_frames))
             .collect();
-        let mut scorer = SeamScorer::new(self.fps, &places, method)?;
+        let mut scorer = SeamScorer::new(self.fps, &places, method)?.with_cuts(cuts);
         let film = Clip::open(&stage.film(), ffmpeg)?;
         for frame in film.frames()? {
             check(stop)?;
@@ -135,10 +151,15 @@ impl Report {
             return print(text);
         }
         print(format_args!(
-            "{}: {} frames of {} clips, sound {}, {:.1} s",
+            "{}: {} frames of {} {}, sound {}, {:.1} s",
             self.output.display(),
             self.frames,
             self.clips.len(),
+            if self.job.is_some() {
+                "segments"
+            } else {
+                "clips"
+            },
             self.sound,
             self.seconds_total
         ))

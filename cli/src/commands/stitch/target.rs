@@ -1,10 +1,9 @@
 //! Where a stitched film goes, and in which codec. It is written into a hidden folder beside its
 //! place and renamed when complete.
 
-use super::clip::Clip;
-use super::film::Film;
 use crate::output::{check_writable, folder_of};
 use anyhow::{Context, Result, bail};
+use longtake_common::Frame;
 use longtake_common::media::{
     self, ChunkEncoder, ExternalCodec, Ffmpeg, MediaError, Muxer, Rate, SoundPart, is_sequence,
     write_png_sequence,
@@ -76,6 +75,9 @@ impl StitchCodec {
     }
 }
 
+/// Frames of a film in order, each with what an encoder should know about it.
+pub type Pictures<'a> = dyn Iterator<Item = Result<(Frame, Part)>> + 'a;
+
 /// The output, checked as far as it can be before any work.
 pub struct Target {
     path: PathBuf,
@@ -134,8 +136,8 @@ impl Target {
         }
     }
 
-    /// Fails when the film could not be written in the end.
-    pub fn check(&self, clips: &[Clip]) -> Result<()> {
+    /// Fails when a film of this size, made of these files, could not be written in the end.
+    pub fn check(&self, clips: &[&Path], (width, height): (u32, u32)) -> Result<()> {
         let unit = self.unit();
         check_writable(folder_of(unit))?;
         if self.codec == StitchCodec::Png {
@@ -148,17 +150,16 @@ impl Target {
                 unit.display()
             );
         }
-        let same = |clip: &Clip| {
-            let (a, b) = (clip.path().canonicalize(), unit.canonicalize());
+        let same = |clip: &&&Path| {
+            let (a, b) = (clip.canonicalize(), unit.canonicalize());
             matches!((a, b), (Ok(a), Ok(b)) if a == b)
         };
-        if clips.iter().any(same) {
+        if clips.iter().any(|clip| same(&clip)) {
             bail!(
                 "{} is one of the clips; choose another output",
                 unit.display()
             );
         }
-        let (width, height) = (clips[0].width(), clips[0].height());
         match self.codec {
             StitchCodec::H264 => media::check_size(Codec::H264, width, height)?,
             StitchCodec::X264 if width % 2 == 1 || height % 2 == 1 => {
@@ -169,10 +170,15 @@ impl Target {
         Ok(())
     }
 
+    /// A place for the film beside its own, for whoever writes it himself.
+    pub fn stage(&self) -> Result<Stage<'_>> {
+        Stage::new(self)
+    }
+
     /// Writes the film into a stage beside its place.
     pub fn write(
         &self,
-        film: &mut Film<'_>,
+        film: &mut Pictures<'_>,
         rate: Rate,
         ffmpeg: Option<Ffmpeg>,
     ) -> Result<Stage<'_>> {
@@ -190,7 +196,7 @@ impl Target {
 }
 
 fn external(
-    film: &mut Film<'_>,
+    film: &mut Pictures<'_>,
     path: &Path,
     codec: ExternalCodec,
     rate: Rate,
@@ -212,7 +218,7 @@ fn external(
 }
 
 /// Chunks of our own, so that memory stays small; none begins near a seam.
-fn own_h264(film: &mut Film<'_>, path: &Path, rate: Rate) -> Result<()> {
+fn own_h264(film: &mut Pictures<'_>, path: &Path, rate: Rate) -> Result<()> {
     let mut muxer: Option<Muxer> = None;
     let mut encoder: Option<ChunkEncoder> = None;
     for item in film {

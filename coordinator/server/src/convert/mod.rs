@@ -8,7 +8,9 @@ use longtake_common::spec::{
     Codec, Continuity, JobSpec, LoraRef, ModelRef, Shot, Transition,
 };
 use longtake_common::task::{ENGINE, SeamScore};
-use longtake_core::{ChunkView, Fetching, JobState, JobView, SegmentView, WorkerTask, WorkerView};
+use longtake_core::{
+    ChunkView, Fetching, JobState, JobView, PartsView, SegmentView, WorkerTask, WorkerView,
+};
 use longtake_proto::v1;
 use sampling::{sampling_from_proto, sampling_to_proto};
 
@@ -259,6 +261,22 @@ fn segment_to_proto(segment: &SegmentView) -> v1::Segment {
         chunks: segment.chunks.iter().map(chunk_to_proto).collect(),
         take: segment.take,
         prompt: segment.prompt.clone(),
+        parts: segment.parts.as_ref().map(parts_to_proto),
+    }
+}
+
+fn parts_to_proto(parts: &PartsView) -> v1::SegmentParts {
+    let shares = &parts.shares;
+    let text = |hash: &Option<Hash>| hash.as_ref().map(Hash::to_string);
+    v1::SegmentParts {
+        head_frames: shares.head_frames,
+        relax_frames: shares.relax_frames,
+        interior_frames: shares.interior_frames,
+        lead_frames: shares.lead_frames,
+        tail_frames: shares.tail_frames,
+        head: text(&parts.head),
+        interior: text(&parts.interior),
+        tail: text(&parts.tail),
     }
 }
 
