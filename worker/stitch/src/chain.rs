@@ -38,6 +38,8 @@ pub struct Chain {
     seen: usize,
     /// The end of the clip before, waiting for this one's start.
     tail: Vec<Frame>,
+    /// The film's frame before `tail`.
+    before: Option<Frame>,
     held: VecDeque<Frame>,
     joined: bool,
     out: VecDeque<(Frame, Part)>,
@@ -60,6 +62,7 @@ impl Chain {
             clip: 0,
             seen: 0,
             tail: Vec::new(),
+            before: None,
             held: VecDeque::new(),
             joined: true,
             out: VecDeque::new(),
@@ -103,6 +106,9 @@ impl Chain {
             self.join(self.held.len() - needed)?;
         }
         while self.held.len() > next {
+            if self.held.len() == next + 1 {
+                self.before = self.held.front().cloned();
+            }
             self.release(Part::Seam);
         }
         self.tail = self.held.drain(..).collect();
@@ -137,7 +143,7 @@ impl Chain {
             relax_frames: relax,
             method: self.method,
         };
-        let frames = join(&self.tail, &right, &params)?;
+        let frames = join(self.before.take().as_ref(), &self.tail, &right, &params)?;
         self.tail.clear();
         self.joined = true;
         self.seams.push(ChainSeam {

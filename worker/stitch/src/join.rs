@@ -76,25 +76,32 @@ pub struct JoinParams {
 /// `left_tail` is the left window's last `overlap_frames`; `right_head` is the right window's first
 /// `overlap_frames + relax_frames`, of which the first `overlap_frames` show the same moments. The
 /// result has `overlap_frames + relax_frames` frames; it follows on from the frame before
-/// `left_tail`, and its last frame is the last of `right_head`, bit for bit.
+/// `left_tail`, which `before` is if it is at hand, and its last frame is the last of
+/// `right_head`, bit for bit.
 pub fn join(
+    before: Option<&Frame>,
     left_tail: &[Frame],
     right_head: &[Frame],
     params: &JoinParams,
 ) -> Result<Vec<Frame>, StitchError> {
-    check(left_tail, right_head, params)?;
+    check(before, left_tail, right_head, params)?;
     let overlap = params.overlap_frames;
     if left_tail == &right_head[..overlap] {
         return Ok(right_head.to_vec());
     }
     Ok(match params.method {
-        Method::Flow => morph::join(left_tail, right_head),
+        Method::Flow => morph::join(before, left_tail, right_head),
         Method::Crossfade => crossfade(left_tail, right_head),
         Method::Cut => cut(left_tail, right_head),
     })
 }
 
-fn check(left: &[Frame], right: &[Frame], params: &JoinParams) -> Result<(), StitchError> {
+fn check(
+    before: Option<&Frame>,
+    left: &[Frame],
+    right: &[Frame],
+    params: &JoinParams,
+) -> Result<(), StitchError> {
     let overlap = params.overlap_frames;
     if overlap == 0 {
         return Err(StitchError::NoOverlap);
@@ -117,7 +124,7 @@ fn check(left: &[Frame], right: &[Frame], params: &JoinParams) -> Result<(), Sti
         }
     }
     let (width, height) = (left[0].width(), left[0].height());
-    for (index, frame) in left.iter().chain(right).enumerate() {
+    for (index, frame) in left.iter().chain(right).chain(before).enumerate() {
         if (frame.width(), frame.height()) != (width, height) {
             let (found_width, found_height) = (frame.width(), frame.height());
             return Err(StitchError::Size {

@@ -39,14 +39,14 @@ fn equal_windows_come_out_as_they_went_in() {
     let frames = glide(64, 48, 0..9, 0.0, 1.0);
     for method in METHODS {
         assert_eq!(
-            join(&frames[..5], &frames, &params(5, 4, method)).unwrap(),
+            join(None, &frames[..5], &frames, &params(5, 4, method)).unwrap(),
             frames
         );
     }
     // All but one frame equal: those are still untouched where the windows agree on all else.
     let mut other = frames.clone();
     other[2].data_mut()[0] ^= 1;
-    let joined = join(&frames[..5], &other, &params(5, 4, Method::Flow)).unwrap();
+    let joined = join(None, &frames[..5], &other, &params(5, 4, Method::Flow)).unwrap();
     assert_eq!(joined[0], frames[0]);
     assert_eq!(joined[5..], frames[5..]);
 }
@@ -58,7 +58,7 @@ fn lengths_and_the_last_frame_are_kept() {
             let left = glide(48, 40, 0..overlap, 0.0, 1.0);
             let right = glide(48, 40, 0..overlap + relax, 2.0, 1.1);
             let (overlap, relax) = (overlap as usize, relax as usize);
-            let joined = join(&left, &right, &params(overlap, relax, method)).unwrap();
+            let joined = join(None, &left, &right, &params(overlap, relax, method)).unwrap();
             assert_eq!(joined.len(), overlap + relax);
             assert_eq!(joined.last(), right.last(), "{method} {overlap}+{relax}");
         }
@@ -70,7 +70,7 @@ fn tiny_pictures_do_not_fail() {
     for (w, h) in [(1, 1), (1, 7), (5, 2), (9, 9), (16, 17)] {
         for method in METHODS {
             let (left, right) = (glide(w, h, 0..3, 0.0, 1.0), glide(w, h, 0..5, 1.0, 1.2));
-            let joined = join(&left, &right, &params(3, 2, method)).unwrap();
+            let joined = join(None, &left, &right, &params(3, 2, method)).unwrap();
             assert_eq!(joined[4], right[4]);
         }
     }
@@ -81,7 +81,7 @@ fn wrong_input_is_named() {
     let frames = glide(16, 16, 0..6, 0.0, 1.0);
     let p = params(4, 2, Method::Flow);
     assert_eq!(
-        join(&[], &frames, &params(0, 6, Method::Flow)),
+        join(None, &[], &frames, &params(0, 6, Method::Flow)),
         Err(StitchError::NoOverlap)
     );
     let count = |side, found, expected| {
@@ -91,11 +91,14 @@ fn wrong_input_is_named() {
             expected,
         })
     };
-    assert_eq!(join(&frames[..3], &frames, &p), count("left", 3, 4));
-    assert_eq!(join(&frames[..4], &frames[..5], &p), count("right", 5, 6));
+    assert_eq!(join(None, &frames[..3], &frames, &p), count("left", 3, 4));
+    assert_eq!(
+        join(None, &frames[..4], &frames[..5], &p),
+        count("right", 5, 6)
+    );
     let mut odd = frames.clone();
     odd[3] = Frame::black(16, 8);
-    let error = join(&frames[..4], &odd, &p).unwrap_err();
+    let error = join(None, &frames[..4], &odd, &p).unwrap_err();
     assert!(error.to_string().contains("frame 7 is 16x8"), "{error}");
     assert!(
         "fade"
@@ -112,7 +115,11 @@ fn threads_do_not_change_a_bit() {
         glide(120, 90, 0..5, 0.0, 1.0),
         glide(120, 90, 0..12, 1.7, 1.05),
     );
-    let run = |threads| on_threads(threads, || join(&left, &right, &params(5, 7, Method::Flow)));
+    let run = |threads| {
+        on_threads(threads, || {
+            join(None, &left, &right, &params(5, 7, Method::Flow))
+        })
+    };
     let one = run(1);
     assert_eq!(one, run(2));
     assert_eq!(one, run(7));
@@ -135,7 +142,7 @@ fn film(
 ) -> (Vec<Frame>, longtake_common::task::SeamScore) {
     let (overlap, relax) = (9, 15);
     let head = &right[..overlap + relax];
-    let joined = join(&left[24..], head, &params(overlap, relax, method)).unwrap();
+    let joined = join(None, &left[24..], head, &params(overlap, relax, method)).unwrap();
     let film: Vec<Frame> = left[..24]
         .iter()
         .chain(&joined)
@@ -213,7 +220,7 @@ fn a_ball_glides_through_the_seam() {
 fn unrelated_windows_dissolve_quickly_and_unbent() {
     let left = glide(128, 96, 0..17, 0.0, 1.0);
     let flat: Vec<Frame> = (0..20).map(|_| picture(128, 96, |_, y| [y; 3])).collect();
-    let joined = join(&left, &flat, &params(17, 3, Method::Flow)).unwrap();
+    let joined = join(None, &left, &flat, &params(17, 3, Method::Flow)).unwrap();
     let distance = |a: &Frame, b: &Frame| {
         a.data()
             .iter()
@@ -263,7 +270,7 @@ fn flicker_is_calmer_in_the_overlap_than_in_either_window() {
     };
     let still = || vec![glide(96, 64, 0..1, 0.0, 1.0).remove(0); 9];
     let (left, right) = (grainy(still(), 1), grainy(still(), 2));
-    let joined = join(&left, &right, &params(9, 0, Method::Flow)).unwrap();
+    let joined = join(None, &left, &right, &params(9, 0, Method::Flow)).unwrap();
     let typical = |film: &[Frame]| -> f64 {
         let steps: Vec<f64> = film.windows(2).map(|w| step(&w[0], &w[1])).collect();
         steps[1..steps.len() - 1].iter().sum::<f64>() / (steps.len() - 2) as f64

@@ -39,9 +39,9 @@ pub fn run(
         relax_frames: *relax_frames as usize,
         method: Method::Flow,
     };
-    let joined = desk
-        .clock
-        .time("seam", || pool.install(|| join(&left, &right, &params)));
+    let joined = desk.clock.time("seam", || {
+        pool.install(|| join(lead.last(), &left, &right, &params))
+    });
     let joined = joined.map_err(TaskError::fatal)?;
     desk.control.set_progress(0.7);
     let mut chunk = ChunkWriter::new(picture).map_err(TaskError::fatal)?;

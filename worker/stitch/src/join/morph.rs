@@ -29,11 +29,11 @@ const SIDE: f32 = 256.0;
 /// Pixels of a picture above which frames are worked on one after another, to save memory.
 const LARGE: usize = 1 << 21;
 
-pub(super) fn join(left: &[Frame], right: &[Frame]) -> Vec<Frame> {
+pub(super) fn join(before: Option<&Frame>, left: &[Frame], right: &[Frame]) -> Vec<Frame> {
     let plan = Plan::new(left, right);
     let mut out = Vec::with_capacity(right.len());
     let mut place = None;
-    let mut steady = Steady::default();
+    let mut steady = Steady::new(before.map(|f| Picture::new(f, &Exposure::NONE)));
     for batch in batches(0..left.len(), &right[0]) {
         let done: Vec<_> = batch
             .into_par_iter()
@@ -48,7 +48,10 @@ pub(super) fn join(left: &[Frame], right: &[Frame]) -> Vec<Frame> {
             place = Some(to_left);
         }
     }
-    out.extend(steady.finish());
+    let after = right
+        .get(left.len())
+        .map(|f| plan.right_picture(left.len(), f));
+    out.extend(steady.finish(after));
     let mut tracked = Tracked::new(place.expect("an overlap of at least one frame"));
     for batch in batches(left.len()..right.len(), &right[0]) {
         let flows: Vec<_> = batch
@@ -159,10 +162,15 @@ impl Plan {
         1.0 - ramp((k + 1) as f32 / self.total as f32)
     }
 
+    /// The right window's frame `k` in the exposure that the film has there.
+    fn right_picture(&self, k: usize, right: &Frame) -> Picture {
+        Picture::new(right, &self.exposure.scaled(self.left_exposure(k)))
+    }
+
     fn overlap_picture(&self, k: usize, left: &Frame, right: &Frame, m: &Match) -> Picture {
         let strength = self.left_exposure(k);
         let left = Picture::new(left, &self.exposure.inverse().scaled(1.0 - strength));
-        let right = Picture::new(right, &self.exposure.scaled(strength));
+        let right = self.right_picture(k, right);
         let place = self.place(k);
         let from_left = Origins::new(&m.to_right, place);
         let from_right = Origins::new(&m.to_left, 1.0 - place);
@@ -196,7 +204,7 @@ impl Plan {
         if strength == 0.0 && rest == 0.0 {
             return right.clone();
         }
-        let picture = Picture::new(right, &self.exposure.scaled(strength));
+        let picture = self.right_picture(k, right);
         let Some(field) = to_left else {
             return picture.to_frame();
         };

@@ -3,9 +3,9 @@
 //! Two windows flicker in ways of their own: grain, rounding, edges that a decoder draws a little
 //! differently each time. A mixture of both that changes its shares all the time shows more of
 //! that than either alone. Each frame becomes a weighted mean of itself and its two neighbours,
-//! looked up along the motion; where a neighbour shows something else it has no weight. The first
-//! and the last frame stay as they are: leaning to one side only, they would step away from the
-//! frame on the other.
+//! looked up along the motion; where a neighbour shows something else it has no weight. A frame
+//! that has one neighbour only stays as it is: leaning to one side, it would step away from what
+//! follows on the other.
 
 use super::detail;
 use super::picture::Picture;
@@ -21,27 +21,36 @@ const NEIGHBOUR: f32 = 0.25;
 const SAME: (f32, f32) = (6.0, 18.0);
 
 /// Passes frames on, one behind, each steadied by its neighbours.
-#[derive(Default)]
 pub(super) struct Steady {
     before: Option<Picture>,
     now: Option<Picture>,
 }
 
 impl Steady {
-    /// The frame before `next`, finished; `None` when there is none.
-    pub(super) fn push(&mut self, next: Picture) -> Option<Frame> {
-        let now = self.now.replace(next);
-        let done = match (&self.before, &now, &self.now) {
-            (Some(before), Some(now), Some(next)) => Some(steadied(now, [before, next])),
-            (_, now, _) => now.as_ref().map(Picture::to_frame),
-        };
-        self.before = now;
-        done
+    /// Before the first frame; `before` is the one that it will follow, if known.
+    pub(super) fn new(before: Option<Picture>) -> Self {
+        Self { before, now: None }
     }
 
-    /// The last frame.
-    pub(super) fn finish(self) -> Option<Frame> {
-        self.now.as_ref().map(Picture::to_frame)
+    /// The frame before `next`, finished; `None` when there is none.
+    pub(super) fn push(&mut self, next: Picture) -> Option<Frame> {
+        let now = self.now.replace(next)?;
+        let done = finished(&now, self.before.as_ref(), self.now.as_ref());
+        self.before = Some(now);
+        Some(done)
+    }
+
+    /// The last frame; `after` is the one that will follow it, if known.
+    pub(super) fn finish(self, after: Option<Picture>) -> Option<Frame> {
+        let now = self.now?;
+        Some(finished(&now, self.before.as_ref(), after.as_ref()))
+    }
+}
+
+fn finished(now: &Picture, before: Option<&Picture>, after: Option<&Picture>) -> Frame {
+    match (before, after) {
+        (Some(before), Some(after)) => steadied(now, [before, after]),
+        _ => now.to_frame(),
     }
 }
 
