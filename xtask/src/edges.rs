@@ -41,9 +41,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "longtake-agent",
             "longtake-common",
             "longtake-core",
+            "longtake-cpu",
+            "longtake-cuda",
+            "longtake-ltx",
             "longtake-proto",
             "longtake-server",
             "longtake-stitch",
+            "longtake-tensor",
         ],
     ),
     (

@@ -1,8 +1,13 @@
 //! `bench`: figures of this build on this machine. What each means is in `docs/bench.md`.
 
+mod decode;
 mod dispatch;
+mod dit;
 mod farm;
+mod gpu;
 mod load;
+mod ops;
+mod random_model;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -18,11 +23,20 @@ pub struct BenchArgs {
 enum What {
     /// Measure how fast a coordinator gives out work, every step of it stored
     Dispatch(dispatch::DispatchArgs),
+    /// Measure a denoising step of the transformer on a GPU
+    Dit(dit::DitArgs),
+    /// Measure decoding a window on a GPU
+    Vae(decode::VaeArgs),
+    /// Compare every operation of the GPU with the CPU's
+    Ops(ops::OpsArgs),
 }
 
 /// Measures.
 pub async fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         What::Dispatch(args) => dispatch::run(args).await,
+        What::Dit(args) => tokio::task::block_in_place(|| dit::run(&args)),
+        What::Vae(args) => tokio::task::block_in_place(|| decode::run(&args)),
+        What::Ops(args) => tokio::task::block_in_place(|| ops::run(&args)),
     }
 }

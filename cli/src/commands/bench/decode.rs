@@ -1,0 +1,84 @@
+//! `bench vae`: decoding a window's latents to 8-bit pictures, with random weights of the true size.
+
+use super::dit::latent_cells;
+use super::gpu::{GpuArgs, Report, time};
+use super::random_model::{RandomFile, normals};
+use anyhow::{Context, Result};
+use longtake_ltx::config::VaeConfig;
+use longtake_ltx::vae::Decoder;
+use longtake_ltx::weights::{Scrutiny, Weights};
+use longtake_tensor::{Backend, Loader, Shape};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Flags of `bench vae`.
+#[derive(clap::Args)]
+pub struct VaeArgs {
+    /// Draw the weights (none are shipped)
+    #[arg(long, required = true)]
+    random_weights: bool,
+    /// Picture size
+    #[arg(long, value_name = "WxH", default_value = "1216x704")]
+    size: String,
+    /// Pictures, 8k+1
+    #[arg(long, value_name = "N", default_value_t = 121)]
+    frames: usize,
+    #[command(flatten)]
+    gpu: GpuArgs,
+}
+
+/// Measures and prints.
+pub fn run(args: &VaeArgs) -> Result<()> {
+    let [frames, height, width] = latent_cells(&args.size, args.frames)?;
+    let opening = Instant::now();
+    let b = args.gpu.open()?;
+    let opening = opening.elapsed();
+    let folder = tempfile::tempdir().context("make a folder for the weights")?;
+    let file = folder.path().join("diffusion_pytorch_model.safetensors");
+    RandomFile::decoder().write(&file, 1)?;
+    // As if the file had been there: writing it does not count.
+    let start = Instant::now() - opening;
+    let config = VaeConfig {
+        decoder_block_out_channels: vec![256, 512, 1024],
+        decoder_layers_per_block: vec![5; 4],
+        decoder_spatio_temporal_scaling: vec![true; 3],
+        upsample_residual: vec![true; 3],
+        upsample_factor: vec![2; 3],
+        timestep_conditioning: true,
+        ..VaeConfig::default()
+    };
+    let weights = Weights::open(folder.path(), "diffusion_pytorch_model", Scrutiny::Headers)?;
+    let decoder = Decoder::load(&b, &weights, &config)?;
+    let latents = normals(7, frames * height * width * 128);
+    let latents = b.upload(Shape::from([frames, height, width, 128]), &latents)?;
+    let mut first = None;
+    let times = time(&b, 2, args.gpu.runs, || {
+        let pictures = decoder.forward(&b, &latents, 0.05)?;
+        b.download_rgb8(&pictures)?;
+        first.get_or_insert_with(|| start.elapsed().as_secs_f64());
+        Ok(())
+    })?;
+    // 27 taps, two operations; cells of each stage by its convolutions' channels.
+    let cells = |scale: usize| ((frames - 1) * scale + 1) * height * width * scale * scale;
+    let resnets = |c: usize| 10 * c * c;
+    let flops: f64 = [
+        (cells(1), 128 * 1024 + resnets(1024) + 1024 * 4096),
+        (cells(2), resnets(512) + 512 * 2048),
+        (cells(4), resnets(256) + 256 * 1024),
+        (cells(8), resnets(128) + 128 * 48),
+    ]
+    .iter()
+    .map(|&(cells, weights)| 54.0 * cells as f64 * weights as f64)
+    .sum();
+    let report = Report {
+        key: format!("vae {}", args.size),
+        device: b.device_name().to_owned(),
+        tflops: flops / times.median_ms / 1e9,
+        times,
+        peak_bytes: b.device_used_bytes()?,
+        parts: BTreeMap::new(),
+        first_result_s: first.unwrap_or_default(),
+        ratio: None,
+    };
+    report.print(&args.gpu)
+}

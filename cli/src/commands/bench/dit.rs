@@ -1,0 +1,237 @@
+//! `bench dit`: one denoising step of the transformer, with random weights of the true size.
+
+use super::gpu::{Bits, GpuArgs, Report, time};
+use super::random_model::{RandomFile, normals};
+use anyhow::{Context, Result, bail};
+use longtake_cuda::{CudaBackend, CudaTensor};
+use longtake_ltx::Prompt;
+use longtake_ltx::config::TransformerConfig;
+use longtake_ltx::transformer::Transformer;
+use longtake_ltx::weights::{Scrutiny, Weights};
+use longtake_tensor::{Activation, AttentionBias, Backend, Loader, Recording, Rope, Shape};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Tokens of a prompt.
+const TEXT_TOKENS: usize = 256;
+
+/// Flags of `bench dit`.
+#[derive(clap::Args)]
+pub struct DitArgs {
+    /// Model to take the sizes of: ltxv-13b-0.9.8-distilled or ltxv-2b-0.9.8-distilled
+    #[arg(long, value_name = "NAME", default_value = "ltxv-13b-0.9.8-distilled")]
+    model: String,
+    /// Draw the weights (none are shipped)
+    #[arg(long, required = true)]
+    random_weights: bool,
+    /// Picture size
+    #[arg(long, value_name = "WxH", default_value = "1216x704")]
+    size: String,
+    /// Pictures, 8k+1
+    #[arg(long, value_name = "N", default_value_t = 121)]
+    frames: usize,
+    /// Tokens, instead of --size and --frames
+    #[arg(long, value_name = "N", conflicts_with_all = ["size", "frames"])]
+    tokens: Option<usize>,
+    /// Fewer blocks than the model has; figures are of these alone
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+    #[command(flatten)]
+    gpu: GpuArgs,
+}
+
+/// Layers, heads, channels of a head.
+fn sizes(model: &str) -> Result<[usize; 3]> {
+    match model {
+        name if name.starts_with("ltxv-13b") => Ok([48, 32, 128]),
+        name if name.starts_with("ltxv-2b") => Ok([28, 32, 64]),
+        other => bail!("--model {other}: ltxv-13b-… and ltxv-2b-… are known"),
+    }
+}
+
+/// Latent cells of pictures.
+pub fn latent_cells(size: &str, frames: usize) -> Result<[usize; 3]> {
+    let parse = || -> Option<[usize; 2]> {
+        let (width, height) = size.split_once('x')?;
+        Some([width.parse().ok()?, height.parse().ok()?])
+    };
+    let Some([width, height]) = parse() else {
+        bail!("--size {size}: WIDTHxHEIGHT is expected");
+    };
+    if frames % 8 != 1 || width == 0 || height == 0 || width % 32 != 0 || height % 32 != 0 {
+        bail!("--size {size} --frames {frames}: multiples of 32, and 8k+1 frames, are needed");
+    }
+    Ok([frames / 8 + 1, height / 32, width / 32])
+}
+
+/// A step's operands.
+struct Step {
+    x: CudaTensor,
+    sinusoid: CudaTensor,
+    rope: Rope<CudaBackend>,
+    prompt: Prompt,
+}
+
+impl Step {
+    fn random(b: &CudaBackend, tokens: usize, dim: usize) -> Result<Self> {
+        let angles = normals(17, tokens * dim / 2);
+        let table = |f: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|&a| f(a)).collect();
+            b.upload(Shape::from([tokens, dim / 2]), &values)
+        };
+        Ok(Self {
+            x: b.upload(Shape::from([tokens, 128]), &normals(11, tokens * 128))?,
+            sinusoid: b.upload(Shape::from([1, 256]), &normals(12, 256))?,
+            rope: Rope {
+                cos: table(f32::cos)?,
+                sin: table(f32::sin)?,
+            },
+            prompt: Prompt {
+                tokens: TEXT_TOKENS,
+                channels: 4096,
+                states: normals(13, TEXT_TOKENS * 4096),
+                mask: vec![1.0; TEXT_TOKENS],
+                cut_from: None,
+            },
+        })
+    }
+}
+
+/// Measures and prints.
+pub fn run(args: &DitArgs) -> Result<()> {
+    let [all, heads, head_dim] = sizes(&args.model)?;
+    let layers = args.layers.unwrap_or(all).min(all);
+    let tokens = match args.tokens {
+        Some(tokens) => tokens,
+        None => latent_cells(&args.size, args.frames)?.iter().product(),
+    };
+    let dim = heads * head_dim;
+    let opening = Instant::now();
+    let b = args.gpu.open()?;
+    let opening = opening.elapsed();
+    let folder = tempfile::tempdir().context("make a folder for the weights")?;
+    let file = folder.path().join("diffusion_pytorch_model.safetensors");
+    RandomFile::transformer(layers, dim).write(&file, 1)?;
+    // As if the file had been there: writing it does not count.
+    let start = Instant::now() - opening;
+    let config = TransformerConfig {
+        num_layers: layers,
+        num_attention_heads: heads,
+        attention_head_dim: head_dim,
+        cross_attention_dim: dim,
+        ..TransformerConfig::default()
+    };
+    let weights = Weights::open(folder.path(), "diffusion_pytorch_model", Scrutiny::Headers)?;
+    let transformer = Transformer::load(&b, &weights, &config)?;
+    b.synchronize()?;
+    crate::terminal::remark(format_args!(
+        "loaded in {:.1} s",
+        start.elapsed().as_secs_f64()
+    ));
+    let step = Step::random(&b, tokens, dim)?;
+    let text = transformer.text_context(&b, &step.prompt)?;
+    let index = b.upload_index(&vec![0; tokens])?;
+    let recording = Recording::default();
+    let mut first = None;
+    let one = || -> Result<CudaTensor> {
+        let inputs = [&step.x, &step.sinusoid];
+        Ok(b.recorded(&recording, &inputs, |inputs| {
+            transformer.forward_at(&b, &inputs[0], &inputs[1], &text, &index, &step.rope)
+        })?)
+    };
+    let times = time(&b, 3, args.gpu.runs, || {
+        let v = one()?;
+        if first.is_none() {
+            let finite = b.download(&v)?.iter().all(|v| v.is_finite());
+            if !finite {
+                bail!("the step gave values that are not finite");
+            }
+            first = Some(start.elapsed().as_secs_f64());
+        }
+        Ok(())
+    })?;
+    let peak_bytes = b.device_used_bytes()?;
+    let parts = parts(&b, args, tokens, heads, head_dim, layers, times.median_ms)?;
+    let per_layer = 28.0 * (tokens * dim * dim) as f64 // q, k, v, out, q, out, and 8 of the MLP
+        + 4.0 * (tokens * tokens * dim) as f64
+        + 4.0 * (tokens * TEXT_TOKENS * dim) as f64;
+    let bits = match args.gpu.precision {
+        Bits::Fp8 => "fp8",
+        Bits::Bf16 => "bf16",
+    };
+    let report = Report {
+        key: format!("dit {tokens} {bits}"),
+        device: b.device_name().to_owned(),
+        tflops: per_layer * layers as f64 / times.median_ms / 1e9,
+        times,
+        peak_bytes,
+        parts,
+        first_result_s: first.unwrap_or_default(),
+        ratio: None,
+    };
+    report.print(&args.gpu)
+}
+
+/// The products and attentions of a step, measured one by one; what is left is everything else.
+fn parts(
+    b: &CudaBackend,
+    args: &DitArgs,
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+    layers: usize,
+    whole_ms: f64,
+) -> Result<BTreeMap<String, f64>> {
+    let dim = heads * head_dim;
+    let mut parts = BTreeMap::new();
+    let mut left = whole_ms;
+    for (name, n, k, count) in [
+        ("linear D x D", dim, dim, 6),
+        ("linear 4D x D", 4 * dim, dim, 1),
+        ("linear D x 4D", dim, 4 * dim, 1),
+    ] {
+        let values = normals(21, n * k / 64);
+        let bytes: Vec<u8> = (0..64)
+            .flat_map(|_| values.iter())
+            .flat_map(|v| ((v * 0.02).to_bits() >> 16).to_le_bytes()[..2].to_vec())
+            .collect();
+        let shape = Shape::from([n, k]);
+        let view =
+            longtake_tensor::WeightView::new(shape, longtake_tensor::DType::BF16, &bytes, None)?;
+        let w = b.block_matrix(&view, Some(&vec![0.0; n]))?;
+        let x = b.upload(Shape::from([tokens, k]), &normals(22, tokens * k))?;
+        // `x` is kept quantised after the first run: what is timed is the product alone.
+        let t = time(b, 3, args.gpu.runs, || {
+            Ok(drop(b.linear(&x, &w, Activation::None)?))
+        })?;
+        let ms = t.median_ms * (count * layers) as f64;
+        left -= ms;
+        parts.insert(name.to_owned(), ms);
+    }
+    let tensor = |seed, rows: usize| -> Result<CudaTensor> {
+        Ok(b.upload(Shape::from([rows, dim]), &normals(seed, rows * dim))?)
+    };
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let q = tensor(31, tokens)?;
+    for (name, rows) in [
+        ("attention, self", tokens),
+        ("attention, text", TEXT_TOKENS),
+    ] {
+        let (k, v) = (tensor(32, rows)?, tensor(33, rows)?);
+        let t = time(b, 3, args.gpu.runs, || {
+            Ok(drop(b.attention(
+                &q,
+                &k,
+                &v,
+                heads,
+                scale,
+                &AttentionBias::NONE,
+            )?))
+        })?;
+        let ms = t.median_ms * layers as f64;
+        left -= ms;
+        parts.insert(name.to_owned(), ms);
+    }
+    parts.insert("everything else".to_owned(), left);
+    Ok(parts)
+}

@@ -1,0 +1,167 @@
+//! What the benches on a GPU share: flags, repeated timing, reports.
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use longtake_cuda::{CudaBackend, CudaOptions, Precision};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Bits of the repeating layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bits {
+    /// 8 bits with a scale a row
+    Fp8,
+    /// bf16
+    Bf16,
+}
+
+/// Flags of every bench on a GPU.
+#[derive(clap::Args)]
+pub struct GpuArgs {
+    /// Device
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    device: usize,
+    /// Bits of the layers that repeat from block to block
+    #[arg(long, value_name = "BITS", default_value = "fp8")]
+    pub precision: Bits,
+    /// Measured runs, after three that warm up
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// Compare with the figures in a file that an earlier run or the PyTorch script wrote
+    #[arg(long, value_name = "FILE")]
+    against: Option<std::path::PathBuf>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl GpuArgs {
+    /// Opens the device.
+    pub fn open(&self) -> Result<CudaBackend> {
+        let precision = match self.precision {
+            Bits::Fp8 => Precision::Fp8,
+            Bits::Bf16 => Precision::Bf16,
+        };
+        let options = CudaOptions {
+            ordinal: self.device,
+            precision,
+            ..CudaOptions::default()
+        };
+        let backend =
+            CudaBackend::open(options).context("open the GPU; `longtake doctor` says more")?;
+        if backend.options().precision != precision {
+            bail!(
+                "{} computes no 8-bit products with a scale a row; measure --precision bf16",
+                backend.device_name()
+            );
+        }
+        Ok(backend)
+    }
+}
+
+/// Milliseconds of repeated runs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Times {
+    /// The middle one.
+    pub median_ms: f64,
+    /// A tenth is faster.
+    pub p10_ms: f64,
+    /// A tenth is slower.
+    pub p90_ms: f64,
+}
+
+/// Times `runs` calls by the device's own clock after `warm` that do not count.
+pub fn time(
+    b: &CudaBackend,
+    warm: u32,
+    runs: u32,
+    mut f: impl FnMut() -> Result<()>,
+) -> Result<Times> {
+    for _ in 0..warm {
+        f()?;
+    }
+    b.synchronize()?;
+    let mut marks = Vec::new();
+    for _ in 0..runs {
+        let before = b.mark()?;
+        f()?;
+        marks.push((before, b.mark()?));
+    }
+    let mut ms = Vec::new();
+    for (before, after) in &marks {
+        ms.push(f64::from(b.elapsed_ms(before, after)?));
+    }
+    ms.sort_by(f64::total_cmp);
+    let quantile = |share: f64| ms[((ms.len() - 1) as f64 * share).round() as usize];
+    Ok(Times {
+        median_ms: quantile(0.5),
+        p10_ms: quantile(0.1),
+        p90_ms: quantile(0.9),
+    })
+}
+
+/// What a bench prints.
+#[derive(Serialize)]
+pub struct Report {
+    /// What was measured, such as `dit 13376 fp8`: figures of equal keys are compared.
+    pub key: String,
+    /// The device.
+    pub device: String,
+    #[serde(flatten)]
+    pub times: Times,
+    /// Useful operations over the median.
+    pub tflops: f64,
+    /// Device memory of the process.
+    pub peak_bytes: usize,
+    /// Milliseconds by part.
+    pub parts: BTreeMap<String, f64>,
+    /// Seconds until the first result, loading included.
+    pub first_result_s: f64,
+    /// Median over that of `--against`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+}
+
+impl Report {
+    /// Prints it, compared with `--against` where that has the same key.
+    pub fn print(mut self, args: &GpuArgs) -> Result<()> {
+        if let Some(path) = &args.against {
+            let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            let other: serde_json::Value = serde_json::from_slice(&text)
+                .with_context(|| format!("{} is no JSON", path.display()))?;
+            let named = other
+                .get("results")
+                .and_then(|r| r.get(&self.key))
+                .unwrap_or(&other);
+            let Some(ms) = named.get("median_ms").and_then(serde_json::Value::as_f64) else {
+                bail!("{} has no figure for {:?}", path.display(), self.key);
+            };
+            self.ratio = Some(self.times.median_ms / ms);
+        }
+        if args.json {
+            return crate::terminal::print(serde_json::to_string(&self)?);
+        }
+        let Times {
+            median_ms,
+            p10_ms,
+            p90_ms,
+        } = self.times;
+        crate::terminal::print(format_args!(
+            "{} on {}: {median_ms:.2} ms ({p10_ms:.2} to {p90_ms:.2}), {:.0} TFLOP/s, {:.2} GiB, first result after {:.1} s",
+            self.key,
+            self.device,
+            self.tflops,
+            self.peak_bytes as f64 / f64::from(1 << 30),
+            self.first_result_s,
+        ))?;
+        if let Some(ratio) = self.ratio {
+            crate::terminal::print(format_args!("  {ratio:.3} of the other"))?;
+        }
+        for (part, ms) in &self.parts {
+            let share = 100.0 * ms / median_ms;
+            crate::terminal::print(format_args!("  {part:28} {ms:9.3} ms {share:5.1}%"))?;
+        }
+        Ok(())
+    }
+}
