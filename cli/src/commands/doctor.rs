@@ -182,11 +182,28 @@ fn ports() -> Check {
 }
 
 fn gpu() -> Check {
-    let present = std::path::Path::new("/dev/nvidiactl").exists();
-    let message = if present {
-        "an NVIDIA device is present, but this build has no CUDA backend; rendering uses the CPU"
-    } else {
-        "this build has no CUDA backend; rendering uses the CPU"
-    };
-    Check::new("gpu", Level::Warn, message)
+    let missing: Vec<_> = longtake_cuda::libs::survey()
+        .into_iter()
+        .filter(|(_, present)| !present)
+        .map(|(library, _)| format!("{} is missing: {}", library.name, library.hint))
+        .collect();
+    if !missing.is_empty() {
+        let message = format!("rendering uses the CPU; {}", missing.join("; "));
+        return Check::new("gpu", Level::Warn, message);
+    }
+    match longtake_cuda::CudaBackend::open(longtake_cuda::CudaOptions::default()) {
+        Ok(gpu) => {
+            let bits = gpu.options().precision;
+            let message = format!(
+                "{}, {bits:?} products; `longtake bench` measures it, rendering still uses the CPU",
+                gpu.device_name()
+            );
+            Check::new("gpu", Level::Ok, message)
+        }
+        Err(error) => Check::new(
+            "gpu",
+            Level::Warn,
+            format!("rendering uses the CPU; {error}"),
+        ),
+    }
 }

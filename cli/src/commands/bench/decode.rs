@@ -5,6 +5,7 @@ use super::gpu::{GpuArgs, Report, time};
 use super::random_model::{RandomFile, normals};
 use anyhow::{Context, Result};
 use longtake_ltx::config::VaeConfig;
+use longtake_ltx::names::Part;
 use longtake_ltx::vae::Decoder;
 use longtake_ltx::weights::{Scrutiny, Weights};
 use longtake_tensor::{Backend, Loader, Shape};
@@ -47,7 +48,12 @@ pub fn run(args: &VaeArgs) -> Result<()> {
         timestep_conditioning: true,
         ..VaeConfig::default()
     };
-    let weights = Weights::open(folder.path(), "diffusion_pytorch_model", Scrutiny::Headers)?;
+    let weights = Weights::open(
+        folder.path(),
+        "diffusion_pytorch_model",
+        Part::Vae,
+        Scrutiny::Headers,
+    )?;
     let decoder = Decoder::load(&b, &weights, &config)?;
     let latents = normals(7, frames * height * width * 128);
     let latents = b.upload(Shape::from([frames, height, width, 128]), &latents)?;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use longtake_cuda::{CudaBackend, CudaTensor};
 use longtake_ltx::Prompt;
 use longtake_ltx::config::TransformerConfig;
+use longtake_ltx::names::Part;
 use longtake_ltx::transformer::Transformer;
 use longtake_ltx::weights::{Scrutiny, Weights};
 use longtake_tensor::{Activation, AttentionBias, Backend, Loader, Recording, Rope, Shape};
@@ -121,7 +122,12 @@ pub fn run(args: &DitArgs) -> Result<()> {
         cross_attention_dim: dim,
         ..TransformerConfig::default()
     };
-    let weights = Weights::open(folder.path(), "diffusion_pytorch_model", Scrutiny::Headers)?;
+    let weights = Weights::open(
+        folder.path(),
+        "diffusion_pytorch_model",
+        Part::Transformer,
+        Scrutiny::Headers,
+    )?;
     let transformer = Transformer::load(&b, &weights, &config)?;
     b.synchronize()?;
     crate::terminal::remark(format_args!(

@@ -258,6 +258,7 @@ mod tests {
     #[test]
     fn a_written_model_can_be_loaded() {
         use longtake_ltx::config::TransformerConfig;
+        use longtake_ltx::names::Part;
         use longtake_ltx::transformer::Transformer;
         use longtake_ltx::weights::{Scrutiny, Weights};
         let folder = tempfile::tempdir().unwrap();
@@ -270,8 +271,9 @@ mod tests {
             cross_attention_dim: 64,
             ..TransformerConfig::default()
         };
+        let stem = "diffusion_pytorch_model";
         let weights =
-            Weights::open(folder.path(), "diffusion_pytorch_model", Scrutiny::Values).unwrap();
+            Weights::open(folder.path(), stem, Part::Transformer, Scrutiny::Values).unwrap();
         let cpu = longtake_cpu::CpuBackend::new(1, longtake_cpu::Isa::detect()).unwrap();
         Transformer::load(&cpu, &weights, &config).unwrap();
     }
