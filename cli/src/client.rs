@@ -1,5 +1,7 @@
 //! The coordinator as a user's commands see it.
 
+mod models;
+
 use crate::access_args::AccessArgs;
 use crate::download::Download;
 use anyhow::{Result, anyhow, bail};
@@ -10,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 use tonic::{Code, Status};
 use v1::jobs_client::JobsClient;
+use v1::models_client::ModelsClient;
 
 /// An answer that is a whole job can name thousands of windows.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -55,6 +58,7 @@ impl FarmArgs {
 #[derive(Clone)]
 pub struct Client {
     jobs: JobsClient<Link>,
+    models: ModelsClient<Link>,
     dialler: Dialler,
 }
 
@@ -75,8 +79,13 @@ impl Client {
             }
             other => other.into(),
         })?;
+        let models = ModelsClient::new(link.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let jobs = JobsClient::new(link).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Ok(Self { jobs, dialler })
+        Ok(Self {
+            jobs,
+            models,
+            dialler,
+        })
     }
 
     /// Queues `spec`, or finds the unfinished job that equals it. `isa` is the instruction-set level

@@ -1,6 +1,10 @@
 //! The flags that say what film is wanted, shared by `render`, `submit` and `plan`, and the way
 //! from them to a [`JobSpec`].
 
+mod stored;
+
+pub use stored::Stored;
+
 use crate::model_args::{self, ModelArgs, location};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
@@ -144,11 +148,13 @@ pub fn device(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether a model's weights are needed now.
+/// Where a model's weights are, and whether they are needed now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weights {
+pub enum Weights<'a> {
     /// The job will be rendered: the model is found and hashed.
     Required,
+    /// The job will be rendered with a model that its farm stores.
+    Stored(Stored<'a>),
     /// Only the timeline matters.
     Ignored,
 }
@@ -184,10 +190,13 @@ struct Recipe {
 
 impl JobArgs {
     /// The job that these flags describe, checked.
-    pub fn wanted(&self, codec: Codec, weights: Weights) -> Result<Wanted> {
+    pub fn wanted(&self, codec: Codec, weights: Weights<'_>) -> Result<Wanted> {
         let film = self.film.as_deref().map(Film::read).transpose()?;
         let film = film.as_ref();
-        let mut recipe = self.recipe(film, weights)?;
+        let mut recipe = match weights {
+            Weights::Stored(stored) => self.stored_recipe(film, &stored)?,
+            _ => self.recipe(film, weights)?,
+        };
         let mut notices = std::mem::take(&mut recipe.notices);
         let model = match weights {
             Weights::Required => {
@@ -198,6 +207,7 @@ impl JobArgs {
                 longtake_agent::check_model(&model)?;
                 model_args::hashed(model)?
             }
+            Weights::Stored(stored) => self.stored_model(&recipe, &stored)?,
             Weights::Ignored => ModelRef::new(recipe.model.clone(), Hash::of(b"")),
         };
         let spec = self.request(film, recipe, model, codec)?.validate();
@@ -282,15 +292,10 @@ impl JobArgs {
         given.or(film.map(Film::prompt)).unwrap_or_default()
     }
 
-    fn recipe(&self, film: Option<&Film>, weights: Weights) -> Result<Recipe> {
+    fn recipe(&self, film: Option<&Film>, weights: Weights<'_>) -> Result<Recipe> {
         let prompt = self.first_prompt(film);
         let from_file = |name: &str| file_recipe(name, prompt, weights);
-        // A flag replaces all that the film file says about the model.
-        let (config, model) = match (self.config.as_deref(), self.model.as_deref()) {
-            (None, None) => (film.and_then(Film::config), film.and_then(Film::model)),
-            given => given,
-        };
-        match (config, model) {
+        match self.sources(film) {
             (Some(config), None) => from_file(config),
             (Some(config), Some(model)) => Ok(Recipe {
                 model: model.to_owned(),
@@ -315,9 +320,9 @@ impl JobArgs {
 }
 
 /// The files that a pipeline file names beside the model.
-fn reference(name: &str, weights: Weights) -> Result<ModelRef> {
+fn reference(name: &str, weights: Weights<'_>) -> Result<ModelRef> {
     let hash_and_place = match weights {
-        Weights::Required => {
+        Weights::Required | Weights::Stored(_) => {
             let path = find_model(name)?;
             (location(name, &path)?, hash_model(&path)?)
         }
@@ -328,7 +333,12 @@ fn reference(name: &str, weights: Weights) -> Result<ModelRef> {
 }
 
 /// How an official checkpoint is sampled: as the pipeline file of its name says.
-fn checkpoint_recipe(model: &str, path: &str, prompt: &str, weights: Weights) -> Result<Recipe> {
+fn checkpoint_recipe(
+    model: &str,
+    path: &str,
+    prompt: &str,
+    weights: Weights<'_>,
+) -> Result<Recipe> {
     find_model(model)?;
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
     if find_config(name).is_err() {
@@ -344,9 +354,9 @@ fn checkpoint_recipe(model: &str, path: &str, prompt: &str, weights: Weights) ->
 }
 
 /// How a pipeline file has `prompt` rendered.
-fn file_recipe(name: &str, prompt: &str, weights: Weights) -> Result<Recipe> {
+fn file_recipe(name: &str, prompt: &str, weights: Weights<'_>) -> Result<Recipe> {
     let pipeline = Pipeline::read(&find_config(name)?)?;
-    if weights == Weights::Required {
+    if weights != Weights::Ignored {
         // Said before any other file is looked for.
         let sampling = pipeline.sampling(|name| reference(name, Weights::Ignored))?;
         if let Some(what) = sampling.unbuilt() {

@@ -11,11 +11,13 @@ mod client;
 mod commands;
 mod download;
 mod exit;
+mod farm_model;
 mod job_args;
 mod model_args;
 mod output;
 mod progress;
 mod render;
+mod size;
 mod telemetry_args;
 mod terminal;
 
@@ -81,6 +83,8 @@ enum Command {
     Inspect(commands::inspect::InspectArgs),
     /// Write a model as a Diffusers folder, with its large matrices in 8 bits if wanted
     Convert(commands::convert::ConvertArgs),
+    /// Store models on a farm, so that every worker can have them
+    Models(commands::models::ModelsArgs),
     /// Compare two videos frame by frame
     Compare(commands::compare::CompareArgs),
     /// Join clips where they overlap
@@ -180,6 +184,7 @@ async fn run(command: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> 
         Command::Workers(args) => commands::workers::run(args).await,
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Convert(args) => commands::convert::run(&args),
+        Command::Models(args) => commands::models::run(args).await,
         Command::Compare(args) => commands::compare::run(&args),
         Command::Stitch(args) => commands::stitch::run(args).await,
     }

@@ -47,6 +47,19 @@ impl ModelArgs {
         eight_bit: bool,
     ) -> Result<ModelRef> {
         let path = find_model(name)?;
+        let model = ModelRef::new(location(name, &path)?, Hash::of(b""));
+        self.complete(model, path.is_file(), text_encoder, eight_bit)
+    }
+
+    /// The same for a model that is named already. A text encoder that a pipeline file names is only
+    /// looked for when the model is a checkpoint.
+    pub fn complete(
+        &self,
+        model: ModelRef,
+        is_checkpoint: bool,
+        text_encoder: Option<&str>,
+        eight_bit: bool,
+    ) -> Result<ModelRef> {
         let unread = |name: &str| -> Result<ModelRef> {
             let path = find_model(name)?;
             Ok(ModelRef::new(location(name, &path)?, Hash::of(b"")))
@@ -54,7 +67,7 @@ impl ModelArgs {
         let text_encoder = match (&self.text_encoder, text_encoder) {
             (Some(own), _) => Some(unread(own)?),
             // The official files name a repository; a checkpoint may have its encoder beside it.
-            (None, Some(listed)) if path.is_file() => {
+            (None, Some(listed)) if is_checkpoint => {
                 let short = listed.rsplit('/').next().unwrap_or(listed);
                 [listed, short].iter().find_map(|name| unread(name).ok())
             }
@@ -73,15 +86,23 @@ impl ModelArgs {
             eight_bit,
             loras: loras.collect::<Result<_>>()?,
             fuse_loras: self.lora_fuse,
-            ..ModelRef::new(location(name, &path)?, Hash::of(b""))
+            ..model
         })
     }
 }
 
+fn hash(location: &str) -> Result<Hash> {
+    Ok(hash_model(&find_model(location)?)?)
+}
+
 /// Fills in the hashes of a model's files.
 pub fn hashed(mut model: ModelRef) -> Result<ModelRef> {
-    let hash = |location: &str| -> Result<Hash> { Ok(hash_model(&find_model(location)?)?) };
     model.hash = hash(&model.location)?;
+    hashed_additions(model)
+}
+
+/// Fills in the hashes of what is added to a model whose own is known.
+pub fn hashed_additions(mut model: ModelRef) -> Result<ModelRef> {
     if let Some(text_encoder) = &mut model.text_encoder {
         text_encoder.hash = hash(&text_encoder.location)?;
     }

@@ -76,6 +76,13 @@ impl ModelRef {
         }
     }
 
+    /// The hash of the model itself and of everything that is added to it.
+    pub fn hashes(&self) -> impl Iterator<Item = Hash> {
+        let text_encoder = self.text_encoder.as_ref().map(|text| text.hash);
+        let loras = self.loras.iter().map(|lora| lora.hash);
+        std::iter::once(self.hash).chain(text_encoder).chain(loras)
+    }
+
     /// Forgets where the files are: what they consist of is what names a result.
     pub fn forget_locations(&mut self) {
         self.location.clear();

@@ -2,7 +2,9 @@
 
 pub mod detect;
 pub mod farm;
+pub mod local;
 pub mod network;
 pub mod product;
+pub mod proxy;
 pub mod scenario;
 pub mod services;

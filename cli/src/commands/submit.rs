@@ -2,7 +2,8 @@
 
 use crate::client::{Client, FarmArgs};
 use crate::commands::jobs::follow;
-use crate::job_args::{JobArgs, Weights};
+use crate::farm_model;
+use crate::job_args::JobArgs;
 use crate::output::Target;
 use crate::render::deliver;
 use crate::terminal::{print, remark};
@@ -42,11 +43,10 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     }
     longtake_agent::check_isa(args.isa.as_deref())?;
     let codec = target.as_ref().map_or(Codec::H264, Target::codec);
-    let wanted = args.job.wanted(codec, Weights::Required)?;
+    let (wanted, mut client) = farm_model::wanted_on_farm(&args.job, codec, &args.farm).await?;
     for notice in &wanted.notices {
         remark(format_args!("note: {notice}"));
     }
-    let mut client = args.farm.connect().await?;
     // Before anything is rendered for a file that cannot be written then.
     let claim = target.as_ref().map(Target::claim).transpose()?;
     let reply = client.submit(spec_to_proto(&wanted.spec), args.isa).await?;

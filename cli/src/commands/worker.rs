@@ -2,7 +2,7 @@
 
 use crate::access_args::AccessArgs;
 use anyhow::{Context, Result, anyhow};
-use longtake_agent::AgentConfig;
+use longtake_agent::{AgentConfig, ModelSettings};
 use longtake_server::NAME_BYTES_MAX;
 use std::io::Read;
 use std::path::Path;
@@ -35,6 +35,22 @@ pub struct WorkerArgs {
     /// Folder for files that only this worker needs [default: the system's temporary folder]
     #[arg(long, value_name = "DIR")]
     scratch: Option<std::path::PathBuf>,
+    /// A model that this worker has, besides those under configs/models: a name or a path. May be
+    /// given several times
+    #[arg(long = "model", value_name = "PATH")]
+    models: Vec<String>,
+    /// Folder for models that are fetched from the farm; workers of one machine can share it
+    /// [default: longtake/models in the user's cache folder]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "LONGTAKE_MODEL_CACHE",
+        hide_env_values = true
+    )]
+    model_cache: Option<std::path::PathBuf>,
+    /// How much it may hold, like 200GiB; the models that were not used for longest go first
+    #[arg(long, value_name = "SIZE", default_value = "200GiB", value_parser = crate::size::bytes)]
+    model_cache_max: u64,
     /// How long to finish what was begun when told to stop (SIGTERM, Ctrl-C); nothing new is taken
     #[arg(long, value_name = "S", default_value_t = longtake_agent::DRAIN_GRACE.as_secs())]
     drain_seconds: u64,
@@ -59,6 +75,13 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
             .map_or_else(longtake_agent::host::cores, usize::from),
         isa: args.isa,
         scratch,
+        models: ModelSettings {
+            local: args.models,
+            cache: args.model_cache,
+            cache_max_bytes: args.model_cache_max,
+            // Whoever started us has the same files and may name them.
+            takes_paths: args.exit_with_parent,
+        },
         drain_grace: std::time::Duration::from_secs(args.drain_seconds),
     };
     let stop = super::stop_signal()?;

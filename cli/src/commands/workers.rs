@@ -61,6 +61,16 @@ struct WorkerJson<'a> {
     peak_rss_bytes: u64,
     state: &'a str,
     tasks: Vec<TaskJson<'a>>,
+    /// Hashes of the models that it has.
+    models: &'a [String],
+    fetching: Option<FetchingJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct FetchingJson<'a> {
+    model: &'a str,
+    done_bytes: u64,
+    total_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -87,42 +97,43 @@ impl<'a> From<&'a v1::Worker> for WorkerJson<'a> {
             peak_rss_bytes: worker.peak_rss_bytes,
             state: &worker.state,
             tasks: worker.tasks.iter().map(task).collect(),
+            models: &worker.models,
+            fetching: worker.fetching.as_ref().map(|fetching| FetchingJson {
+                model: &fetching.model,
+                done_bytes: fetching.done_bytes,
+                total_bytes: fetching.total_bytes,
+            }),
         }
     }
 }
 
 /// Shows, drains or resumes.
 pub async fn run(args: WorkersArgs) -> Result<()> {
-    let (workers, json) = match args.command {
-        None => (
-            args.list.farm.connect().await?.workers().await?,
-            args.list.json,
-        ),
-        Some(WorkersCommand::List(list)) => {
-            (list.farm.connect().await?.workers().await?, list.json)
-        }
-        Some(WorkersCommand::Drain(of)) => {
-            let workers = of.farm.connect().await?.drain_worker(&of.name).await?;
-            (workers, of.json)
-        }
-        Some(WorkersCommand::Resume(of)) => {
-            let workers = of.farm.connect().await?.resume_worker(&of.name).await?;
-            (workers, of.json)
-        }
+    let (farm, json) = match &args.command {
+        None => (&args.list.farm, args.list.json),
+        Some(WorkersCommand::List(list)) => (&list.farm, list.json),
+        Some(WorkersCommand::Drain(of) | WorkersCommand::Resume(of)) => (&of.farm, of.json),
+    };
+    let mut client = farm.connect().await?;
+    let workers = match &args.command {
+        None | Some(WorkersCommand::List(_)) => client.workers().await?,
+        Some(WorkersCommand::Drain(of)) => client.drain_worker(&of.name).await?,
+        Some(WorkersCommand::Resume(of)) => client.resume_worker(&of.name).await?,
     };
     if json {
         let workers: Vec<_> = workers.iter().map(WorkerJson::from).collect();
         return terminal::print(serde_json::json!({ "workers": workers }));
     }
-    terminal::print(table(&workers).trim_end())
+    let models = client.models().await?;
+    terminal::print(table(&workers, &models).trim_end())
 }
 
-fn table(workers: &[v1::Worker]) -> String {
-    const HEAD: [&str; 8] = [
-        "NAME", "STATE", "DEVICE", "ISA", "THREADS", "MEMORY", "PEAK", "DOES",
+fn table(workers: &[v1::Worker], models: &[v1::Model]) -> String {
+    const HEAD: [&str; 9] = [
+        "NAME", "STATE", "DEVICE", "ISA", "THREADS", "MEMORY", "PEAK", "MODELS", "DOES",
     ];
     let mut rows = vec![HEAD.map(str::to_owned)];
-    rows.extend(workers.iter().map(row));
+    rows.extend(workers.iter().map(|worker| row(worker, models)));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<_> = (0..HEAD.len())
         .map(|column| width(column).unwrap_or(0))
@@ -139,7 +150,12 @@ fn table(workers: &[v1::Worker]) -> String {
     text
 }
 
-fn row(worker: &v1::Worker) -> [String; 8] {
+fn row(worker: &v1::Worker, models: &[v1::Model]) -> [String; 9] {
+    let name = |hash: &str| {
+        let stored = models.iter().find(|model| model.hash == hash);
+        stored.map_or_else(|| short(hash), |model| model.name.clone())
+    };
+    let held: Vec<_> = worker.models.iter().map(|hash| name(hash)).collect();
     let task = |task: &v1::WorkerTask| {
         format!(
             "{} of {} ({:.0}%)",
@@ -148,7 +164,11 @@ fn row(worker: &v1::Worker) -> [String; 8] {
             100.0 * task.progress
         )
     };
-    let tasks: Vec<_> = worker.tasks.iter().map(task).collect();
+    let mut tasks: Vec<_> = worker.tasks.iter().map(task).collect();
+    tasks.extend(worker.fetching.as_ref().map(|fetching| {
+        let share = fetching.done_bytes as f64 / fetching.total_bytes.max(1) as f64;
+        format!("fetches {} ({:.0}%)", name(&fetching.model), 100.0 * share)
+    }));
     [
         worker.name.clone(),
         worker.state.clone(),
@@ -157,8 +177,14 @@ fn row(worker: &v1::Worker) -> [String; 8] {
         worker.threads.to_string(),
         gibibytes(worker.memory_bytes),
         gibibytes(worker.peak_rss_bytes),
+        held.join(", "),
         tasks.join(", "),
     ]
+}
+
+/// A hash for people.
+fn short(hash: &str) -> String {
+    hash.chars().take(12).collect()
 }
 
 fn gibibytes(bytes: u64) -> String {
@@ -187,10 +213,22 @@ mod tests {
             task: "denoise/3".into(),
             progress: 0.456,
         };
-        let text = table(&[worker("a", vec![task]), worker("worker-12", vec![])]);
-        let expected = "NAME       STATE  DEVICE  ISA   THREADS  MEMORY    PEAK     DOES\n\
-                        a          busy   cpu     avx2  2        16.0 GiB  0.5 GiB  denoise/3 of j-1 (46%)\n\
-                        worker-12  busy   cpu     avx2  2        16.0 GiB  0.5 GiB\n";
+        let mut fetching = worker("worker-12", vec![]);
+        fetching.models = vec!["0123456789abcdef".into()];
+        fetching.fetching = Some(v1::Fetching {
+            model: "ff".into(),
+            done_bytes: 1,
+            total_bytes: 4,
+        });
+        let stored = v1::Model {
+            name: "large".into(),
+            hash: "ff".into(),
+            ..v1::Model::default()
+        };
+        let text = table(&[worker("a", vec![task]), fetching], &[stored]);
+        let expected = "NAME       STATE  DEVICE  ISA   THREADS  MEMORY    PEAK     MODELS        DOES\n\
+                        a          busy   cpu     avx2  2        16.0 GiB  0.5 GiB                denoise/3 of j-1 (46%)\n\
+                        worker-12  busy   cpu     avx2  2        16.0 GiB  0.5 GiB  0123456789ab  fetches large (25%)\n";
         assert_eq!(text, expected);
     }
 }

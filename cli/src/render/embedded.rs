@@ -117,6 +117,12 @@ fn setup(
     }
 }
 
+/// The coordinator of a folder that `render --state` works in, for whoever wants something of it.
+pub async fn open_state(folder: &Path) -> Result<Handle> {
+    let state = State::open(folder.to_owned(), false)?;
+    start_coordinator(state.folder(), &state.artifacts()).await
+}
+
 /// Starts a coordinator of our own on what lies in a folder for work in progress.
 pub async fn start_coordinator(folder: &Path, artifacts: &Path) -> Result<Handle> {
     let config = Config {

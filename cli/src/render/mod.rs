@@ -6,9 +6,13 @@ mod report;
 pub mod state;
 mod workers;
 
+pub use embedded::open_state;
+pub use state::has_database;
+
 use crate::client::{Client, FarmArgs};
 use crate::exit::Interrupted;
-use crate::job_args::{JobArgs, Wanted, Weights};
+use crate::farm_model;
+use crate::job_args::{JobArgs, Wanted};
 use crate::output::{Claim, Target};
 use crate::progress::{Progress, duration};
 use crate::telemetry_args::TelemetryArgs;
@@ -71,7 +75,16 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
     let started = Instant::now();
     let target = Target::parse(&args.output)?;
     target.check()?;
-    let wanted = args.job.wanted(target.codec(), Weights::Required)?;
+    let codec = target.codec();
+    let wanted = match args.farm.url() {
+        Some(_) => {
+            args.refuse_local_flags()?;
+            farm_model::wanted_on_farm(&args.job, codec, &args.farm)
+                .await?
+                .0
+        }
+        None => farm_model::wanted_here(&args.job, codec, args.state.as_deref()).await?,
+    };
     let plan = longtake_core::plan(&wanted.spec);
     let latents = args
         .save_latents
@@ -89,7 +102,6 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
     };
     let report = match args.farm.url() {
         Some(_) => {
-            args.refuse_local_flags()?;
             longtake_agent::check_isa(order.isa.as_deref())?;
             on_farm(&args.farm, &order).await?
         }

@@ -29,6 +29,11 @@ impl State {
             Some(folder) => (folder.clone(), false),
             None => (order.target.default_state(), true),
         };
+        Self::open(folder, temporary)
+    }
+
+    /// Finds or makes a folder; one that is `temporary` goes when the film is there.
+    pub fn open(folder: PathBuf, temporary: bool) -> Result<Self> {
         let unusable = |why: &dyn std::fmt::Display| {
             format!(
                 "cannot use {} for work in progress ({why}); choose another with --state",
@@ -110,6 +115,11 @@ impl State {
     }
 }
 
+/// Whether a render has worked in `folder`.
+pub fn has_database(folder: &Path) -> bool {
+    folder.join(DATABASE).is_file()
+}
+
 /// Whether a file of that name in a state folder is one that we made.
 fn is_ours(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else {
@@ -127,7 +137,7 @@ fn is_ours(name: &OsStr) -> bool {
 /// Something in `folder` that shows it to be somebody else's; a folder with our database is ours,
 /// whatever was put beside it.
 fn foreign_entry(folder: &Path) -> std::io::Result<Option<String>> {
-    if folder.join(DATABASE).is_file() {
+    if has_database(folder) {
         return Ok(None);
     }
     for entry in fs::read_dir(folder)? {

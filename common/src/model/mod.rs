@@ -76,6 +76,23 @@ pub fn find_model(name: &str) -> Result<PathBuf, ModelError> {
     )
 }
 
+/// The models that came with the program: every folder `configs/models/NAME` that a bare name could
+/// stand for. Absolute, the first of each name.
+pub fn shipped_models() -> Vec<PathBuf> {
+    let mut found = std::collections::BTreeMap::new();
+    for root in roots() {
+        let Ok(entries) = std::fs::read_dir(root.join("configs/models")) else {
+            continue;
+        };
+        for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+            if let Ok(path) = entry.path().canonicalize() {
+                found.entry(entry.file_name()).or_insert(path);
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
 /// The pipeline file `name`: a path, or `configs/NAME.yaml` under the same folders
 /// as for [`find_model`]. Absolute.
 pub fn find_config(name: &str) -> Result<PathBuf, ModelError> {

@@ -19,9 +19,8 @@ impl Core {
             Event::Resume { job } => self.jobs.get(job)?.refuse_resume(job),
             Event::Retry { job } => {
                 let of = self.jobs.get(job)?;
-                let model = &of.record.spec.model;
                 of.refuse_retry(job)
-                    .or_else(|| self.refuse_model(&model.location, model.hash))
+                    .or_else(|| self.refuse_model(&of.record.spec.model))
             }
             Event::Retake {
                 job,
@@ -69,7 +68,7 @@ impl Core {
                 error: error.to_string(),
             });
         }
-        if let Some(error) = self.refuse_model(&spec.model.location, spec.model.hash) {
+        if let Some(error) = self.refuse_model(&spec.model) {
             return fx.push(Effect::Refused { proposed, error });
         }
         let mut jobs = self.jobs.iter();

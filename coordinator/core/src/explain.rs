@@ -155,7 +155,8 @@ impl Core {
             return None;
         };
         let fetching = self.workers.get(worker)?.fetching.as_ref()?;
-        (fetching.hash == job.record.spec.model.hash).then(|| {
+        let mut hashes = job.record.spec.model.hashes();
+        hashes.any(|hash| hash == fetching.hash).then(|| {
             format!(
                 "{} is fetching the model: {} of {} MiB are there",
                 self.name(worker),

@@ -7,6 +7,7 @@ use crate::effects::{Effects, Event};
 use crate::state::{Core, Job};
 use crate::workers::Worker;
 use longtake_common::ids::{Hash, JobId, WorkerId};
+use longtake_common::spec::ModelRef;
 use longtake_common::task::Lane;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -63,17 +64,6 @@ pub struct ModelView {
     pub workers: Vec<String>,
 }
 
-/// Who can render with a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// It is stored: whoever does not have it fetches it.
-    Everybody,
-    /// It is not stored, but some workers say that they have it.
-    Holders,
-    /// Nobody is known to have it. A worker may still find it under the job's own path.
-    Unknown,
-}
-
 impl Core {
     /// All names with their models.
     pub fn models(&self) -> impl Iterator<Item = ModelView> {
@@ -99,36 +89,29 @@ impl Core {
         self.faults.get(&hash)
     }
 
-    pub(crate) fn reach(&self, hash: Hash) -> Reach {
-        if self.is_stored(hash) {
-            Reach::Everybody
-        } else if self.holders.contains_key(&hash) {
-            Reach::Holders
-        } else {
-            Reach::Unknown
-        }
-    }
-
     /// Whether work of `job` can be done by this worker: its instruction-set level is right, and it
     /// has the model or can get it.
     pub(crate) fn fits(&self, worker: &Worker, lane: Lane, job: &Job) -> bool {
-        worker.has_level(lane, job)
-            && (lane == Lane::Host
-                || worker.has_model(job)
-                || self.reach(job.record.spec.model.hash) != Reach::Holders)
+        let gets_model = || {
+            let mut hashes = job.record.spec.model.hashes();
+            worker.info.takes_paths
+                || hashes.all(|hash| worker.info.models.contains(&hash) || self.is_stored(hash))
+        };
+        worker.has_level(lane, job) && (lane == Lane::Host || gets_model())
     }
 
     /// Why no new work with this model is taken.
-    pub(crate) fn refuse_model(&self, location: &str, hash: Hash) -> Option<String> {
-        let fault = self.faults.get(&hash)?;
+    pub(crate) fn refuse_model(&self, model: &ModelRef) -> Option<String> {
+        let fault = model.hashes().find_map(|hash| self.faults.get(&hash))?;
         let way_out = if fault.damaged {
             "'longtake models add' with its files mends it"
         } else {
             "get a good copy of it; 'longtake models add' with these very files has it tried again"
         };
         Some(format!(
-            "the model '{location}' ({}) cannot be rendered with: {}; {way_out}",
-            hash.short(),
+            "the model '{}' ({}) cannot be rendered with: {}; {way_out}",
+            model.location,
+            model.hash.short(),
             fault.reason
         ))
     }
@@ -189,7 +172,10 @@ impl Core {
 
     fn unfinished_with(&self, hash: Hash) -> Option<&JobId> {
         let mut jobs = self.jobs.iter();
-        let found = jobs.find(|(_, job)| job.is_open() && job.record.spec.model.hash == hash);
+        let found = jobs.find(|(_, job)| {
+            let mut hashes = job.record.spec.model.hashes();
+            job.is_open() && hashes.any(|of_job| of_job == hash)
+        });
         found.map(|(id, _)| id)
     }
 

@@ -25,6 +25,9 @@ pub struct WorkerInfo {
     pub memory_bytes: u64,
     /// Models that it has.
     pub models: BTreeSet<Hash>,
+    /// It also looks for a model under the path that the job names, because whoever gives jobs is
+    /// the one who started it.
+    pub takes_paths: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +57,8 @@ impl Worker {
 
     /// Whether it has the model that `job` is rendered with.
     pub fn has_model(&self, job: &Job) -> bool {
-        self.info.models.contains(&job.record.spec.model.hash)
+        let mut hashes = job.record.spec.model.hashes();
+        hashes.all(|hash| self.info.models.contains(&hash))
     }
 
     /// Whether work of `job` in this lane comes out on it as it has to.

@@ -27,10 +27,17 @@ fn remove(name: &str) -> Event {
     Event::RemoveModel { name: name.into() }
 }
 
+fn without_model(id: &str) -> WorkerInfo {
+    WorkerInfo {
+        takes_paths: false,
+        ..worker_info(id)
+    }
+}
+
 fn with_model(id: &str) -> WorkerInfo {
     WorkerInfo {
         models: [model()].into(),
-        ..worker_info(id)
+        ..without_model(id)
     }
 }
 
@@ -52,7 +59,7 @@ fn submit(farm: &mut Farm, id: &str) -> Result<JobId, String> {
 fn whoever_has_the_model_is_asked_first() {
     let mut farm = Farm::new();
     farm.command(add("m", b"model"));
-    farm.attach("a", vec![]);
+    farm.attach_as("a", without_model("a"), vec![]);
     farm.attach_as("b", with_model("b"), vec![]);
     farm.submit("j", spec(121));
     assert_eq!(farm.log(), ["b text"]);
@@ -71,7 +78,7 @@ fn whoever_has_the_model_is_asked_first() {
 #[test]
 fn a_model_that_is_not_stored_is_left_to_those_who_have_it() {
     let mut farm = Farm::new();
-    farm.attach("a", vec![]);
+    farm.attach_as("a", without_model("a"), vec![]);
     farm.attach_as("b", with_model("b"), vec![]);
     let (job, _) = farm.submit("j", spec(121));
     farm.submit(
@@ -82,21 +89,22 @@ fn a_model_that_is_not_stored_is_left_to_those_who_have_it() {
         },
     );
     assert_eq!(farm.log(), ["b text"]);
-    farm.command(Event::Drain { name: "b".into() });
     farm.detach("b");
-    // With it went the knowledge that somebody has the model: the others look under its path.
-    assert_eq!(farm.log(), ["b text", "a text"]);
-    assert!(
-        farm.explain(&job)[0].contains("by a"),
-        "{:?}",
-        farm.explain(&job)
+    assert_eq!(farm.log(), ["b text"], "the other one could only fail");
+    let reasons = farm.explain(&job);
+    assert!(reasons[0].contains("models add"), "{reasons:?}");
+    farm.attach("own", vec![]);
+    assert_eq!(
+        farm.log(),
+        ["b text", "own text"],
+        "it looks under the job's path"
     );
 }
 
 #[test]
 fn a_job_waits_for_a_worker_with_the_model() {
     let mut farm = Farm::new();
-    farm.attach("a", vec![]);
+    farm.attach_as("a", without_model("a"), vec![]);
     let other = WorkerInfo {
         isa: "scalar".into(),
         ..with_model("b")
@@ -219,7 +227,7 @@ fn a_broken_model_is_refused_at_once() {
 fn a_worker_that_fetches_is_shown() {
     let mut farm = Farm::new();
     farm.command(add("m", b"model"));
-    farm.attach("a", vec![]);
+    farm.attach_as("a", without_model("a"), vec![]);
     let (job, _) = farm.submit("j", spec(121));
     farm.handle(Event::WorkerModels {
         worker: WorkerId("a".into()),

@@ -76,6 +76,7 @@ impl Workers for WorkersService {
             threads: register.threads,
             memory_bytes: register.memory_bytes,
             models,
+            takes_paths: register.takes_paths,
         };
         let attached = ask(&self.actor, |reply| Request::Attach {
             info,

@@ -17,7 +17,7 @@ mod error;
 pub mod host;
 mod lane;
 mod ledger;
-mod model_cache;
+mod models;
 mod serve;
 mod tls;
 mod work;
@@ -25,6 +25,7 @@ mod work;
 pub use dial::{Credentials, Dial, DialError, Dialler, Link, has_broken};
 pub use error::{AgentError, TaskError};
 pub use longtake_cpu::Isa;
+pub use models::{CACHE_BYTES_DEFAULT, ModelSettings};
 
 use drain::Drain;
 use ledger::Ledger;
@@ -32,9 +33,11 @@ use longtake_common::spec::ModelRef;
 use longtake_cpu::CpuBackend;
 /// What can be said and done about model files without rendering.
 pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect};
+use models::Shelf;
 use serve::{Identity, Lanes, Server};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use work::{DeviceExecutor, HostExecutor};
@@ -62,6 +65,8 @@ pub struct AgentConfig {
     pub scratch: PathBuf,
     /// How long it may finish what it has begun after being told to stop.
     pub drain_grace: Duration,
+    /// Its models.
+    pub models: ModelSettings,
 }
 
 /// Works for the coordinator until `stop` resolves; then takes nothing new and finishes what it has
@@ -74,9 +79,15 @@ pub async fn run(
     let isa = isa(config.isa.as_deref())?;
     let backend = CpuBackend::new(config.threads, isa)
         .map_err(|error| AgentError::Device(error.to_string()))?;
+    // May read for minutes, the first time.
+    let opened = tokio::task::spawn_blocking(move || Shelf::open(config.models));
+    let shelf = opened
+        .await
+        .map_err(|error| AgentError::Model(error.to_string()))??;
+    let shelf = Arc::new(shelf);
     let runtime = Handle::current();
     let lanes = Lanes::start(
-        DeviceExecutor::new(backend, runtime.clone()),
+        DeviceExecutor::new(backend, shelf.clone(), runtime.clone()),
         HostExecutor::new(runtime, config.threads, config.scratch)?,
     )?;
     let identity = Identity {
@@ -88,6 +99,7 @@ pub async fn run(
     };
     let server = Server {
         identity,
+        shelf,
         dialler,
         patience: PATIENCE,
         lanes,
@@ -121,6 +133,17 @@ pub fn check_isa(name: Option<&str>) -> Result<(), AgentError> {
 /// what is wrong with them is said at once and not by a worker minutes later. Reads no weight.
 pub fn check_model(model: &ModelRef) -> Result<(), AgentError> {
     let bad = |error: &dyn std::error::Error| AgentError::Model(error::story(error));
-    let files = model_cache::files_of(model).map_err(|error| bad(&error))?;
+    let files = models::files_of(model).map_err(|error| bad(&error))?;
     longtake_ltx::check_model(files).map_err(|error| bad(&error))
+}
+
+/// Checks files before others are to have them: a Diffusers folder as [`check_model`] does and every
+/// value of its weights, anything else for being a checkpoint, a text encoder or a LoRA that is whole.
+pub fn check_whole_model(path: &Path) -> Result<(), AgentError> {
+    let checked = if path.join("model_index.json").is_file() {
+        longtake_ltx::check_values(path)
+    } else {
+        longtake_ltx::inspect(path).map(drop)
+    };
+    checked.map_err(|error| AgentError::Model(error::story(&error)))
 }

@@ -7,8 +7,10 @@ use crate::error::{AgentError, TaskError};
 use crate::host;
 use crate::lane::{Executor, Lane};
 use crate::ledger::{Key, Ledger, Outcome};
+use crate::models::Shelf;
 use longtake_common::task;
 use longtake_proto::v1;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
 use v1::coordinator_message::Message;
@@ -74,6 +76,8 @@ impl Lanes {
 pub struct Server {
     /// Who we are.
     pub identity: Identity,
+    /// The models that are here.
+    pub shelf: Arc<Shelf>,
     /// The coordinator, ready to be dialled.
     pub dialler: Dialler,
     /// How long the first contact may take.
@@ -159,7 +163,8 @@ impl Server {
             memory_bytes: host::memory_bytes(),
             running: self.ledger.in_hand(),
             instance: self.identity.instance.clone(),
-            models: Vec::new(),
+            models: self.shelf.held(),
+            takes_paths: self.shelf.takes_paths(),
         }
     }
 
@@ -179,6 +184,7 @@ impl Server {
         for report in self.ledger.reports(connection.terms.epoch) {
             connection.send(report).await?;
         }
+        let mut told = 0;
         let mut ticker = tokio::time::interval(connection.terms.heartbeat);
         ticker.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while !self.may_leave(drain) {
@@ -188,6 +194,11 @@ impl Server {
                 }
                 Some((key, outcome)) = self.lanes.finished.recv() => {
                     self.settle(&key, outcome);
+                    // A fault of the model comes before the failure that it led to.
+                    for message in self.shelf.news(&mut told) {
+                        let message = Some(message);
+                        connection.send(v1::WorkerMessage { message }).await?;
+                    }
                     if let Some(report) = self.ledger.report(&key, connection.terms.epoch) {
                         connection.send(report).await?;
                     }
@@ -195,6 +206,10 @@ impl Server {
                 _ = ticker.tick() => {
                     let leaving = drain.has_begun();
                     connection.send(self.heartbeat(connection, leaving)).await?;
+                    for message in self.shelf.news(&mut told) {
+                        let message = Some(message);
+                        connection.send(v1::WorkerMessage { message }).await?;
+                    }
                 }
                 () = drain.next() => {
                     tracing::info!("stopping: nothing new is taken");

@@ -30,6 +30,6 @@ pub use error::{Error, Result};
 pub use hash::model_hash;
 pub use inspect::{Inspection, inspect};
 pub use lora::{LoraFile, LoraInfo, Loras, lora_info};
-pub use model::{Model, check_model};
+pub use model::{Model, check_model, check_values};
 pub use source::ModelFiles;
 pub use types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Steps, Video};

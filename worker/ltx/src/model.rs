@@ -47,6 +47,11 @@ pub fn check_model(files: impl Into<ModelFiles>) -> Result<()> {
     Parts::load(&files.into(), &Unloaded, Scrutiny::Headers).map(drop)
 }
 
+/// The same, and that every value of every weight is a finite number, which reads all of them.
+pub fn check_values(files: impl Into<ModelFiles>) -> Result<()> {
+    Parts::load(&files.into(), &Unloaded, Scrutiny::Values).map(drop)
+}
+
 /// Takes weights and keeps nothing of them.
 pub(crate) struct Unloaded;
 

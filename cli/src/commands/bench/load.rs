@@ -147,6 +147,7 @@ impl Worker {
             isa: "scalar".to_owned(),
             threads: 1,
             memory_bytes: 8 << 30,
+            takes_paths: true,
             ..Default::default()
         };
         outbox

@@ -123,7 +123,8 @@ impl Source {
 
     fn fetch(&self, artifact: &str) -> Result<Vec<u8>> {
         let mut client = self.client.clone();
-        self.runtime.block_on(client.fetch_bytes(&self.job.job, artifact))
+        self.runtime
+            .block_on(client.fetch_bytes(&self.job.job, artifact))
     }
 }
 

@@ -246,6 +246,7 @@ pub fn worker_info(id: &str) -> WorkerInfo {
         name: id.split('#').next().unwrap_or(id).to_owned(),
         isa: "avx2".into(),
         device: "cpu".into(),
+        takes_paths: true,
         ..WorkerInfo::default()
     }
 }

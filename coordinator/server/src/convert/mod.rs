@@ -4,9 +4,7 @@ mod sampling;
 
 use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
-use longtake_common::spec::{
-    Codec, Continuity, JobSpec, LoraRef, ModelRef, Shot, Transition,
-};
+use longtake_common::spec::{Codec, Continuity, JobSpec, LoraRef, ModelRef, Shot, Transition};
 use longtake_common::task::{ENGINE, SeamScore};
 use longtake_core::{
     ChunkView, Fetching, JobState, JobView, PartsView, SegmentView, WorkerTask, WorkerView,

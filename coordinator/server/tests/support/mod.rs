@@ -88,6 +88,7 @@ pub fn register(name: &str, running: Vec<v1::Running>) -> v1::Register {
         running,
         instance: name.into(),
         models: Vec::new(),
+        takes_paths: true,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::control::Control;
 use crate::error::{AgentError, TaskError};
 use crate::host;
 use crate::lane::Executor;
-use crate::model_cache::ModelCache;
+use crate::models::{ModelCache, Shelf};
 use crate::serve::OrderContext;
 use longtake_common::Frame;
 use longtake_common::task::{Assignment, TaskOutput, Work};
@@ -20,6 +20,7 @@ use longtake_ltx::Video;
 use longtake_tensor::Backend;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Handle;
 
@@ -69,10 +70,10 @@ pub struct DeviceExecutor<B: Backend> {
 }
 
 impl<B: Backend> DeviceExecutor<B> {
-    /// A lane on `backend`; artifacts are read through `runtime`.
-    pub fn new(backend: B, runtime: Handle) -> Self {
+    /// A lane on `backend` with the models of `shelf`; artifacts are read through `runtime`.
+    pub fn new(backend: B, shelf: Arc<Shelf>, runtime: Handle) -> Self {
         Self {
-            models: ModelCache::new(backend.clone()),
+            models: ModelCache::new(backend.clone(), shelf),
             backend,
             runtime,
         }
@@ -100,13 +101,13 @@ where
             &self.runtime,
             |desk| match &assignment.work {
                 Work::Text { model, .. } => {
-                    text::run(self.models.get(model)?, &assignment.work, desk)
+                    text::run(self.models.get(model, desk)?, &assignment.work, desk)
                 }
                 Work::Denoise { model, .. } => {
-                    denoise::run(self.models.get(model)?, &assignment.work, desk)
+                    denoise::run(self.models.get(model, desk)?, &assignment.work, desk)
                 }
                 Work::Decode { model, .. } => {
-                    decode::run(self.models.get(model)?, &assignment.work, desk)
+                    decode::run(self.models.get(model, desk)?, &assignment.work, desk)
                 }
                 Work::Seam { .. } | Work::Mux { .. } => Err(wrong_lane(assignment)),
             },
