@@ -356,7 +356,7 @@ impl Film {
             relax_frames: right.parts.relax_frames as usize,
             method: self.method,
         };
-        let joined = join(&shared, &head, &params)
+        let joined = join(lead.last(), &shared, &head, &params)
             .with_context(|| format!("join segments {} and {}", left.index, right.index))?;
         lead.extend(joined);
         Ok(lead)
