@@ -47,7 +47,8 @@ pub fn normals(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn bf16_bytes(value: f32) -> [u8; 2] {
+/// `value` in bf16, little-endian.
+pub fn bf16_bytes(value: f32) -> [u8; 2] {
     // Ties away from even do not matter to random values.
     ((value.to_bits().wrapping_add(0x8000) >> 16) as u16).to_le_bytes()
 }
