@@ -5,12 +5,13 @@ mod stored;
 
 pub use stored::Stored;
 
+use crate::enhance::EnhanceArgs;
 use crate::model_args::{self, ModelArgs, location};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use longtake_common::film::Film;
 use longtake_common::model::{find_config, find_model, hash_model};
-use longtake_common::pipeline::{Pipeline, Precision};
+use longtake_common::pipeline::{Enhancement, Pipeline, Precision};
 use longtake_common::request::{
     Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecError, SpecRequest, check_fps,
     parse_size,
@@ -106,6 +107,8 @@ pub struct JobArgs {
     text_tokens: Option<i64>,
     #[command(flatten)]
     parts: ModelArgs,
+    #[command(flatten)]
+    enhance: EnhanceArgs,
 }
 
 /// Continuity on the command line.
@@ -184,6 +187,8 @@ struct Recipe {
     text_encoder: Option<String>,
     /// Whether large matrices are kept in 8 bits.
     eight_bit: bool,
+    /// What the pipeline file says about rewriting prompts.
+    enhancement: Enhancement,
     /// Sentences for the user.
     notices: Vec<String>,
 }
@@ -210,13 +215,26 @@ impl JobArgs {
             Weights::Stored(stored) => self.stored_model(&recipe, &stored)?,
             Weights::Ignored => ModelRef::new(recipe.model.clone(), Hash::of(b"")),
         };
+        let enhancement = std::mem::take(&mut recipe.enhancement);
         let spec = self.request(film, recipe, model, codec)?.validate();
-        let spec = spec.map_err(|error| match film.map(|film| film.explain(error.clone())) {
-            Some(Ok(explained)) => anyhow!(explained),
-            _ => anyhow!(error),
-        })?;
+        let mut spec =
+            spec.map_err(|error| match film.map(|film| film.explain(error.clone())) {
+                Some(Ok(explained)) => anyhow!(explained),
+                _ => anyhow!(error),
+            })?;
         media::check_size(codec, spec.width, spec.height)?;
         notices.extend(rounding_notice(&spec));
+        // Last: nothing is asked of anybody for a job that cannot be.
+        if weights != Weights::Ignored {
+            let shots = spec.shots.iter_mut().map(|shot| &mut shot.prompt);
+            for prompt in std::iter::once(&mut spec.prompt).chain(shots) {
+                let enhanced = self.enhance.apply(prompt, &enhancement)?;
+                *prompt = enhanced.prompt;
+                notices.extend(enhanced.notice);
+            }
+            notices.dedup();
+            spec.check()?;
+        }
         Ok(Wanted { spec, notices })
     }
 
@@ -293,8 +311,7 @@ impl JobArgs {
     }
 
     fn recipe(&self, film: Option<&Film>, weights: Weights<'_>) -> Result<Recipe> {
-        let prompt = self.first_prompt(film);
-        let from_file = |name: &str| file_recipe(name, prompt, weights);
+        let from_file = |name: &str| file_recipe(name, weights);
         match self.sources(film) {
             (Some(config), None) => from_file(config),
             (Some(config), Some(model)) => Ok(Recipe {
@@ -311,7 +328,7 @@ impl JobArgs {
                 }
                 // An official checkpoint is sampled as the pipeline file of its name says.
                 match model.strip_suffix(".safetensors") {
-                    Some(path) => checkpoint_recipe(model, path, prompt, weights),
+                    Some(path) => checkpoint_recipe(model, path, weights),
                     None => diffusers_recipe(model),
                 }
             }
@@ -333,12 +350,7 @@ fn reference(name: &str, weights: Weights<'_>) -> Result<ModelRef> {
 }
 
 /// How an official checkpoint is sampled: as the pipeline file of its name says.
-fn checkpoint_recipe(
-    model: &str,
-    path: &str,
-    prompt: &str,
-    weights: Weights<'_>,
-) -> Result<Recipe> {
+fn checkpoint_recipe(model: &str, path: &str, weights: Weights<'_>) -> Result<Recipe> {
     find_model(model)?;
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
     if find_config(name).is_err() {
@@ -349,12 +361,12 @@ fn checkpoint_recipe(
     }
     Ok(Recipe {
         model: model.to_owned(),
-        ..file_recipe(name, prompt, weights)?
+        ..file_recipe(name, weights)?
     })
 }
 
 /// How a pipeline file has `prompt` rendered.
-fn file_recipe(name: &str, prompt: &str, weights: Weights<'_>) -> Result<Recipe> {
+fn file_recipe(name: &str, weights: Weights<'_>) -> Result<Recipe> {
     let pipeline = Pipeline::read(&find_config(name)?)?;
     if weights != Weights::Ignored {
         // Said before any other file is looked for.
@@ -363,14 +375,7 @@ fn file_recipe(name: &str, prompt: &str, weights: Weights<'_>) -> Result<Recipe>
             bail!("the pipeline file {name} asks for {what}, which is not supported");
         }
     }
-    let mut notices = pipeline.notices().to_vec();
-    if pipeline.enhancement.applies_to(prompt) {
-        notices.push(format!(
-            "the prompt has fewer than {} words and would be rewritten by the official \
-             program; it is taken as it is",
-            pipeline.enhancement.words_threshold
-        ));
-    }
+    let notices = pipeline.notices().to_vec();
     let length = pipeline
         .num_frames
         .map(|frames| Length::Frames(frames.into()));
@@ -385,6 +390,7 @@ fn file_recipe(name: &str, prompt: &str, weights: Weights<'_>) -> Result<Recipe>
         model: pipeline.model().to_owned(),
         text_encoder: pipeline.text_encoder_model_name_or_path.clone(),
         eight_bit: pipeline.precision == Some(Precision::Float8E4m3fn),
+        enhancement: pipeline.enhancement.clone(),
         notices,
     })
 }
@@ -428,6 +434,7 @@ fn diffusers_recipe(model: &str) -> Result<Recipe> {
         model: model.to_owned(),
         text_encoder: None,
         eight_bit: false,
+        enhancement: Enhancement::default(),
         notices: Vec::new(),
     })
 }

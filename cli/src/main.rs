@@ -10,6 +10,7 @@ mod access_args;
 mod client;
 mod commands;
 mod download;
+mod enhance;
 mod exit;
 mod farm_model;
 mod job_args;

@@ -14,6 +14,8 @@ pub struct Report {
     pub job: String,
     /// The film, as the user named it.
     pub output: PathBuf,
+    /// What it shows: the prompt as it was rendered, rewritten or not.
+    pub prompt: String,
     /// Pixels across.
     pub width: u32,
     /// Pixels down.
@@ -70,6 +72,7 @@ impl Report {
         Self {
             job: job.job.clone(),
             output: output.to_owned(),
+            prompt: spec.prompt.clone(),
             width: spec.width,
             height: spec.height,
             fps: spec.fps,

@@ -17,6 +17,7 @@ mod error;
 pub mod host;
 mod lane;
 mod ledger;
+mod loading;
 mod models;
 mod serve;
 mod tls;
@@ -24,15 +25,16 @@ mod work;
 
 pub use dial::{Credentials, Dial, DialError, Dialler, Link, has_broken};
 pub use error::{AgentError, TaskError};
+pub use loading::{Loading, measure_loading};
 pub use longtake_cpu::Isa;
+// What can be said and done about model files without rendering.
+pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect};
 pub use models::{CACHE_BYTES_DEFAULT, ModelSettings};
 
 use drain::Drain;
 use ledger::Ledger;
 use longtake_common::spec::ModelRef;
 use longtake_cpu::CpuBackend;
-/// What can be said and done about model files without rendering.
-pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect};
 use models::Shelf;
 use serve::{Identity, Lanes, Server};
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -6,6 +6,7 @@ mod dit;
 mod farm;
 mod gpu;
 mod load;
+mod model;
 mod ops;
 mod random_model;
 
@@ -23,6 +24,8 @@ pub struct BenchArgs {
 enum What {
     /// Measure how fast a coordinator gives out work, every step of it stored
     Dispatch(dispatch::DispatchArgs),
+    /// Measure how long a checkpoint takes until it is ready to compute, and its memory
+    Model(model::ModelBenchArgs),
     /// Measure a denoising step of the transformer on a GPU
     Dit(dit::DitArgs),
     /// Measure decoding a window on a GPU
@@ -35,6 +38,7 @@ enum What {
 pub async fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         What::Dispatch(args) => dispatch::run(args).await,
+        What::Model(args) => model::run(&args),
         What::Dit(args) => tokio::task::block_in_place(|| dit::run(&args)),
         What::Vae(args) => tokio::task::block_in_place(|| decode::run(&args)),
         What::Ops(args) => tokio::task::block_in_place(|| ops::run(&args)),

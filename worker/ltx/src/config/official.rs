@@ -230,12 +230,7 @@ impl OfficialConfig {
     pub fn vae(&self, path: &Path) -> Result<VaeConfig> {
         let v = &self.vae;
         let check = Checker(path);
-        check.require(
-            v.dims == Value::from(3),
-            "dims",
-            &v.dims,
-            "only 3 is supported",
-        )?;
+        check.require(v.dims == 3, "dims", &v.dims, "only 3 is supported")?;
         check.only("norm_layer", &v.norm_layer, "pixel_norm")?;
         check.only("spatial_padding_mode", &v.spatial_padding_mode, "zeros")?;
         let shared = ["uniform", "constant"].contains(&v.latent_log_var.as_str());
@@ -263,12 +258,15 @@ impl OfficialConfig {
     }
 }
 
+/// Counts of residual layers, and the resamplers between them.
+type Turns<'a> = (Vec<usize>, Vec<&'a (String, BlockParameters)>);
+
 /// Blocks in turns: residual layers, a resampler, residual layers, and so on.
 fn in_turns<'a>(
     check: &Checker<'_>,
     key: &'static str,
     blocks: &'a [(String, BlockParameters)],
-) -> Result<(Vec<usize>, Vec<&'a (String, BlockParameters)>)> {
+) -> Result<Turns<'a>> {
     let (mut layers, mut resamplers) = (Vec::new(), Vec::new());
     for (i, block) in blocks.iter().enumerate() {
         match (i % 2, block.0.as_str(), block.1.layers()) {
