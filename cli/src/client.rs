@@ -16,6 +16,8 @@ use v1::models_client::ModelsClient;
 
 /// An answer that is a whole job can name thousands of windows.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Bytes of one message of an upload.
+const PIECE_BYTES: usize = 1 << 20;
 /// Longest wait for a connection, with its handshakes.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Whoever listens is probed this often and given up when a probe is not answered as long: a port
@@ -98,6 +100,20 @@ impl Client {
         let spec = Some(spec);
         let request = v1::SubmitRequest { spec, isa };
         self.answer(self.jobs.clone().submit(request)).await
+    }
+
+    /// Puts bytes, a chunk at most, into the artifact store.
+    pub async fn store(&mut self, bytes: &[u8]) -> Result<()> {
+        let chunk = Hash::of(bytes).to_string();
+        let pieces: Vec<_> = bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect();
+        let messages = pieces.into_iter().map(move |data| v1::UploadRequest {
+            chunk: chunk.clone(),
+            data,
+        });
+        let mut models = self.models.clone();
+        self.answer(models.upload(tokio_stream::iter(messages)))
+            .await?;
+        Ok(())
     }
 
     /// A job as it is now.

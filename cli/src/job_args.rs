@@ -5,6 +5,7 @@ mod stored;
 
 pub use stored::Stored;
 
+use crate::conditioning::{self, MediaArg, Uploads};
 use crate::enhance::EnhanceArgs;
 use crate::model_args::{self, ModelArgs, location};
 use anyhow::{Context, Result, anyhow, bail};
@@ -94,6 +95,14 @@ pub struct JobArgs {
     /// Frames that neighbouring windows share, 8k+1 [default: 17]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     overlap_frames: Option<i64>,
+    /// Picture that the film is held to, at a frame [default: 0] and with a strength from 0 to 1
+    /// [default: 1]; may be given several times
+    #[arg(long = "image", value_name = "PATH[@FRAME[:STRENGTH]]")]
+    images: Vec<MediaArg>,
+    /// Clip that the film is held to: it goes on from the clip, or with @end leads up to it. Its
+    /// first 8k+1 frames that fit are used; otherwise as --image
+    #[arg(long = "video", value_name = "PATH[@FRAME[:STRENGTH]]")]
+    videos: Vec<MediaArg>,
     /// Denoising steps. Of a pipeline file's timesteps it keeps that many, evenly spaced (a second
     /// pass keeps its own list); elsewhere the model's own schedule is counted anew [default: the
     /// pipeline file's]
@@ -169,6 +178,8 @@ pub struct Wanted {
     pub spec: JobSpec,
     /// Sentences for the user.
     pub notices: Vec<String>,
+    /// What has to be stored before the job is submitted.
+    pub uploads: Uploads,
 }
 
 /// How the model is to be used: from a pipeline file, or a Diffusers folder's defaults.
@@ -216,7 +227,11 @@ impl JobArgs {
             Weights::Ignored => ModelRef::new(recipe.model.clone(), Hash::of(b"")),
         };
         let enhancement = std::mem::take(&mut recipe.enhancement);
-        let spec = self.request(film, recipe, model, codec)?.validate();
+        let mut request = self.request(film, recipe, model, codec)?;
+        let frames = request.length.frames(request.fps)?;
+        let (conditioning, uploads) = conditioning::read(&self.images, &self.videos, frames)?;
+        request.conditioning = conditioning;
+        let spec = request.validate();
         let mut spec =
             spec.map_err(|error| match film.map(|film| film.explain(error.clone())) {
                 Some(Ok(explained)) => anyhow!(explained),
@@ -235,7 +250,11 @@ impl JobArgs {
             notices.dedup();
             spec.check()?;
         }
-        Ok(Wanted { spec, notices })
+        Ok(Wanted {
+            spec,
+            notices,
+            uploads,
+        })
     }
 
     fn request(
@@ -278,6 +297,7 @@ impl JobArgs {
             sampling: self.sampling(recipe.sampling)?,
             codec,
             shots,
+            conditioning: Vec::new(),
         })
     }
 

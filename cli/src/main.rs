@@ -9,6 +9,7 @@
 mod access_args;
 mod client;
 mod commands;
+mod conditioning;
 mod download;
 mod enhance;
 mod exit;

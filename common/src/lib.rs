@@ -5,6 +5,7 @@
 
 #[cfg(feature = "artifacts")]
 pub mod artifact;
+pub mod conditioning;
 pub mod film;
 pub mod frame;
 pub mod ids;

@@ -1,5 +1,6 @@
 //! From what a user typed to a [`JobSpec`], or to one sentence that says what to change.
 
+use crate::conditioning::{CONDITIONING_MAX, Conditioning};
 use crate::shots::ShotProblem;
 use crate::spec::{Codec, Continuity, FRAMES_PER_LATENT, JobSpec, ModelRef, Sampling, Shot};
 
@@ -132,6 +133,25 @@ pub enum SpecError {
     /// Guidance below 1 or not a number.
     #[error("the guidance scale {0} is out of range: use 1 (off) to 100")]
     Guidance(f32),
+    /// A clip or image without pictures.
+    #[error("an image or clip to hold the film to has no picture: give another file")]
+    NoPictures,
+    /// More images and clips than a film takes.
+    #[error("{0} images and clips are too many for one film: use at most {CONDITIONING_MAX}")]
+    ManyPictures(usize),
+    /// Pictures that the film does not show.
+    #[error("{}", beyond(*.first, *.frames, *.film_frames))]
+    BeyondTheFilm {
+        /// Frame of the first picture.
+        first: u32,
+        /// Pictures.
+        frames: u32,
+        /// Frames of the film.
+        film_frames: u32,
+    },
+    /// A clip that begins between two latents.
+    #[error("a clip begins at a multiple of {FRAMES_PER_LATENT}, not at frame {0}: move it")]
+    ClipStart(u32),
     /// A share that is not one.
     #[error("the {what} {value} is out of range: use 0 to 1")]
     Share {
@@ -178,6 +198,19 @@ pub fn largest_latents(frames: u32) -> u32 {
 /// Smallest 8k+1 that is at least `frames`. `frames` is at most 2^31.
 pub fn smallest_latents(frames: u32) -> u32 {
     frames.saturating_sub(1).div_ceil(FRAMES_PER_LATENT) * FRAMES_PER_LATENT + 1
+}
+
+fn beyond(first: u32, frames: u32, film: u32) -> String {
+    if first >= film {
+        let last = film.saturating_sub(1);
+        return format!(
+            "an image or clip is for frame {first} of a film of {film} frames: use frame 0 to {last}"
+        );
+    }
+    format!(
+        "a clip of {frames} frames from frame {first} on does not fit a film of {film} frames: \
+         shorten or move it"
+    )
 }
 
 fn neighbours(value: i64, least: u32) -> String {
@@ -262,6 +295,8 @@ pub struct SpecRequest {
     pub codec: Codec,
     /// The shots after the first.
     pub shots: Vec<Shot>,
+    /// Pictures that the film is held to.
+    pub conditioning: Vec<Conditioning>,
 }
 
 impl SpecRequest {
@@ -294,6 +329,7 @@ impl SpecRequest {
             sampling: self.sampling,
             codec: self.codec,
             shots: self.shots,
+            conditioning: self.conditioning,
         };
         spec.check()?;
         Ok(spec)
@@ -358,6 +394,12 @@ impl JobSpec {
                 frames: self.frames,
             });
         }
+        if self.conditioning.len() > CONDITIONING_MAX {
+            return Err(SpecError::ManyPictures(self.conditioning.len()));
+        }
+        for item in &self.conditioning {
+            item.check(self.frames)?;
+        }
         self.sampling.check()
     }
 }
@@ -384,6 +426,7 @@ mod tests {
             sampling: Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 1.0, 32),
             codec: Codec::H264,
             shots: Vec::new(),
+            conditioning: Vec::new(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a user asks for, checked at the edge, in units that the planner understands.
 
+use crate::conditioning::Conditioning;
 use crate::ids::Hash;
 pub use crate::sampling::{Sampling, Schedule};
 use serde::{Deserialize, Serialize};
@@ -150,6 +151,9 @@ pub struct JobSpec {
     pub sampling: Sampling,
     /// Format of the result.
     pub codec: Codec,
+    /// Pictures that the film is held to, in the order in which they count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditioning: Vec<Conditioning>,
     /// The shots after the first one, in order; the job's own prompt, negative prompt and seed are
     /// the first shot's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

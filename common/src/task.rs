@@ -3,6 +3,7 @@
 //! A [`Work`] names its inputs by content hash and carries everything else by value, so that its
 //! own hash ([`Work::key`]) identifies the result: equal work need not be done twice.
 
+use crate::conditioning::HeldPictures;
 use crate::ids::{Epoch, FencingToken, Hash, JobId, TaskId};
 use crate::spec::{Codec, ModelRef, Sampling, Shot};
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,11 @@ pub enum Work {
         conditioning: Option<Hash>,
         /// Frames at the end that the next window continues.
         tail_frames: Option<u32>,
+        /// Pictures that it is held to.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        held: Vec<HeldPictures>,
+        /// Size of the pictures that the film shows, which are at the window's top left.
+        shown: (u32, u32),
     },
     /// Decodes a window. Outputs: `head` (frame pack of the first `head_frames + relax_frames`;
     /// absent in the first window), `interior` (encoded chunk; absent when nothing is left for it),

@@ -49,6 +49,7 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     }
     // Before anything is rendered for a file that cannot be written then.
     let claim = target.as_ref().map(Target::claim).transpose()?;
+    wanted.uploads.send(&mut client).await?;
     let reply = client.submit(spec_to_proto(&wanted.spec), args.isa).await?;
     if reply.continued {
         remark(format_args!(

@@ -163,6 +163,7 @@ async fn carry_out(client: &mut Client, order: &Order, patience: Duration) -> Re
     for notice in &order.wanted.notices {
         progress.note(notice);
     }
+    order.wanted.uploads.send(client).await?;
     let reply = client
         .submit(spec_to_proto(&order.wanted.spec), order.isa.clone())
         .await?;

@@ -227,49 +227,11 @@ impl Sampling {
 
     /// The first thing asked for that the engine does not compute, in words of a pipeline file.
     pub fn unbuilt(&self) -> Option<&'static str> {
-        let steps = || self.passes().flat_map(|pass| &pass.guidance.steps);
         let any = |test: fn(&Pass) -> bool| self.passes().any(test);
         let checks = [
             (
                 self.second_pass.is_some(),
                 "pipeline_type: multi-scale (use base)",
-            ),
-            (
-                self.sampler != Sampler::FromCheckpoint,
-                "a sampler (use from_checkpoint)",
-            ),
-            (
-                steps().any(|step| step.stg_scale != 0.0),
-                "stg_scale (use 0)",
-            ),
-            (
-                steps().any(|step| step.rescaling_scale != 1.0),
-                "rescaling_scale (use 1)",
-            ),
-            (
-                any(|pass| pass.guidance.steps.len() > 1),
-                "guidance_timesteps (use one value for all steps)",
-            ),
-            (
-                any(|pass| pass.guidance.cfg_star_rescale),
-                "cfg_star_rescale (use false)",
-            ),
-            (
-                any(|pass| pass.stochastic_sampling),
-                "stochastic_sampling (use false)",
-            ),
-            (
-                any(|pass| pass.skip_initial_steps + pass.skip_final_steps > 0),
-                "skipped inference steps (use 0)",
-            ),
-            (any(|pass| pass.strength < 1.0), "strength (use 1)"),
-            (
-                any(|pass| pass.tone_map_compression_ratio != 0.0),
-                "tone_map_compression_ratio (use 0)",
-            ),
-            (
-                any(|pass| pass.teacache.is_some()),
-                "use_teacache (use false)",
             ),
             (
                 any(|pass| pass.model.is_some()),

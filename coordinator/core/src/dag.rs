@@ -1,6 +1,7 @@
 //! The tasks of a job, what each waits for, and the work it is once its inputs are there.
 
 use crate::plan::{Plan, Source};
+use longtake_common::conditioning::HeldPictures;
 use longtake_common::ids::{Hash, TaskId};
 use longtake_common::spec::{Codec, Continuity, JobSpec};
 use longtake_common::task::{FilmMetadata, Picture, TaskOutput, Work};
@@ -241,6 +242,8 @@ pub fn work<'a>(
                 .map(|before| artifact(TaskKind::Denoise(before), "tail"))
                 .transpose()?,
             tail_frames: conditions_next(spec, plan, index).then_some(plan.overlap_frames),
+            held: held(spec, plan, index),
+            shown: (spec.width, spec.height),
         },
         TaskKind::Decode(index) => {
             let shares = plan.shares(index);
@@ -281,6 +284,18 @@ pub fn work<'a>(
             cuts: plan.cut_frames(),
         },
     })
+}
+
+/// The pictures that a window is held to, besides the tail of the one before.
+fn held(spec: &JobSpec, plan: &Plan, index: u32) -> Vec<HeldPictures> {
+    let before = index.checked_sub(1);
+    let continues = before.is_some_and(|before| conditions_next(spec, plan, before));
+    let continued = if continues { plan.overlap_frames } else { 0 };
+    let window = &plan.windows[index as usize];
+    let items = spec.conditioning.iter();
+    items
+        .filter_map(|item| item.in_window(window, continued))
+        .collect()
 }
 
 /// Prompt and negative prompt that a text task encodes.
@@ -374,6 +389,7 @@ mod tests {
             sampling: Sampling::plain(Schedule::Steps(1), 1.0, 1),
             codec: Codec::H264,
             shots: Vec::new(),
+            conditioning: Vec::new(),
         }
     }
 

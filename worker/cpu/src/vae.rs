@@ -3,15 +3,18 @@
 use crate::backend::CpuBackend;
 use crate::check::{cells, check_same};
 use crate::glue;
-use crate::kernels::{self, Modulate, TemporalPadding};
+use crate::kernels::{self, GroupAffine, Modulate, TemporalPadding};
 use crate::tensor::CpuTensor;
 use crate::weights::CpuConv;
-use longtake_tensor::{ChannelModulation, Error, Result, Shape, Tensor, TimePadding, VaeOps};
+use longtake_tensor::{
+    ChannelModulation, Error, GroupNorm, Result, Shape, Tensor, TimePadding, VaeOps,
+};
 
 fn temporal(padding: TimePadding) -> TemporalPadding {
     match padding {
         TimePadding::Causal => TemporalPadding::Causal,
         TimePadding::Symmetric => TemporalPadding::Symmetric,
+        TimePadding::Zeros => TemporalPadding::Zeros,
     }
 }
 
@@ -93,6 +96,43 @@ impl VaeOps for CpuBackend {
         }
         self.produce(x.shape(), |out| {
             kernels::pixel_norm(self.isa(), x.values(), width, eps, modulate, true, out);
+        })
+    }
+
+    fn group_norm_silu(
+        &self,
+        x: &CpuTensor,
+        norm: &GroupNorm<'_, Self>,
+        skip: Option<&CpuTensor>,
+    ) -> Result<CpuTensor> {
+        let op = "group_norm_silu";
+        let from = cells(op, x.shape())?;
+        let channels = Shape::from([from.channels]);
+        for side in [norm.weight, norm.bias] {
+            check_same(op, channels, side.shape())?;
+        }
+        if norm.groups == 0 || !from.channels.is_multiple_of(norm.groups) {
+            let rule = "the channels must divide by the groups";
+            return Err(Error::operand(op, x.shape(), rule));
+        }
+        if let Some(skip) = skip {
+            check_same(op, x.shape(), skip.shape())?;
+        }
+        self.produce(x.shape(), |out| {
+            let frames = if norm.by_frame { 1 } else { from.frames };
+            let affine = GroupAffine {
+                groups: norm.groups,
+                eps: norm.eps,
+                weight: norm.weight.values(),
+                bias: norm.bias.values(),
+            };
+            let block = frames * from.height * from.width * from.channels;
+            for (i, out) in out.chunks_exact_mut(block).enumerate() {
+                let range = i * block..(i + 1) * block;
+                let skip = skip.map(|skip| &skip.values()[range.clone()]);
+                let x = &x.values()[range.clone()];
+                kernels::group_norm_silu(self.isa(), x, from.channels, &affine, skip, out);
+            }
         })
     }
 

@@ -1,7 +1,7 @@
 //! Convolutions: preparing kernels, padding in time, cuDNN.
 
 use crate::arena::Block;
-use crate::backend::CudaBackend;
+use crate::backend::{CudaBackend, unsupported};
 use crate::check::cells;
 use crate::device::Arg;
 use crate::dnn::conv::{BIAS, SKIP, W, X, Y};
@@ -96,6 +96,11 @@ impl CudaBackend {
             let (front, back) = match padding {
                 TimePadding::Causal => (kt - 1, 0),
                 TimePadding::Symmetric => ((kt - 1) / 2, (kt - 1) / 2),
+                TimePadding::Zeros if kt == 1 => (0, 0),
+                TimePadding::Zeros => {
+                    let what = "a convolution with frames of zeros around, as in a latent upscaler";
+                    return unsupported(what.to_owned());
+                }
             };
             let input = self.conv_input(x, conv, front, back)?;
             // A skip with padded channels would need a copy; no known model has one.

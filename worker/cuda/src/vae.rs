@@ -9,7 +9,7 @@ use crate::kernels::{norm_lanes, pixel_norm_spec};
 use crate::small::With;
 use crate::tensor::{CudaConv, CudaTensor, Element, Pending};
 use half::bf16;
-use longtake_tensor::{ChannelModulation, Error, Shape, Tensor, TimePadding, VaeOps};
+use longtake_tensor::{ChannelModulation, Error, GroupNorm, Shape, Tensor, TimePadding, VaeOps};
 
 type Op<T> = longtake_tensor::Result<T>;
 
@@ -247,6 +247,16 @@ impl VaeOps for CudaBackend {
             modulation: noted,
         };
         Ok(CudaTensor::pending(x.shape(), note))
+    }
+
+    fn group_norm_silu(
+        &self,
+        _: &CudaTensor,
+        _: &GroupNorm<'_, Self>,
+        _: Option<&CudaTensor>,
+    ) -> Op<CudaTensor> {
+        let what = "a norm over groups of channels, as in a latent upscaler";
+        unsupported(what.to_owned()).in_op("group_norm_silu")
     }
 
     fn repeat_first_frame(&self, x: &CudaTensor, n: usize) -> Op<CudaTensor> {

@@ -47,18 +47,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = Model::load(Path::new(dir), b.clone())?;
     let load = start.elapsed().as_secs_f64();
 
-    let prompt = model.encode_prompt("a red circle moves left", TEXT_TOKENS)?;
+    let prompt = model.encode_prompt(
+        "a red circle moves left",
+        TEXT_TOKENS,
+        model.config().pipeline,
+    )?;
     let (transformer, config) = (model.transformer(), model.config());
     let channels = config.transformer.in_channels;
     let tokens = frames * height * width;
     let [time_ratio, space_ratio] = config.vae.ratios();
     let class = config.pipeline;
     let positions = Positions {
+        in_front: Vec::new(),
         frames,
         height,
         width,
         fps: FPS,
         class,
+        causal: true,
         time_ratio,
         space_ratio,
     };

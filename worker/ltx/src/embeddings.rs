@@ -66,8 +66,10 @@ fn sinusoid(timesteps: &[f32]) -> Vec<f32> {
 }
 
 /// Where the cells of a window are.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Positions {
+    /// Frames of the video that latents in front of the window's own show, one each.
+    pub in_front: Vec<usize>,
     /// Latent frames.
     pub frames: usize,
     /// Latent rows.
@@ -78,6 +80,9 @@ pub struct Positions {
     pub fps: f64,
     /// Which convention for the time of a latent frame.
     pub class: PipelineClass,
+    /// Whether latent 0 stands for one frame (`causal_temporal_positioning`); where `class` leaves
+    /// that to the checkpoint.
+    pub causal: bool,
     /// Frames to a latent frame.
     pub time_ratio: usize,
     /// Pixels to a latent cell.
@@ -87,14 +92,18 @@ pub struct Positions {
 impl Positions {
     /// Time of latent frame `f` as a share of 20 seconds.
     fn time(&self, f: usize) -> f32 {
-        let share = match self.class {
-            PipelineClass::Plain => f as f32 * (self.time_ratio as f64 / self.fps) as f32,
-            PipelineClass::Condition => {
-                let frame = (self.time_ratio * f + 1).saturating_sub(self.time_ratio);
-                frame as f32 * (1.0 / self.fps) as f32
+        match self.class {
+            PipelineClass::Plain => f as f32 * (self.time_ratio as f64 / self.fps) as f32 / 20.0,
+            _ if self.causal => {
+                self.frame_time((self.time_ratio * f + 1).saturating_sub(self.time_ratio))
             }
-        };
-        share / 20.0
+            _ => self.frame_time(self.time_ratio * f),
+        }
+    }
+
+    /// Time of a frame of the video as a share of 20 seconds.
+    fn frame_time(&self, frame: usize) -> f32 {
+        frame as f32 * (1.0 / self.fps) as f32 / 20.0
     }
 
     /// Place of row or column `i` as a share of 2048 pixels.
@@ -134,10 +143,11 @@ pub fn rope<B: Backend>(b: &B, at: &Positions, dim: usize) -> Result<Rope<B>> {
         };
         coordinates.into_iter().map(row).collect()
     };
-    let times = table((0..at.frames).map(|f| at.time(f)).collect());
+    let in_front = at.in_front.iter().map(|&frame| at.frame_time(frame));
+    let times = table(in_front.chain((0..at.frames).map(|f| at.time(f))).collect());
     let rows = table((0..at.height).map(|y| at.place(y)).collect());
     let columns = table((0..at.width).map(|x| at.place(x)).collect());
-    let tokens = at.frames * at.height * at.width;
+    let tokens = times.len() * at.height * at.width;
     let mut cos = Vec::with_capacity(tokens * dim / 2);
     let mut sin = Vec::with_capacity(tokens * dim / 2);
     for time in &times {

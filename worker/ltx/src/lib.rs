@@ -4,8 +4,10 @@
 //! over the operations of [`longtake_tensor::Backend`]. Names no backend, opens no socket, knows
 //! no job: prompts and latents in, latents and pictures out. Start with [`Model`].
 
+pub mod conditioning;
 pub mod config;
 mod convert;
+mod denoise;
 pub mod embeddings;
 pub mod error;
 pub mod guidance;
@@ -14,22 +16,32 @@ mod inspect;
 pub mod lora;
 pub mod model;
 pub mod names;
+pub mod noise;
+pub mod pictures;
 pub mod pipeline;
 pub mod rng;
+pub mod sampling;
 pub mod schedule;
 mod source;
 pub mod t5;
+mod tea_cache;
 pub mod tokenizer;
 pub mod transformer;
 pub mod types;
+pub mod upsampler;
 pub mod vae;
 pub mod weights;
 
+pub use conditioning::{Encoded, Held};
 pub use convert::convert;
 pub use error::{Error, Result};
 pub use hash::model_hash;
 pub use inspect::{Inspection, inspect};
 pub use lora::{LoraFile, LoraInfo, Loras, lora_info};
 pub use model::{Model, check_model, check_values};
+pub use noise::Drawn;
+pub use pictures::Pictures;
+pub use sampling::{Guidance, GuidanceStep, Pass, Sampler, Steps, StgMode};
 pub use source::ModelFiles;
-pub use types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Steps, Video};
+pub use types::{BlockCount, DecodeRequest, DenoiseRequest, Denoised, Latents, Prompt, Video};
+pub use upsampler::LatentUpsampler;

@@ -1,13 +1,17 @@
 //! The whole model on a backend.
 
-use crate::config::ModelConfig;
-use crate::error::Result;
-use crate::pipeline::{self, Denoising};
+use crate::conditioning::Encoded;
+use crate::config::{ModelConfig, PipelineClass};
+use crate::denoise::Denoising;
+use crate::error::{InPart, Result};
+use crate::pictures::Pictures;
+use crate::pipeline;
 use crate::source::ModelFiles;
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokenizer;
 use crate::transformer::Transformer;
-use crate::types::{DecodeRequest, DenoiseRequest, Latents, Prompt, Video};
+use crate::types::{DecodeRequest, DenoiseRequest, Denoised, Latents, Prompt, Video};
+use crate::upsampler::{LatentUpsampler, adain, upload};
 use crate::vae::{Decoder, Encoder};
 use crate::weights::Scrutiny;
 use longtake_tensor::{Backend, Loader, Shape, Tensor, WeightView};
@@ -131,15 +135,15 @@ impl<B: Backend> Model<B> {
         &self.parts.decoder
     }
 
-    /// Encodes a prompt, padded or cut to `text_tokens`.
-    pub fn encode_prompt(&self, text: &str, text_tokens: usize) -> Result<Prompt> {
+    /// Encodes a prompt, padded or cut to `text_tokens`, as `class` does.
+    pub fn encode_prompt(
+        &self,
+        text: &str,
+        text_tokens: usize,
+        class: PipelineClass,
+    ) -> Result<Prompt> {
         let tokens = self.parts.tokenizer.encode_padded(text, text_tokens)?;
-        pipeline::encode_tokens(
-            &self.backend,
-            &self.parts.text_encoder,
-            self.parts.config.pipeline,
-            &tokens,
-        )
+        pipeline::encode_tokens(&self.backend, &self.parts.text_encoder, class, &tokens)
     }
 
     /// Denoises a window. `progress` is called with (steps done, steps) after each step and may
@@ -148,7 +152,7 @@ impl<B: Backend> Model<B> {
         &self,
         request: &DenoiseRequest<'_>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
-    ) -> Result<Latents> {
+    ) -> Result<Denoised> {
         Denoising::new(
             &self.backend,
             &self.parts.transformer,
@@ -190,14 +194,36 @@ impl<B: Backend> Model<B> {
         Ok(video.last(tail_frames))
     }
 
-    /// Encodes 8k + 1 pictures, sides multiples of 32, to k + 1 normalised latents: the mode of
-    /// the encoder's distribution.
-    pub fn encode(&self, video: &Video) -> Result<Latents> {
+    /// Encodes 8k + 1 pictures, sides multiples of 32, to k + 1 normalised latents.
+    pub fn encode(&self, pictures: &Pictures) -> Result<Encoded> {
         pipeline::encode(
             &self.backend,
             &self.parts.encoder,
             &self.parts.config,
-            video,
+            pictures,
         )
+    }
+
+    /// Latents of twice the sides, with the statistics of these: what the second pass of a
+    /// multi-scale render starts from. diffusers maps tones here (`tone_map` above 0), the
+    /// official code before it decodes.
+    pub fn upsample(
+        &self,
+        upsampler: &LatentUpsampler<B>,
+        latents: &Latents,
+        tone_map: f32,
+    ) -> Result<Latents> {
+        let b = &self.backend;
+        let z = upload(b, latents).in_part(|| "latents".into())?;
+        let z = self.parts.decoder.denormalise(b, &z)?;
+        let z = upsampler.forward(b, &z)?;
+        let z = self.parts.encoder.normalise(b, &z)?;
+        let tokens = b.download(&z).in_part(|| "latents".into())?;
+        let (height, width) = (2 * latents.height, 2 * latents.width);
+        let mut spread =
+            Latents::from_tokens(&tokens, latents.channels, latents.frames, height, width);
+        adain(&mut spread, latents);
+        pipeline::map_tones(&mut spread.values, tone_map);
+        Ok(spread)
     }
 }

@@ -94,6 +94,12 @@ impl TorchRng {
         values
     }
 
+    /// The same for a tensor whose values do not lie in one run: torch then draws one after the
+    /// other, as for fewer than 16.
+    pub fn randn_one_by_one(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.normal_f64() as f32).collect()
+    }
+
     /// Leaves the generator as `randn(count)` would.
     pub fn skip_randn(&mut self, count: usize) {
         if count < BLOCK {

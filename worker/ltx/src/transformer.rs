@@ -7,6 +7,7 @@
 use crate::config::TransformerConfig;
 use crate::embeddings::{TimestepEmbedder, timestep_sinusoid};
 use crate::error::{InPart, Result};
+use crate::sampling::StgMode;
 use crate::types::Prompt;
 use crate::weights::Weights;
 use longtake_tensor::{Activation, AttentionBias, Backend, Gate, Loader, Modulation, Rope, Shape};
@@ -116,8 +117,12 @@ impl<B: Backend> Block<B> {
         x: B::Tensor,
         text: &(B::Tensor, B::Tensor),
         step: &Step<'_, B>,
+        perturbed: Option<StgMode>,
     ) -> Op<B::Tensor> {
-        let table = &b.add_table(&step.temb, &self.scale_shift_table)?; // [T, 6, D]
+        if perturbed == Some(StgMode::TransformerBlock) {
+            return Ok(x);
+        }
+        let table = &b.add_table(step.temb, &self.scale_shift_table)?; // [T, 6, D]
         let modulation = |shift, scale| Modulation {
             table,
             index: step.index,
@@ -131,9 +136,7 @@ impl<B: Backend> Block<B> {
         };
 
         let h = b.rms_norm_modulate(&x, self.eps, &modulation(0, 1))?;
-        let q = self.attn1.query(b, &h, Some(step.rope))?;
-        let kv = self.attn1.key_value(b, &h, Some(step.rope))?;
-        let h = self.attn1.forward(b, &q, &kv, &AttentionBias::NONE)?;
+        let h = self.attend_to_self(b, &h, step, perturbed)?;
         let x = b.gated_residual(x, &h, Some(&gate(2)))?;
 
         // Cross-attention: no norm, no modulation, no gate, as in the reference.
@@ -150,12 +153,56 @@ impl<B: Backend> Block<B> {
         let h = b.linear(&h, &self.ff_out, Activation::None)?;
         b.gated_residual(x, &h, Some(&gate(5)))
     }
+
+    /// `attn1` of the modulated `h`, or what STG puts in its place.
+    fn attend_to_self(
+        &self,
+        b: &B,
+        h: &B::Tensor,
+        step: &Step<'_, B>,
+        perturbed: Option<StgMode>,
+    ) -> Op<B::Tensor> {
+        let attn1 = &self.attn1;
+        match perturbed {
+            Some(StgMode::AttentionSkip) => b.linear(h, &attn1.to_out, Activation::None),
+            Some(StgMode::AttentionValues) => {
+                let values = b.linear(h, &attn1.to_v, Activation::None)?;
+                b.linear(&values, &attn1.to_out, Activation::None)
+            }
+            _ => {
+                let q = attn1.query(b, h, Some(step.rope))?;
+                let kv = attn1.key_value(b, h, Some(step.rope))?;
+                attn1.forward(b, &q, &kv, &AttentionBias::NONE)
+            }
+        }
+    }
+}
+
+/// Blocks that spatio-temporal guidance disturbs, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Perturbation<'a> {
+    /// What happens in them.
+    pub mode: StgMode,
+    /// Their numbers.
+    pub blocks: &'a [usize],
+}
+
+impl Perturbation<'_> {
+    /// Nothing is disturbed.
+    pub const NONE: Self = Self {
+        mode: StgMode::Residual,
+        blocks: &[],
+    };
+
+    fn of(&self, block: usize) -> Option<StgMode> {
+        self.blocks.contains(&block).then_some(self.mode)
+    }
 }
 
 /// What the blocks of one forward pass share.
 struct Step<'a, B: Backend> {
     /// `[T, 6 D]`.
-    temb: B::Tensor,
+    temb: &'a B::Tensor,
     index: &'a B::Index,
     rope: &'a Rope<B>,
     /// `[N]`.
@@ -168,6 +215,26 @@ pub struct TextContext<B: Backend> {
     blocks: Vec<(B::Tensor, B::Tensor)>,
     /// Added to the scores, `[N]`.
     bias: B::Tensor,
+}
+
+/// What the blocks read besides the tokens and the timesteps.
+pub struct Around<'a, B: Backend> {
+    /// The prompt.
+    pub text: &'a TextContext<B>,
+    /// For each token, its place among the distinct timesteps.
+    pub index: &'a B::Index,
+    /// Where the tokens are.
+    pub rope: &'a Rope<B>,
+    /// What spatio-temporal guidance disturbs.
+    pub perturbation: Perturbation<'a>,
+}
+
+/// The timesteps of a forward pass, embedded.
+pub struct Told<B: Backend> {
+    /// `[T, D]`.
+    embedded: B::Tensor,
+    /// `[T, 6 D]`.
+    temb: B::Tensor,
 }
 
 /// The timesteps of a window's tokens.
@@ -260,8 +327,13 @@ impl<B: Backend> Transformer<B> {
         timesteps: &TokenTimesteps<B>,
         rope: &Rope<B>,
     ) -> Result<B::Tensor> {
-        let sinusoid = timestep_sinusoid(b, &timesteps.distinct)?;
-        self.forward_at(b, x, &sinusoid, text, &timesteps.index, rope)
+        let around = Around {
+            text,
+            index: &timesteps.index,
+            rope,
+            perturbation: Perturbation::NONE,
+        };
+        self.forward_at(b, x, &timestep_sinusoid(b, &timesteps.distinct)?, &around)
     }
 
     /// The same for timesteps whose sinusoid is on the device: moves nothing from or to the host.
@@ -270,33 +342,94 @@ impl<B: Backend> Transformer<B> {
         b: &B,
         x: &B::Tensor,
         sinusoid: &B::Tensor,
-        text: &TextContext<B>,
-        index: &B::Index,
-        rope: &Rope<B>,
+        around: &Around<'_, B>,
     ) -> Result<B::Tensor> {
+        let (x, told) = self.enter(b, x, sinusoid)?;
+        let x = self.run_blocks(b, x, &told, around)?;
+        self.leave(b, &x, &told, around.index)
+    }
+
+    /// Tokens `[L, D]` as the first block sees them, and the embedded timesteps.
+    pub fn enter(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        sinusoid: &B::Tensor,
+    ) -> Result<(B::Tensor, Told<B>)> {
         let part = || "timestep embedding".to_owned();
         let embedded = self.time_embed.embed(b, sinusoid).in_part(part)?; // [T, D]
         let temb = b.silu(&embedded).in_part(part)?;
         let temb = b
             .linear(&temb, &self.time_linear, Activation::None)
             .in_part(part)?;
-        let step = Step {
-            temb,
-            index,
-            rope,
-            text_bias: &text.bias,
-        };
-
-        let mut x = b
+        let x = b
             .linear(x, &self.proj_in, Activation::None)
             .in_part(|| "proj_in".into())?;
-        for (i, (block, text)) in self.blocks.iter().zip(&text.blocks).enumerate() {
+        Ok((x, Told { embedded, temb }))
+    }
+
+    /// All blocks, in order.
+    pub fn run_blocks(
+        &self,
+        b: &B,
+        mut x: B::Tensor,
+        told: &Told<B>,
+        around: &Around<'_, B>,
+    ) -> Result<B::Tensor> {
+        let step = Step {
+            temb: &told.temb,
+            index: around.index,
+            rope: around.rope,
+            text_bias: &around.text.bias,
+        };
+        for (i, (block, text)) in self.blocks.iter().zip(&around.text.blocks).enumerate() {
             x = block
-                .forward(b, x, text, &step)
+                .forward(b, x, text, &step, around.perturbation.of(i))
                 .in_part(|| format!("transformer block {i}"))?;
         }
-        self.project_out(b, &x, &embedded, index)
+        Ok(x)
+    }
+
+    /// Velocity for tokens that come out of the last block.
+    pub fn leave(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        told: &Told<B>,
+        index: &B::Index,
+    ) -> Result<B::Tensor> {
+        self.project_out(b, x, &told.embedded, index)
             .in_part(|| "proj_out".into())
+    }
+
+    /// The first block's self-attention input `[L, D]`, for tokens that [`Self::enter`] gave; with
+    /// no blocks, the tokens themselves.
+    pub fn first_input(
+        &self,
+        b: &B,
+        h: &B::Tensor,
+        told: &Told<B>,
+        index: &B::Index,
+    ) -> Result<B::Tensor> {
+        let Some(block) = self.blocks.first() else {
+            return Ok(h.clone());
+        };
+        let modulated = || {
+            let table = &b.add_table(&told.temb, &block.scale_shift_table)?;
+            let modulation = Modulation {
+                table,
+                index,
+                shift: 0,
+                scale: 1,
+            };
+            b.rms_norm_modulate(h, block.eps, &modulation)
+        };
+        modulated().in_part(|| "transformer block 0".into())
+    }
+
+    /// Number of blocks.
+    pub fn block_count(&self) -> usize {
+        self.blocks.len()
     }
 
     fn project_out(

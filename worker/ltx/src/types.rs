@@ -1,9 +1,16 @@
 //! What goes into the model and what comes out, on the host.
 
+use crate::conditioning::{Encoded, Held};
+use crate::config::PipelineClass;
 use crate::error::{Error, Result};
+use crate::noise::Drawn;
+use crate::sampling::Pass;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
+
+/// Entry of a latents file's metadata: what was drawn, as JSON.
+const DRAWN: &str = "drawn";
 
 /// A video in latent space, normalised: `[1, C, F, H, W]` in f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,10 +30,14 @@ pub struct Latents {
 impl Latents {
     /// A safetensors file with the one tensor `name`, f32 `[1, C, F, H, W]`.
     pub fn to_safetensors(&self, name: &str) -> Vec<u8> {
+        self.serialise(name, None)
+    }
+
+    fn serialise(&self, name: &str, metadata: Option<HashMap<String, String>>) -> Vec<u8> {
         let shape = vec![1, self.channels, self.frames, self.height, self.width];
         let bytes = f32_bytes(&self.values);
         let view = TensorView::new(Dtype::F32, shape, &bytes).expect("the values fill the shape");
-        safetensors::serialize([(name, view)], None).expect("one plain tensor can be written")
+        safetensors::serialize([(name, view)], metadata).expect("one plain tensor can be written")
     }
 
     /// Reads tensor `name` of a safetensors file.
@@ -189,18 +200,11 @@ impl Video {
     }
 }
 
-/// Which noise levels a denoising pass visits.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Steps {
-    /// These, in 0..1, falling; the last step goes to 0.
-    Timesteps(Vec<f32>),
-    /// So many, as the model's scheduler configuration and pipeline class say.
-    Count(usize),
-}
-
 /// One window to denoise.
 #[derive(Clone, Debug)]
 pub struct DenoiseRequest<'a> {
+    /// Whose conventions hold; [`crate::config::ModelConfig::pipeline`] has the model's own.
+    pub class: PipelineClass,
     /// Latent frames.
     pub latent_frames: usize,
     /// Latent rows: pixels / 32.
@@ -211,27 +215,108 @@ pub struct DenoiseRequest<'a> {
     pub fps: f64,
     /// Seed of the noise.
     pub seed: u64,
-    /// Noise levels.
-    pub steps: &'a Steps,
-    /// Classifier-free guidance; 1 is off.
-    pub guidance_scale: f32,
+    /// What was drawn from the seed before this pass.
+    pub drawn: &'a Drawn,
+    /// Noise levels and guidance.
+    pub pass: &'a Pass,
     /// What to show.
     pub prompt: &'a Prompt,
-    /// What to steer away from; needed when `guidance_scale` is above 1.
+    /// What to steer away from; needed when a guidance scale is above 1.
     pub negative: Option<&'a Prompt>,
-    /// Normalised latents that the window starts with: held at timestep 0, returned unchanged.
-    pub conditioning: Option<&'a Latents>,
+    /// Whole window to noise to the first level and start from, instead of from noise alone.
+    pub start: Option<&'a Encoded>,
+    /// What the window is held to.
+    pub held: &'a [Held<'a>],
+}
+
+impl<'a> DenoiseRequest<'a> {
+    /// A window of `latent` = [frames, rows, columns] from noise alone, held to nothing.
+    pub fn new(
+        class: PipelineClass,
+        latent: [usize; 3],
+        fps: f64,
+        seed: u64,
+        pass: &'a Pass,
+        prompt: &'a Prompt,
+    ) -> Self {
+        let [latent_frames, latent_height, latent_width] = latent;
+        Self {
+            class,
+            latent_frames,
+            latent_height,
+            latent_width,
+            fps,
+            seed,
+            drawn: Drawn::nothing(),
+            pass,
+            prompt,
+            negative: None,
+            start: None,
+            held: &[],
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Denoised {
+    /// The window, normalised.
+    pub latents: Latents,
+    /// All that was drawn from the seed so far.
+    pub drawn: Drawn,
+    /// Transformer blocks computed and reused.
+    pub blocks: BlockCount,
+}
+
+impl Denoised {
+    /// A safetensors file with the one tensor `latents`, f32 `[1, C, F, H, W]`; its metadata says
+    /// what was drawn.
+    pub fn to_safetensors(&self) -> Vec<u8> {
+        let drawn = serde_json::to_string(&self.drawn).expect("numbers can be written");
+        let metadata = HashMap::from([(DRAWN.to_owned(), drawn)]);
+        self.latents.serialise("latents", Some(metadata))
+    }
+
+    /// Latents and what was drawn, from such a file or one without the note.
+    pub fn from_safetensors(bytes: &[u8]) -> Result<(Latents, Drawn)> {
+        let latents = Latents::from_safetensors(bytes, "latents")?;
+        let artifact = |message: String| Error::Artifact {
+            name: "latents".to_owned(),
+            message,
+        };
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| artifact(e.to_string()))?;
+        let note = header.metadata().as_ref().and_then(|m| m.get(DRAWN));
+        let drawn = note.map(|text| serde_json::from_str(text)).transpose();
+        let drawn = drawn.map_err(|e| artifact(format!("its note `{DRAWN}`: {e}")))?;
+        Ok((latents, drawn.unwrap_or_default()))
+    }
+}
+
+/// Evaluations of transformer blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockCount {
+    /// Computed.
+    pub computed: usize,
+    /// Taken over from an earlier step.
+    pub reused: usize,
 }
 
 /// How a window is decoded.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DecodeRequest {
-    /// Seed of the window: the decoder's noise follows the window's in the same generator.
+    /// Whose conventions hold.
+    pub class: PipelineClass,
+    /// Seed of the window.
     pub seed: u64,
+    /// What was drawn from the seed before: the decoder's noise comes next. Nothing stands for the
+    /// initial noise alone.
+    pub drawn: Drawn,
     /// Timestep that the decoder is told (0..1).
     pub timestep: f32,
     /// Share of noise mixed into the latents before decoding (0..1).
     pub noise_scale: f32,
+    /// How far large latents are compressed (0..1): `tone_map_compression_ratio`.
+    pub tone_map: f32,
 }
 
 fn f32_bytes(values: &[f32]) -> Vec<u8> {
@@ -292,6 +377,24 @@ mod tests {
         assert_eq!(Latents::from_tokens(&tokens, 2, 3, 2, 2), x);
         let last = x.slice(2, 3);
         assert_eq!(last.values, [8.0, 9.0, 10.0, 11.0, 20.0, 21.0, 22.0, 23.0]);
+    }
+
+    #[test]
+    fn what_was_drawn_is_stored_with_the_latents() {
+        let drawn = Drawn {
+            generator: vec![24, 7],
+            ambient: vec![3],
+        };
+        let denoised = Denoised {
+            latents: latents(),
+            drawn: drawn.clone(),
+            blocks: BlockCount::default(),
+        };
+        let (x, found) = Denoised::from_safetensors(&denoised.to_safetensors()).unwrap();
+        assert_eq!((x, found), (latents(), drawn));
+        let plain = latents().to_safetensors("latents");
+        let (_, found) = Denoised::from_safetensors(&plain).unwrap();
+        assert_eq!(found, Drawn::NOTHING);
     }
 
     #[test]

@@ -4,7 +4,8 @@ mod common;
 
 use common::{backend, golden, model_copy};
 use longtake_ltx::{
-    DecodeRequest, DenoiseRequest, Error, Latents, Model, Steps, Video, check_model, model_hash,
+    DecodeRequest, DenoiseRequest, Drawn, Encoded, Error, Held, Latents, Model, Pass, Pictures,
+    Steps, Video, check_model, model_hash,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -308,33 +309,92 @@ fn the_hash_follows_what_is_rendered_from() {
 #[test]
 fn requests_that_do_not_fit_are_refused() {
     let model = Model::load(&golden("model"), backend(1)).expect("model");
+    let class = model.config().pipeline;
     let prompt = model
-        .encode_prompt("", 8)
+        .encode_prompt("", 8, class)
         .expect("an empty prompt is allowed");
-    let steps = Steps::Count(2);
-    let good = DenoiseRequest {
-        latent_frames: 2,
-        latent_height: 1,
-        latent_width: 1,
-        fps: 24.0,
-        seed: 0,
-        steps: &steps,
-        guidance_scale: 1.0,
-        prompt: &prompt,
-        negative: None,
-        conditioning: None,
-    };
+    let pass = Pass::plain(Steps::Count(2), 1.0);
+    let guided = Pass::plain(Steps::Count(2), 2.0);
+    let empty = Pass::plain(Steps::Count(0), 1.0);
+    let mut skipped = pass.clone();
+    (skipped.skip_initial, skipped.skip_final) = (1, 1);
+    let mut disturbed = pass.clone();
+    disturbed.guidance.steps[0].skip_blocks = vec![0, 7];
+    let good = DenoiseRequest::new(class, [2, 1, 1], 24.0, 0, &pass, &prompt);
     let run = |request: &DenoiseRequest<'_>| {
         model.denoise(request, &mut |_, _| ControlFlow::Continue(()))
     };
-    let latents = run(&good).expect("latents");
+    let latents = run(&good).expect("latents").latents;
     assert!(latents.values.iter().all(|v| v.is_finite()));
     let wide = Latents {
         width: 2,
         values: vec![0.0; 512],
         ..latents.clone()
     };
+    let encoded = |mode: &Latents| Encoded {
+        mode: mode.clone(),
+        spread: None,
+    };
+    let (wide, whole, one) = (
+        encoded(&wide),
+        encoded(&latents),
+        encoded(&latents.slice(0, 1)),
+    );
+    let held = |encoded, frame, strength| {
+        [Held {
+            encoded,
+            frame,
+            strength,
+            noised: true,
+        }]
+    };
+    let does_not_fit = held(&wide, 0, 1.0);
+    let too_late = held(&one, 9, 1.0);
+    let too_long = held(&whole, 8, 1.0);
+    let too_strong = held(&one, 0, 1.5);
     for (request, word) in [
+        (
+            DenoiseRequest {
+                held: &too_late,
+                ..good.clone()
+            },
+            "1 frames from frame 9 on do not fit a window of 9 frames",
+        ),
+        (
+            DenoiseRequest {
+                held: &too_long,
+                ..good.clone()
+            },
+            "9 frames from frame 8 on",
+        ),
+        (
+            DenoiseRequest {
+                held: &too_strong,
+                ..good.clone()
+            },
+            "strength 1.5",
+        ),
+        (
+            DenoiseRequest {
+                start: Some(&one),
+                ..good.clone()
+            },
+            "1 latent frames, the window 2",
+        ),
+        (
+            DenoiseRequest {
+                pass: &skipped,
+                ..good.clone()
+            },
+            "skip fewer",
+        ),
+        (
+            DenoiseRequest {
+                pass: &disturbed,
+                ..good.clone()
+            },
+            "skip_block_list",
+        ),
         (
             DenoiseRequest {
                 latent_frames: 0,
@@ -351,21 +411,21 @@ fn requests_that_do_not_fit_are_refused() {
         ),
         (
             DenoiseRequest {
-                guidance_scale: 2.0,
+                pass: &guided,
                 ..good.clone()
             },
             "negative",
         ),
         (
             DenoiseRequest {
-                steps: &Steps::Count(0),
+                pass: &empty,
                 ..good.clone()
             },
             "step",
         ),
         (
             DenoiseRequest {
-                conditioning: Some(&wide),
+                held: &does_not_fit,
                 ..good.clone()
             },
             "conditioning",
@@ -381,9 +441,12 @@ fn requests_that_do_not_fit_are_refused() {
     ));
 
     let decode = DecodeRequest {
+        class,
         seed: 0,
+        drawn: Drawn::NOTHING,
         timestep: 0.05,
         noise_scale: 0.025,
+        tone_map: 0.0,
     };
     for tail in [0, 8, 17] {
         assert!(
@@ -397,13 +460,19 @@ fn requests_that_do_not_fit_are_refused() {
         width: 32,
         rgb: vec![0; 2 * 32 * 32 * 3],
     };
-    assert!(model.encode(&odd).unwrap_err().to_string().contains("8k+1"));
+    assert!(
+        model
+            .encode(&Pictures::from(&odd))
+            .unwrap_err()
+            .to_string()
+            .contains("8k+1")
+    );
     let short = Video {
         frames: 1,
         height: 32,
         width: 32,
         rgb: vec![0; 5],
     };
-    assert!(model.encode(&short).is_err());
-    assert!(model.encode_prompt("red", 0).is_err());
+    assert!(model.encode(&Pictures::from(&short)).is_err());
+    assert!(model.encode_prompt("red", 0, class).is_err());
 }

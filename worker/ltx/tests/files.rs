@@ -4,8 +4,10 @@ mod common;
 
 use common::{backend, golden};
 use longtake_cpu::CpuBackend;
+use longtake_ltx::config::PipelineClass;
 use longtake_ltx::{
-    DecodeRequest, Latents, Model, ModelFiles, Video, check_model, convert, inspect,
+    DecodeRequest, DenoiseRequest, Drawn, Latents, Model, ModelFiles, Pass, Pictures, Video,
+    check_model, convert, inspect,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -158,7 +160,9 @@ fn files(model: &Path) -> ModelFiles {
 /// What the parts of a model compute.
 fn outputs(files: ModelFiles) -> (Vec<f32>, Video, Latents) {
     let model: Model<CpuBackend> = Model::load(files, backend(2)).expect("model");
-    let prompt = model.encode_prompt("a red circle", 8).expect("prompt");
+    let prompt = model
+        .encode_prompt("a red circle", 8, PipelineClass::Condition)
+        .expect("prompt");
     let values = (0..128 * 2 * 2 * 2)
         .map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0)
         .collect();
@@ -170,12 +174,15 @@ fn outputs(files: ModelFiles) -> (Vec<f32>, Video, Latents) {
         values,
     };
     let request = DecodeRequest {
+        class: PipelineClass::Condition,
         seed: 1,
+        drawn: Drawn::NOTHING,
         timestep: 0.05,
         noise_scale: 0.0,
+        tone_map: 0.0,
     };
     let video = model.decode(&latents, &request).expect("decoded");
-    let encoded = model.encode(&video).expect("encoded");
+    let encoded = model.encode(&Pictures::from(&video)).expect("encoded").mode;
     (prompt.states, video, encoded)
 }
 
@@ -262,22 +269,18 @@ fn scales_of_any_spelling_and_type_count() {
 /// Latents after one step from noise.
 fn denoised(files: ModelFiles) -> Vec<f32> {
     let model: Model<CpuBackend> = Model::load(files, backend(1)).expect("model");
-    let prompt = model.encode_prompt("a red circle", 8).expect("prompt");
-    let steps = longtake_ltx::Steps::Timesteps(vec![1.0]);
-    let request = longtake_ltx::DenoiseRequest {
-        latent_frames: 2,
-        latent_height: 2,
-        latent_width: 2,
-        fps: 24.0,
-        seed: 1,
-        steps: &steps,
-        guidance_scale: 1.0,
-        prompt: &prompt,
-        negative: None,
-        conditioning: None,
-    };
+    let class = PipelineClass::Condition;
+    let prompt = model
+        .encode_prompt("a red circle", 8, class)
+        .expect("prompt");
+    let pass = Pass::plain(longtake_ltx::Steps::Timesteps(vec![1.0]), 1.0);
     let mut go_on = |_: usize, _: usize| std::ops::ControlFlow::Continue(());
-    model.denoise(&request, &mut go_on).expect("latents").values
+    let request = DenoiseRequest::new(class, [2, 2, 2], 24.0, 1, &pass, &prompt);
+    model
+        .denoise(&request, &mut go_on)
+        .expect("latents")
+        .latents
+        .values
 }
 
 #[test]

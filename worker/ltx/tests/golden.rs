@@ -13,6 +13,7 @@ use longtake_ltx::schedule::Schedule;
 use longtake_ltx::tokenizer::Tokenizer;
 use longtake_ltx::transformer::TokenTimesteps;
 use longtake_ltx::{DecodeRequest, DenoiseRequest, Latents, Model, Prompt, Steps, Video};
+use longtake_ltx::{Drawn, Encoded, Held, Pass, Pictures};
 use longtake_tensor::{Backend, Loader, Shape};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -191,7 +192,12 @@ fn schedules_are_those_of_diffusers() {
         };
         let config = golden(folder).join("scheduler_config.json");
         let config = SchedulerConfig::read(&config).expect("scheduler");
-        let ours = Schedule::new(&config, class, &Steps::Count(case.steps), case.tokens);
+        let ours = Schedule::new(
+            &config,
+            class,
+            &Pass::plain(Steps::Count(case.steps), 1.0),
+            case.tokens,
+        );
         let ours = ours.expect("schedule");
         let name = format!("{} {} steps", case.pipeline, case.steps);
         assert_close(
@@ -208,7 +214,7 @@ fn text_states_match() {
     let (file, about, model) = (Golden::read("text"), about(), model());
     for (name, text) in [("prompt", about.prompt.as_str()), ("empty", "")] {
         let prompt = model
-            .encode_prompt(text, about.text_tokens)
+            .encode_prompt(text, about.text_tokens, model.config().pipeline)
             .expect("prompt");
         assert_eq!(prompt.cut_from, None);
         let (_, masked) = file.values(&format!("{name}.masked"));
@@ -216,7 +222,7 @@ fn text_states_match() {
     }
     let plain = plain_model();
     let prompt = plain
-        .encode_prompt(&about.prompt, about.text_tokens)
+        .encode_prompt(&about.prompt, about.text_tokens, plain.config().pipeline)
         .expect("prompt");
     let (_, unmasked) = file.values("prompt.unmasked");
     assert_close("text, unmasked", &prompt.states, &unmasked);
@@ -243,6 +249,8 @@ fn far_positions_share_a_bucket() {
 fn rotations_match_at_full_width() {
     let (file, b) = (Golden::read("rope"), common::backend(2));
     let positions = Positions {
+        in_front: Vec::new(),
+        causal: true,
         frames: 2,
         height: 2,
         width: 1,
@@ -281,6 +289,8 @@ fn transformer_matches_with_timesteps_by_token() {
     let text = transformer.text_context(b, &prompt).expect("text");
     let x = b.upload(Shape::new(&shape), &x).expect("x");
     let window = |class, fps| Positions {
+        in_front: Vec::new(),
+        causal: true,
         frames: 3,
         height: 2,
         width: 3,
@@ -304,10 +314,8 @@ fn transformer_matches_with_timesteps_by_token() {
         })
         .collect();
     assert_eq!(distinct.len(), 3);
-    let tokens = TokenTimesteps {
-        distinct,
-        index: b.upload_index(&index).expect("index"),
-    };
+    let index = b.upload_index(&index).expect("index");
+    let tokens = TokenTimesteps { distinct, index };
     let rotation = rope(b, &window(PipelineClass::Condition, about().fps), dim).expect("rope");
     let v = transformer
         .forward(b, &x, &text, &tokens, &rotation)
@@ -334,7 +342,10 @@ fn transformer_matches_with_timesteps_by_token() {
 #[test]
 fn vae_matches_both_ways() {
     let (file, model) = (Golden::read("vae"), model());
-    let encoded = model.encode(&file.video("pictures")).expect("latents");
+    let encoded = model
+        .encode(&Pictures::from(&file.video("pictures")))
+        .expect("latents")
+        .mode;
     let (shape, reference) = file.values("encoded");
     assert_eq!(
         shape,
@@ -396,25 +407,22 @@ fn go_on(_: usize, _: usize) -> ControlFlow<()> {
 fn guided_denoising_and_decoding_match() {
     let (file, about, model) = (Golden::read("pipeline"), about(), model());
     let prompt = model
-        .encode_prompt(&about.prompt, about.text_tokens)
+        .encode_prompt(&about.prompt, about.text_tokens, model.config().pipeline)
         .expect("prompt");
     let negative = model
-        .encode_prompt(&about.negative, about.text_tokens)
+        .encode_prompt(&about.negative, about.text_tokens, model.config().pipeline)
         .expect("negative");
     let steps = Steps::Timesteps(about.timesteps);
+    let class = model.config().pipeline;
+    let pass = Pass::plain(steps, 2.5);
     let request = DenoiseRequest {
-        latent_frames: 2,
-        latent_height: 2,
-        latent_width: 2,
-        fps: about.fps,
-        seed: about.seed,
-        steps: &steps,
-        guidance_scale: 2.5,
-        prompt: &prompt,
         negative: Some(&negative),
-        conditioning: None,
+        ..DenoiseRequest::new(class, [2, 2, 2], about.fps, about.seed, &pass, &prompt)
     };
-    let latents = model.denoise(&request, &mut go_on).expect("latents");
+    let latents = model
+        .denoise(&request, &mut go_on)
+        .expect("latents")
+        .latents;
     assert_close(
         "guided latents",
         &latents.values,
@@ -422,9 +430,12 @@ fn guided_denoising_and_decoding_match() {
     );
 
     let decode = DecodeRequest {
+        class,
         seed: about.seed,
+        drawn: Drawn::NOTHING,
         timestep: 0.05,
         noise_scale: 0.025,
+        tone_map: 0.0,
     };
     let video = model.decode(&latents, &decode).expect("video");
     let reference = file.video("guided.pictures");
@@ -450,50 +461,53 @@ fn guided_denoising_and_decoding_match() {
 #[test]
 fn held_latents_match_and_stay() {
     let (file, about, model) = (Golden::read("pipeline"), about(), model());
-    let held = model.encode(&file.video("held.pictures")).expect("held");
-    let prompt = model
-        .encode_prompt(&about.prompt, about.text_tokens)
-        .expect("prompt");
-    let request = DenoiseRequest {
-        latent_frames: 3,
-        latent_height: 2,
-        latent_width: 2,
-        fps: about.fps,
-        seed: about.seed,
-        steps: &Steps::Count(6),
-        guidance_scale: 1.0,
-        prompt: &prompt,
-        negative: None,
-        conditioning: Some(&held),
+    let held = model
+        .encode(&Pictures::from(&file.video("held.pictures")))
+        .expect("held");
+    let held = Encoded {
+        spread: None,
+        ..held
     };
-    let latents = model.denoise(&request, &mut go_on).expect("latents");
+    let prompt = model
+        .encode_prompt(&about.prompt, about.text_tokens, model.config().pipeline)
+        .expect("prompt");
+    let class = model.config().pipeline;
+    let pass = Pass::plain(Steps::Count(6), 1.0);
+    let items = [Held {
+        encoded: &held,
+        frame: 0,
+        strength: 1.0,
+        noised: false,
+    }];
+    let request = DenoiseRequest {
+        held: &items,
+        ..DenoiseRequest::new(class, [3, 2, 2], about.fps, about.seed, &pass, &prompt)
+    };
+    let latents = model
+        .denoise(&request, &mut go_on)
+        .expect("latents")
+        .latents;
     assert_close(
         "held latents",
         &latents.values,
         &file.values("held.latents").1,
     );
-    assert_eq!(latents.slice(0, held.frames), held);
+    assert_eq!(latents.slice(0, held.mode.frames), held.mode);
 }
 
 #[test]
 fn plain_pipeline_matches() {
     let (file, about, model) = (Golden::read("pipeline"), about(), plain_model());
     let prompt = model
-        .encode_prompt(&about.prompt, about.text_tokens)
+        .encode_prompt(&about.prompt, about.text_tokens, model.config().pipeline)
         .expect("prompt");
-    let request = DenoiseRequest {
-        latent_frames: 3,
-        latent_height: 2,
-        latent_width: 2,
-        fps: 25.0,
-        seed: about.seed,
-        steps: &Steps::Count(4),
-        guidance_scale: 1.0,
-        prompt: &prompt,
-        negative: None,
-        conditioning: None,
-    };
-    let latents = model.denoise(&request, &mut go_on).expect("latents");
+    let class = model.config().pipeline;
+    let pass = Pass::plain(Steps::Count(4), 1.0);
+    let request = DenoiseRequest::new(class, [3, 2, 2], 25.0, about.seed, &pass, &prompt);
+    let latents = model
+        .denoise(&request, &mut go_on)
+        .expect("latents")
+        .latents;
     assert_close(
         "plain latents",
         &latents.values,

@@ -92,6 +92,8 @@ fn velocity(files: ModelFiles) -> Vec<f32> {
     let index = b.upload_index(&index.collect::<Vec<_>>()).expect("index");
     let tokens = TokenTimesteps { distinct, index };
     let window = Positions {
+        in_front: Vec::new(),
+        causal: true,
         frames: 3,
         height: 2,
         width: 3,

@@ -4,31 +4,45 @@ mod common;
 
 use common::{backend, golden, tiny_model};
 use longtake_cpu::{CpuBackend, Isa};
-use longtake_ltx::{DecodeRequest, DenoiseRequest, Latents, Model, Steps, Video, check_model};
+use longtake_ltx::config::PipelineClass;
+use longtake_ltx::{
+    DecodeRequest, DenoiseRequest, Drawn, Encoded, Held, Latents, Model, Pass, Pictures, Steps,
+    Video, check_model,
+};
 use std::ops::ControlFlow;
 
 const DECODE: DecodeRequest = DecodeRequest {
+    class: PipelineClass::Condition,
     seed: 3,
+    drawn: Drawn::NOTHING,
     timestep: 0.05,
     noise_scale: 0.025,
+    tone_map: 0.0,
 };
 
 fn denoise(model: &Model<CpuBackend>, latent: [usize; 3], held: Option<&Latents>) -> Latents {
     let prompt = model
-        .encode_prompt("a red circle moves left", 32)
+        .encode_prompt("a red circle moves left", 32, DECODE.class)
         .expect("prompt");
-    let negative = model.encode_prompt("", 32).expect("negative");
+    let negative = model.encode_prompt("", 32, DECODE.class).expect("negative");
+    let held = held.map(|latents| Encoded {
+        mode: latents.clone(),
+        spread: None,
+    });
+    let items: Vec<Held<'_>> = held
+        .iter()
+        .map(|encoded| Held {
+            encoded,
+            frame: 0,
+            strength: 1.0,
+            noised: false,
+        })
+        .collect();
+    let pass = Pass::plain(Steps::Timesteps(vec![1.0, 0.9, 0.5]), 1.5);
     let request = DenoiseRequest {
-        latent_frames: latent[0],
-        latent_height: latent[1],
-        latent_width: latent[2],
-        fps: 24.0,
-        seed: DECODE.seed,
-        steps: &Steps::Timesteps(vec![1.0, 0.9, 0.5]),
-        guidance_scale: 1.5,
-        prompt: &prompt,
         negative: Some(&negative),
-        conditioning: held,
+        held: &items,
+        ..DenoiseRequest::new(DECODE.class, latent, 24.0, DECODE.seed, &pass, &prompt)
     };
     let mut seen = Vec::new();
     let latents = model.denoise(&request, &mut |step, steps| {
@@ -36,7 +50,7 @@ fn denoise(model: &Model<CpuBackend>, latent: [usize; 3], held: Option<&Latents>
         ControlFlow::Continue(())
     });
     assert_eq!(seen, [(1, 3), (2, 3), (3, 3)]);
-    latents.expect("latents")
+    latents.expect("latents").latents
 }
 
 #[test]
@@ -46,7 +60,7 @@ fn threads_do_not_show() {
         let model = Model::load(&golden("model"), backend(threads)).expect("model");
         let latents = denoise(&model, [3, 3, 5], None);
         let video = model.decode(&latents, &DECODE).expect("video");
-        let again = model.encode(&video).expect("latents");
+        let again = model.encode(&Pictures::from(&video)).expect("latents").mode;
         results.push((latents, video, again));
     }
     assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
@@ -102,10 +116,106 @@ fn the_shipped_model_renders_and_continues() {
     let model = Model::load(&tiny_model(), backend(2)).expect("the shipped model loads");
     let first = denoise(&model, [4, 2, 3], None);
     let tail = model.decode_tail(&first, &DECODE, 9).expect("tail");
-    let held = model.encode(&tail).expect("held");
+    let held = model.encode(&Pictures::from(&tail)).expect("held").mode;
     assert_eq!((held.frames, held.height, held.width), (2, 2, 3));
     let second = denoise(&model, [4, 2, 3], Some(&held));
     assert_eq!(second.slice(0, 2), held);
     let video = model.decode(&second, &DECODE).expect("video");
     assert_eq!((video.frames, video.height, video.width), (25, 64, 96));
+}
+
+/// The shipped model's usual way to sample.
+fn usual_pass() -> Pass {
+    let levels = vec![1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.9094, 0.725, 0.4219];
+    let mut pass = Pass::plain(Steps::Timesteps(levels), 2.0);
+    pass.image_cond_noise_scale = 0.15;
+    pass
+}
+
+/// A window of 256 x 160 pixels and `latents` latents, held to `items`: (first frame, pictures).
+fn held_video(
+    model: &Model<CpuBackend>,
+    latents: usize,
+    seed: u64,
+    items: &[(usize, Video)],
+) -> Video {
+    let encode = |text| model.encode_prompt(text, 32, DECODE.class).expect("prompt");
+    let (prompt, negative) = (
+        encode("a red circle moves left on a white background"),
+        encode(""),
+    );
+    let encoded: Vec<(usize, Encoded)> = items
+        .iter()
+        .map(|(frame, video)| {
+            (
+                *frame,
+                model.encode(&Pictures::from(video)).expect("encoded"),
+            )
+        })
+        .collect();
+    let held: Vec<Held<'_>> = encoded
+        .iter()
+        .map(|(frame, encoded)| Held {
+            encoded,
+            frame: *frame,
+            strength: 1.0,
+            noised: true,
+        })
+        .collect();
+    let pass = usual_pass();
+    let request = DenoiseRequest {
+        negative: Some(&negative),
+        held: &held,
+        ..DenoiseRequest::new(DECODE.class, [latents, 5, 8], 24.0, seed, &pass, &prompt)
+    };
+    let done = model
+        .denoise(&request, &mut |_, _| ControlFlow::Continue(()))
+        .expect("latents");
+    let decode = DecodeRequest {
+        drawn: done.drawn,
+        seed,
+        ..DECODE
+    };
+    model.decode(&done.latents, &decode).expect("video")
+}
+
+/// Pictures `from..to`.
+fn part(video: &Video, from: usize, to: usize) -> Video {
+    let bytes = 3 * video.height * video.width;
+    Video {
+        frames: to - from,
+        rgb: video.rgb[from * bytes..to * bytes].to_vec(),
+        ..*video
+    }
+}
+
+fn psnr_db(a: &Video, b: &Video) -> f64 {
+    assert_eq!(a.rgb.len(), b.rgb.len());
+    let pairs = a.rgb.iter().zip(&b.rgb);
+    let squares: f64 = pairs.map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
+    -10.0 * (squares / a.rgb.len() as f64 / 255f64.powi(2)).log10()
+}
+
+#[test]
+fn the_shipped_model_meets_images_and_clips() {
+    let model = Model::load(&tiny_model(), backend(2)).expect("the shipped model loads");
+    let source = held_video(&model, 7, 1, &[]);
+    let image = part(&source, 0, 1);
+    let from_image = held_video(&model, 4, 2, &[(0, image.clone())]);
+    let first = psnr_db(&part(&from_image, 0, 1), &image);
+
+    let late = part(&source, 24, 25);
+    let keyed = held_video(&model, 4, 3, &[(0, image), (24, late.clone())]);
+    let keyframe = psnr_db(&part(&keyed, 24, 25), &late);
+
+    let clip = part(&source, 0, 25);
+    let forward = held_video(&model, 7, 4, &[(0, clip.clone())]);
+    let kept = psnr_db(&part(&forward, 0, 17), &part(&clip, 0, 17));
+    let backward = held_video(&model, 7, 5, &[(24, clip.clone())]);
+    let led_to = psnr_db(&part(&backward, 41, 49), &part(&clip, 17, 25));
+    println!(
+        "first frame {first:.1} dB, keyframe {keyframe:.1} dB, clip kept {kept:.1} dB, clip led \
+         up to {led_to:.1} dB"
+    );
+    assert!(first >= 28.0 && keyframe >= 18.0 && kept >= 23.0 && led_to >= 22.0);
 }

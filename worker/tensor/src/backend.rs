@@ -41,6 +41,8 @@ pub enum TimePadding {
     Causal,
     /// `(kt - 1) / 2` copies of the first and of the last frame.
     Symmetric,
+    /// `(kt - 1) / 2` black frames, all zeros, at either end.
+    Zeros,
 }
 
 /// Shift and scale that a token picks by its timestep: `y * (1 + scale) + shift`.
@@ -114,6 +116,20 @@ impl Recording {
     }
 }
 
+/// A norm over groups of neighbouring channels, with an affine part by channel.
+pub struct GroupNorm<'a, B: Loader> {
+    /// Groups; the channels divide by it.
+    pub groups: usize,
+    /// Added to the variance, which is taken without Bessel's correction.
+    pub eps: f32,
+    /// `[C]`.
+    pub weight: &'a B::Tensor,
+    /// `[C]`.
+    pub bias: &'a B::Tensor,
+    /// Whether each frame has mean and variance of its own; else all frames share them.
+    pub by_frame: bool,
+}
+
 /// Where weights go when a model is loaded.
 pub trait Loader {
     /// An activation.
@@ -175,6 +191,13 @@ pub trait VaeOps: Loader + Sized {
         x: &Self::Tensor,
         eps: f32,
         modulation: Option<&ChannelModulation<'_, Self>>,
+    ) -> Result<Self::Tensor>;
+    /// `silu(group_norm(x) + skip)`.
+    fn group_norm_silu(
+        &self,
+        x: &Self::Tensor,
+        norm: &GroupNorm<'_, Self>,
+        skip: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor>;
     /// `n` copies of the first frame in front of `x`.
     fn repeat_first_frame(&self, x: &Self::Tensor, n: usize) -> Result<Self::Tensor>;

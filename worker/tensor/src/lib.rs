@@ -12,8 +12,8 @@ pub mod shape;
 pub mod storage;
 
 pub use backend::{
-    Activation, AttentionBias, Backend, ChannelModulation, Gate, Loader, Modulation, Recording,
-    Rope, Tensor, TimePadding, VaeOps,
+    Activation, AttentionBias, Backend, ChannelModulation, Gate, GroupNorm, Loader, Modulation,
+    Recording, Rope, Tensor, TimePadding, VaeOps,
 };
 pub use dtype::{DType, WeightView, bf16_bytes, f8e4m3_from_f32};
 pub use error::{Error, Result};

@@ -176,6 +176,7 @@ fn spec(seed: u64, windows: u32) -> JobSpec {
         overlap_frames: OVERLAP_FRAMES,
         sampling: Sampling::plain(Schedule::Timesteps(vec![1.0]), 1.0, 32),
         codec: Codec::H264,
+        conditioning: Vec::new(),
         shots: Vec::new(),
     }
 }

@@ -7,7 +7,7 @@ use longtake_cuda::{CudaBackend, CudaTensor};
 use longtake_ltx::Prompt;
 use longtake_ltx::config::TransformerConfig;
 use longtake_ltx::names::Part;
-use longtake_ltx::transformer::Transformer;
+use longtake_ltx::transformer::{Around, Perturbation, Transformer};
 use longtake_ltx::weights::{Scrutiny, Weights};
 use longtake_tensor::{Activation, AttentionBias, Backend, Loader, Recording, Rope, Shape};
 use std::collections::BTreeMap;
@@ -142,7 +142,13 @@ pub fn run(args: &DitArgs) -> Result<()> {
     let one = || -> Result<CudaTensor> {
         let inputs = [&step.x, &step.sinusoid];
         Ok(b.recorded(&recording, &inputs, |inputs| {
-            transformer.forward_at(&b, &inputs[0], &inputs[1], &text, &index, &step.rope)
+            let around = Around {
+                text: &text,
+                index: &index,
+                rope: &step.rope,
+                perturbation: Perturbation::NONE,
+            };
+            transformer.forward_at(&b, &inputs[0], &inputs[1], &around)
         })?)
     };
     let times = time(&b, 3, args.gpu.runs, || {

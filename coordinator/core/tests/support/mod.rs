@@ -22,6 +22,7 @@ pub fn spec(frames: u32) -> JobSpec {
         overlap_frames: 17,
         sampling: Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 1.0, 32),
         codec: Codec::H264,
+        conditioning: Vec::new(),
         shots: Vec::new(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod sampling;
 
+use longtake_common::conditioning::Conditioning;
 use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
 use longtake_common::spec::{Codec, Continuity, JobSpec, LoraRef, ModelRef, Shot, Transition};
@@ -105,6 +106,11 @@ pub fn spec_to_proto(spec: &JobSpec) -> v1::JobSpec {
         }
         .into(),
         shots: spec.shots.iter().map(shot_to_proto).collect(),
+        conditioning: spec
+            .conditioning
+            .iter()
+            .map(conditioning_to_proto)
+            .collect(),
     }
 }
 
@@ -133,6 +139,25 @@ fn shot_from_proto(shot: v1::Shot) -> Result<Shot, ConvertError> {
         prompt: shot.prompt,
         negative: shot.negative,
         seed: shot.seed,
+    })
+}
+
+fn conditioning_to_proto(item: &Conditioning) -> v1::Conditioning {
+    v1::Conditioning {
+        packs: item.packs.iter().map(Hash::to_string).collect(),
+        frames: item.frames,
+        first_frame: item.first_frame,
+        strength: item.strength,
+    }
+}
+
+fn conditioning_from_proto(item: v1::Conditioning) -> Result<Conditioning, ConvertError> {
+    let packs = item.packs.iter().map(|text| text.parse());
+    Ok(Conditioning {
+        packs: packs.collect::<Result<_, BadHash>>()?,
+        frames: item.frames,
+        first_frame: item.first_frame,
+        strength: item.strength,
     })
 }
 
@@ -165,6 +190,9 @@ pub fn spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, ConvertError> {
         },
         shots: (spec.shots.into_iter())
             .map(shot_from_proto)
+            .collect::<Result<_, _>>()?,
+        conditioning: (spec.conditioning.into_iter())
+            .map(conditioning_from_proto)
             .collect::<Result<_, _>>()?,
     };
     spec.check()?;

@@ -57,6 +57,7 @@ pub fn spec() -> JobSpec {
         overlap_frames: 17,
         sampling: Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 1.0, 32),
         codec: Codec::H264,
+        conditioning: Vec::new(),
         shots: Vec::new(),
     }
 }

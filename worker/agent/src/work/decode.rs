@@ -5,7 +5,7 @@ use super::{Desk, frames};
 use crate::error::TaskError;
 use longtake_common::media::{ChunkWriter, MediaError, PackWriter};
 use longtake_common::task::{Picture, TaskOutput, Window, Work};
-use longtake_ltx::{Latents, Model, Video};
+use longtake_ltx::{Denoised, Model, Video};
 use longtake_tensor::Backend;
 use std::ops::Range;
 
@@ -38,10 +38,10 @@ pub fn run<B: Backend>(
     };
     let parts = parts(work, window)?;
     let bytes = desk.artifacts.get(*latents)?;
-    let latents = Latents::from_safetensors(&bytes, "latents").map_err(TaskError::retryable)?;
+    let (latents, drawn) = Denoised::from_safetensors(&bytes).map_err(TaskError::retryable)?;
     drop(bytes);
     desk.check()?;
-    let request = decode_request(window, sampling);
+    let request = decode_request(model.config().pipeline, window, sampling, drawn);
     let video = desk
         .clock
         .time("decode", || model.decode(&latents, &request))

@@ -1,12 +1,16 @@
 //! Denoises one window, and prepares what the next one is held to.
 
-use super::Desk;
+use super::{Desk, held, sampling};
 use crate::error::TaskError;
 use longtake_common::Hash;
 use longtake_common::request::smallest_latents;
-use longtake_common::spec::{PIXELS_PER_LATENT, Sampling, Schedule};
+use longtake_common::spec::{PIXELS_PER_LATENT, Sampling};
 use longtake_common::task::{TaskOutput, Window, Work};
-use longtake_ltx::{DecodeRequest, DenoiseRequest, Error, Latents, Model, Prompt, Steps};
+use longtake_ltx::config::PipelineClass;
+use longtake_ltx::{
+    BlockCount, DecodeRequest, DenoiseRequest, Denoised, Drawn, Encoded, Error, Held, Latents,
+    Model, Pictures, Prompt,
+};
 use longtake_tensor::Backend;
 use std::ops::ControlFlow;
 
@@ -25,43 +29,72 @@ pub fn run<B: Backend>(
         text,
         conditioning,
         tail_frames,
+        held,
+        shown,
         ..
     } = work
     else {
         return Err(TaskError::Fatal("this is no window to denoise".to_owned()));
     };
     let inputs = Inputs::read(*text, *conditioning, sampling, desk)?;
-    let steps = steps(&sampling.first_pass.schedule);
+    let class = model.config().pipeline;
+    let pass = sampling::pass(sampling, &sampling.first_pass);
+    let pictures = held::encode(model, held, *shown, [*padded_height, *padded_width], desk)?;
+    let continued = inputs.conditioning.iter().map(|encoded| Held {
+        encoded,
+        frame: 0,
+        strength: 1.0,
+        noised: false,
+    });
+    let pictures = pictures.iter().zip(held).map(|(encoded, item)| Held {
+        encoded,
+        frame: item.frame as usize,
+        strength: item.strength,
+        noised: true,
+    });
+    let held: Vec<Held<'_>> = continued.chain(pictures).collect();
+    let latent = [
+        window.latents(),
+        padded_height / PIXELS_PER_LATENT,
+        padded_width / PIXELS_PER_LATENT,
+    ]
+    .map(|side| side as usize);
     let request = DenoiseRequest {
-        latent_frames: window.latents() as usize,
-        latent_height: (padded_height / PIXELS_PER_LATENT) as usize,
-        latent_width: (padded_width / PIXELS_PER_LATENT) as usize,
-        fps: *fps,
-        seed: window.seed,
-        steps: &steps,
-        guidance_scale: plain_guidance(sampling),
-        prompt: &inputs.prompt,
         negative: inputs.negative.as_ref(),
-        conditioning: inputs.conditioning.as_ref(),
+        held: &held,
+        ..DenoiseRequest::new(class, latent, *fps, window.seed, &pass, &inputs.prompt)
     };
-    let latents = denoise(model, &request, desk)?;
+    let denoised = denoise(model, &request, desk)?;
     let mut output = TaskOutput::default();
-    let stored = desk.artifacts.put(latents.to_safetensors("latents"))?;
+    output.notices.extend(reuse_notice(window, denoised.blocks));
+    let stored = desk.artifacts.put(denoised.to_safetensors())?;
     output.artifacts.insert("latents".to_owned(), stored);
     if let Some(frames) = tail_frames {
         desk.check()?;
-        let tail = tail(model, &latents, window, sampling, *frames as usize, desk)?;
+        let tail = tail(model, &denoised, window, sampling, *frames as usize, desk)?;
         let stored = desk.artifacts.put(tail.to_safetensors("tail"))?;
         output.artifacts.insert("tail".to_owned(), stored);
     }
     Ok(output)
 }
 
+/// What TeaCache left out.
+fn reuse_notice(window: &Window, blocks: BlockCount) -> Option<String> {
+    let all = blocks.computed + blocks.reused;
+    (blocks.reused > 0).then(|| {
+        format!(
+            "window {}: TeaCache took over {} of {all} block evaluations",
+            window.index, blocks.reused
+        )
+    })
+}
+
 /// What other tasks left for this one.
 struct Inputs {
     prompt: Prompt,
     negative: Option<Prompt>,
-    conditioning: Option<Latents>,
+    /// The tail of the window before.
+    conditioning: Option<Encoded>,
 }
 
 impl Inputs {
@@ -74,9 +107,11 @@ impl Inputs {
         let text = desk.artifacts.get(text)?;
         let prompt = |name: &str| Prompt::from_safetensors(&text, name).map_err(failure);
         let conditioning = match conditioning {
-            Some(hash) => Some(
-                Latents::from_safetensors(&desk.artifacts.get(hash)?, "tail").map_err(failure)?,
-            ),
+            Some(hash) => {
+                let bytes = desk.artifacts.get(hash)?;
+                let mode = Latents::from_safetensors(&bytes, "tail").map_err(failure)?;
+                Some(Encoded { mode, spread: None })
+            }
             None => None,
         };
         Ok(Self {
@@ -94,7 +129,7 @@ fn denoise<B: Backend>(
     model: &Model<B>,
     request: &DenoiseRequest<'_>,
     desk: &mut Desk<'_>,
-) -> Result<Latents, TaskError> {
+) -> Result<Denoised, TaskError> {
     let control = desk.control;
     let mut progress = |done: usize, steps: usize| {
         control.set_progress(done as f64 / steps.max(1) as f64);
@@ -115,49 +150,48 @@ fn denoise<B: Backend>(
 /// the next window's first latent is a single frame while this one's latents are eight each.
 fn tail<B: Backend>(
     model: &Model<B>,
-    latents: &Latents,
+    denoised: &Denoised,
     window: &Window,
     sampling: &Sampling,
     tail_frames: usize,
     desk: &mut Desk<'_>,
 ) -> Result<Latents, TaskError> {
-    let request = decode_request(window, sampling);
+    let class = model.config().pipeline;
+    let request = decode_request(class, window, sampling, denoised.drawn.clone());
     // Where a shot ends inside a latent, what was rendered beyond its last frame is left out.
     let unseen = (window.frames - window.visible_frames) as usize;
     let decoded = smallest_latents((tail_frames + unseen) as u32) as usize;
     let mut pictures = desk
         .clock
-        .time("decode", || model.decode_tail(latents, &request, decoded))
+        .time("decode", || {
+            model.decode_tail(&denoised.latents, &request, decoded)
+        })
         .map_err(failure)?;
     pictures.frames -= unseen;
     let samples = 3 * pictures.height * pictures.width;
     pictures.rgb.truncate(pictures.frames * samples);
     let pictures = pictures.last(tail_frames);
     desk.check()?;
-    desk.clock
-        .time("encode", || model.encode(&pictures))
-        .map_err(failure)
+    let encoded = desk
+        .clock
+        .time("encode", || model.encode(&Pictures::from(&pictures)));
+    encoded.map(|encoded| encoded.mode).map_err(failure)
 }
 
-/// How the pictures of `window` are decoded.
-pub fn decode_request(window: &Window, sampling: &Sampling) -> DecodeRequest {
+/// How the pictures of `window` are decoded, after `drawn` was drawn from its seed.
+pub fn decode_request(
+    class: PipelineClass,
+    window: &Window,
+    sampling: &Sampling,
+    drawn: Drawn,
+) -> DecodeRequest {
     DecodeRequest {
+        class,
         seed: window.seed,
+        drawn,
         timestep: sampling.decode_timestep,
         noise_scale: sampling.decode_noise_scale,
-    }
-}
-
-/// The guidance of every step: what varies from step to step is refused with the job.
-fn plain_guidance(sampling: &Sampling) -> f32 {
-    let step = sampling.first_pass.guidance.at(0.0);
-    step.map_or(1.0, |step| step.guidance_scale)
-}
-
-fn steps(schedule: &Schedule) -> Steps {
-    match schedule {
-        Schedule::Timesteps(timesteps) => Steps::Timesteps(timesteps.clone()),
-        Schedule::Steps(count) => Steps::Count(*count as usize),
+        tone_map: (sampling.passes().last()).map_or(0.0, |pass| pass.tone_map_compression_ratio),
     }
 }
 

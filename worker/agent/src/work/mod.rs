@@ -2,7 +2,9 @@
 
 mod decode;
 mod denoise;
+mod held;
 mod mux;
+mod sampling;
 mod seam;
 mod text;
 

@@ -25,7 +25,7 @@ pub fn run<B: Backend>(
     let tokens = *text_tokens as usize;
     let encode = |text: &str| {
         model
-            .encode_prompt(text, tokens)
+            .encode_prompt(text, tokens, model.config().pipeline)
             .map_err(TaskError::retryable)
     };
     let (prompt, negative) = desk.clock.time("text", || {

@@ -32,6 +32,8 @@ pub enum TemporalPadding {
     /// The first frame is repeated (kt - 1) / 2 times in front, the last one as often behind
     /// (once more if kt is even).
     Symmetric,
+    /// (kt - 1) / 2 frames of zeros are added in front, and as many behind.
+    Zeros,
     /// Nothing is added: kt - 1 frames fewer come out. For input that brings its own context.
     Valid,
 }
@@ -41,7 +43,7 @@ impl TemporalPadding {
     pub fn output_frames(self, frames: usize, kt: usize) -> usize {
         match self {
             TemporalPadding::Valid => (frames + 1).saturating_sub(kt),
-            TemporalPadding::Causal | TemporalPadding::Symmetric => frames,
+            TemporalPadding::Causal | TemporalPadding::Symmetric | TemporalPadding::Zeros => frames,
         }
     }
 
@@ -49,7 +51,7 @@ impl TemporalPadding {
     fn front(self, kt: usize) -> usize {
         match self {
             TemporalPadding::Causal => kt - 1,
-            TemporalPadding::Symmetric => (kt - 1) / 2,
+            TemporalPadding::Symmetric | TemporalPadding::Zeros => (kt - 1) / 2,
             TemporalPadding::Valid => 0,
         }
     }
@@ -167,6 +169,7 @@ pub fn conv3d(
         size,
         weights,
         front: padding.front(weights.kernel[0]),
+        zeros: padding == TemporalPadding::Zeros,
         bias,
     };
     let Division { pass, task } = job.division(rows);
@@ -212,6 +215,8 @@ struct Job<'a> {
     weights: &'a PackedConv,
     /// Frames that the padding adds in front.
     front: usize,
+    /// Whether the frames that the padding adds are zeros, not copies.
+    zeros: bool,
     bias: Option<&'a [f32]>,
 }
 
@@ -329,6 +334,10 @@ impl Job<'_> {
         let [frames, height, width] = self.size;
         let [_, kh, kw] = self.weights.kernel;
         let cin = self.weights.cin;
+        let added = frame < self.front || frame - self.front >= frames;
+        if self.zeros && added {
+            return block.fill(0.0);
+        }
         let frame = frame.saturating_sub(self.front).min(frames - 1);
         let margin = kw / 2 * cin;
         for (i, block) in block.chunks_mut(self.line()).enumerate() {

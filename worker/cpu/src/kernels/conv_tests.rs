@@ -16,7 +16,7 @@ fn reference(case: &Case, x: &[f32], w: &[f32], bias: &[f32], residual: &[f32]) 
     let (cin, cout, taps) = (case.cin, case.cout, kt * kh * kw);
     let front = match case.padding {
         TemporalPadding::Causal => kt - 1,
-        TemporalPadding::Symmetric => (kt - 1) / 2,
+        TemporalPadding::Symmetric | TemporalPadding::Zeros => (kt - 1) / 2,
         TemporalPadding::Valid => 0,
     };
     let mut y = Vec::new();
@@ -25,7 +25,11 @@ fn reference(case: &Case, x: &[f32], w: &[f32], bias: &[f32], residual: &[f32]) 
         let (ot, oy, ox) = (position / (h * wd), position / wd % h, position % wd);
         let mut sum = f64::from(bias[co]) + f64::from(residual[i]);
         for tap in 0..taps {
-            let it = (ot + tap / (kh * kw)).saturating_sub(front).min(t - 1);
+            let it = ot + tap / (kh * kw);
+            if case.padding == TemporalPadding::Zeros && (it < front || it - front >= t) {
+                continue;
+            }
+            let it = it.saturating_sub(front).min(t - 1);
             let iy = (oy + tap / kw % kh).wrapping_sub(kh / 2);
             let ix = (ox + tap % kw).wrapping_sub(kw / 2);
             for ci in 0..if iy < h && ix < wd { cin } else { 0 } {
@@ -66,9 +70,10 @@ fn check(case: &Case, seed: u64) {
     }
 }
 
-const PADDINGS: [TemporalPadding; 3] = [
+const PADDINGS: [TemporalPadding; 4] = [
     TemporalPadding::Causal,
     TemporalPadding::Symmetric,
+    TemporalPadding::Zeros,
     TemporalPadding::Valid,
 ];
 

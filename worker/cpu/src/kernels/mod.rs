@@ -17,6 +17,7 @@
 pub mod attention;
 pub mod conv;
 pub mod gemm;
+pub mod group_norm;
 pub mod isa;
 pub mod math;
 pub mod norm;
@@ -30,5 +31,6 @@ mod tile_x86;
 pub use attention::{AttentionBias, AttentionShape, attention};
 pub use conv::{PackedConv, TemporalPadding, conv3d};
 pub use gemm::{Epilogue, PackedMatrix, linear, matmul};
+pub use group_norm::{GroupAffine, group_norm_silu};
 pub use isa::{Isa, IsaError};
 pub use norm::{Modulate, layer_norm, pixel_norm, rms_norm};

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
 mod official;
+mod rectified_flow;
 mod scheduler;
 mod t5;
 mod transformer;
@@ -14,6 +15,7 @@ mod vae;
 
 pub use official::OfficialConfig;
 pub(crate) use official::t5_from_shapes;
+pub use rectified_flow::{RectifiedFlowConfig, TimeSampler, TimeShifting};
 pub use scheduler::SchedulerConfig;
 pub use t5::T5Config;
 pub use transformer::TransformerConfig;
@@ -60,16 +62,22 @@ impl Checker<'_> {
     }
 }
 
-/// The diffusers pipeline that the folder is made for. They differ in rope times, in the mask
-/// inside T5 and in the schedule.
+/// The pipeline whose conventions hold. They differ in rope times, in the mask inside T5, in the
+/// schedule, and in the order and layout of the noise; `docs/ltx.md` has all differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PipelineClass {
-    /// `LTXPipeline`: latent frame f is at 8 f frames; T5 sees padding; flow-match schedule with
+    /// diffusers' `LTXPipeline`: latent frame f is at 8 f frames; T5 sees padding; flow-match schedule with
     /// dynamic shift.
     Plain,
-    /// `LTXConditionPipeline`: latent frame f is at max(0, 8 f - 7) frames; padding is masked in
+    /// diffusers' `LTXConditionPipeline`: latent frame f is at max(0, 8 f - 7) frames; padding is masked in
     /// T5; linear-quadratic schedule.
     Condition,
+    /// Lightricks' own `LTXVideoPipeline`: as `Condition`, with the checkpoint's own schedule and
+    /// noise drawn in the order of tokens.
+    Official,
+    /// ComfyUI's nodes: as `Condition`, with a schedule shifted by size, and what is held mixed in
+    /// again around every step.
+    Comfy,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +93,16 @@ impl PipelineClass {
             Self::Plain => "LTXPipeline",
             _ => "LTXConditionPipeline",
         }
+    }
+
+    /// Whether noise levels are counted in 0..1 rather than 0..1000: it decides how they round.
+    pub(crate) fn is_unit(self) -> bool {
+        matches!(self, Self::Official | Self::Comfy)
+    }
+
+    /// Whether T5 is told which tokens are padding.
+    pub(crate) fn masks_padding(self) -> bool {
+        self != Self::Plain
     }
 
     /// Reads `model_index.json`.
@@ -156,11 +174,26 @@ impl ModelConfig {
         text_encoder: T5Config,
         path: &Path,
     ) -> Result<Self> {
+        let rectified_flow = match &official.scheduler {
+            serde_json::Value::Null => RectifiedFlowConfig::default(),
+            written => {
+                RectifiedFlowConfig::deserialize(written).map_err(|source| Error::ConfigSyntax {
+                    path: path.to_owned(),
+                    source,
+                })?
+            }
+        };
+        let mut transformer = official.transformer(path)?;
+        transformer.causal_temporal_positioning = official.causal_temporal_positioning();
         let config = Self {
-            pipeline: PipelineClass::Condition,
-            scheduler: SchedulerConfig::default(),
+            pipeline: PipelineClass::Official,
+            scheduler: SchedulerConfig {
+                rectified_flow: Some(rectified_flow),
+                allowed_inference_steps: official.allowed_inference_steps.clone(),
+                ..SchedulerConfig::default()
+            },
             text_encoder,
-            transformer: official.transformer(path)?,
+            transformer,
             vae: official.vae(path)?,
             official: Some(official),
         };

@@ -1,6 +1,6 @@
 //! Configuration of the scheduler.
 
-use super::{Checker, read_json};
+use super::{Checker, RectifiedFlowConfig, read_json};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -26,6 +26,12 @@ pub struct SchedulerConfig {
     pub use_beta_sigmas: bool,
     pub time_shift_type: String,
     pub stochastic_sampling: bool,
+    /// What the official file says, where the model comes from one.
+    #[serde(skip)]
+    pub rectified_flow: Option<RectifiedFlowConfig>,
+    /// Noise levels that the model was distilled for; others are refused.
+    #[serde(skip)]
+    pub allowed_inference_steps: Option<Vec<f64>>,
 }
 
 impl Default for SchedulerConfig {
@@ -46,11 +52,19 @@ impl Default for SchedulerConfig {
             use_beta_sigmas: false,
             time_shift_type: "exponential".into(),
             stochastic_sampling: false,
+            rectified_flow: None,
+            allowed_inference_steps: None,
         }
     }
 }
 
 impl SchedulerConfig {
+    /// How the official scheduler is configured for the model.
+    pub fn rectified_flow(&self) -> RectifiedFlowConfig {
+        let own = self.rectified_flow.clone();
+        own.unwrap_or_else(|| RectifiedFlowConfig::from(self))
+    }
+
     /// Reads and checks `path`.
     pub fn read(path: &Path) -> Result<Self> {
         let c: Self = read_json(path)?;

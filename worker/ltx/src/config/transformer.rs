@@ -29,6 +29,9 @@ pub struct TransformerConfig {
     pub caption_channels: usize,
     pub attention_bias: bool,
     pub attention_out_bias: bool,
+    /// Whether latent 0 of a window is placed as one frame; official files say so, the pipeline
+    /// classes of diffusers imply it.
+    pub causal_temporal_positioning: bool,
 }
 
 impl Default for TransformerConfig {
@@ -49,6 +52,7 @@ impl Default for TransformerConfig {
             caption_channels: 4096,
             attention_bias: true,
             attention_out_bias: true,
+            causal_temporal_positioning: true,
         }
     }
 }

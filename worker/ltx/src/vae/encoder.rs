@@ -64,6 +64,7 @@ pub struct Encoder<B: Loader> {
     conv_out: B::Conv,
     /// `scaling / std` and `-mean scaling / std` by channel.
     normalise: [B::Tensor; 2],
+    deviation_scale: Vec<f32>,
     latent_channels: usize,
     patch: usize,
     padding: TimePadding,
@@ -96,6 +97,7 @@ impl<B: Loader> Encoder<B> {
             mid_block: load_resnets(b, w, "encoder.mid_block", mid_layers, last, causal, false)?,
             conv_out: w.conv(b, "encoder.conv_out.conv", latent + 1, last, 3)?,
             normalise: [upload(&scale)?, upload(&shift)?],
+            deviation_scale: scale,
             latent_channels: latent,
             patch,
             padding: padding(causal),
@@ -104,8 +106,9 @@ impl<B: Loader> Encoder<B> {
 }
 
 impl<B: Backend> Encoder<B> {
-    /// Mode of the distribution, normalised, `[F', H', W', C]`, for pictures `[F, H, W, 3]` in -1..1.
-    pub fn forward(&self, b: &B, pictures: &B::Tensor) -> Result<B::Tensor> {
+    /// Mode of the distribution, normalised, `[F', H', W', C]`, and the logarithm of the variance
+    /// that all channels of a cell share, `[F' H' W']`, for pictures `[F, H, W, 3]` in -1..1.
+    pub fn forward(&self, b: &B, pictures: &B::Tensor) -> Result<(B::Tensor, Vec<f32>)> {
         let part = || "VAE encoder".to_owned();
         let x = b.patchify(pictures, self.patch).in_part(part)?;
         let mut x = b.conv3d(&x, &self.conv_in, self.padding).in_part(part)?;
@@ -124,12 +127,26 @@ impl<B: Backend> Encoder<B> {
         self.finish(b, &x).in_part(part)
     }
 
-    fn finish(&self, b: &B, x: &B::Tensor) -> Op<B::Tensor> {
+    fn finish(&self, b: &B, x: &B::Tensor) -> Op<(B::Tensor, Vec<f32>)> {
         let x = b.pixel_norm_silu(x, NORM_EPS, None)?;
         let x = b.conv3d(&x, &self.conv_out, self.padding)?;
-        // The last channel is the log variance that all share.
+        let cells = b.download(&x)?;
+        let cells = cells.chunks_exact(self.latent_channels + 1);
+        let log_variance = cells.map(|cell| cell[self.latent_channels]).collect();
         let mean = b.first_channels(&x, self.latent_channels)?;
         let [scale, shift] = &self.normalise;
-        b.channel_affine(&mean, scale, shift)
+        Ok((b.channel_affine(&mean, scale, shift)?, log_variance))
+    }
+
+    /// Normalised latents for the VAE's own, `[F, H, W, C]`.
+    pub fn normalise(&self, b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
+        let [scale, shift] = &self.normalise;
+        b.channel_affine(latents, scale, shift)
+            .in_part(|| "latent statistics".into())
+    }
+
+    /// By channel, what a standard deviation is multiplied with for normalised latents.
+    pub fn deviation_scale(&self) -> &[f32] {
+        &self.deviation_scale
     }
 }

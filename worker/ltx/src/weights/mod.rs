@@ -17,6 +17,7 @@ use crate::names::{Part, SCALE_ENDINGS, Style};
 use longtake_tensor::{DType, KeptWeight, Loader, Shape, Storage, WeightView};
 use safetensors::tensor::Dtype;
 use scan::Target;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -70,6 +71,29 @@ impl Weights {
             weights.check_values()?;
         }
         Ok(weights)
+    }
+
+    /// The weights of `part` in one file.
+    pub fn open_file(path: &Path, part: Part, scrutiny: Scrutiny) -> Result<Self> {
+        let file = Arc::new(WeightFile::open(path)?);
+        let weights = Self::of_files(vec![file], part, path)?;
+        if scrutiny == Scrutiny::Values {
+            weights.check_values()?;
+        }
+        Ok(weights)
+    }
+
+    /// Entry `key` of the first file's metadata, which is JSON.
+    pub fn metadata_json<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
+        let text = self.files.first().and_then(|file| file.text(key));
+        let text = text.ok_or_else(|| Error::WeightFile {
+            path: self.place.clone(),
+            message: format!("has no `{key}` in its metadata; it was saved by another program"),
+        })?;
+        serde_json::from_str(text).map_err(|source| Error::ConfigSyntax {
+            path: self.place.clone(),
+            source,
+        })
     }
 
     /// The weights of `part` in `files`; `place` is for messages.
@@ -404,6 +428,23 @@ impl Weights {
         let mut matrix = prepare(&kept.view(), bias.as_deref()).map_err(refused)?;
         self.loras.attach(b, layer, shape, &mut matrix)?;
         Ok(matrix)
+    }
+
+    /// Convolution `layer` of 3 x 3 cells that keeps frames apart, stored without an axis for time.
+    pub fn conv2d<B: Loader>(
+        &self,
+        b: &B,
+        layer: &str,
+        out: usize,
+        channels: usize,
+    ) -> Result<B::Conv> {
+        let bias = self.values(&format!("{layer}.bias"), &[out])?;
+        let shape = [out, channels, 3, 3];
+        self.with_view(&format!("{layer}.weight"), &shape, |w| {
+            let shape = Shape::from([out, channels, 1, 3, 3]);
+            let flat = WeightView::new(shape, w.dtype(), w.bytes(), w.scale())?;
+            b.conv(&flat, Some(&bias))
+        })
     }
 
     /// Convolution `layer` with a cubic kernel of side `size`.

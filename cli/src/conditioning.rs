@@ -1,0 +1,224 @@
+//! `--image` and `--video`: pictures that the film is held to.
+
+use crate::client::Client;
+use anyhow::{Context, Result, anyhow, bail};
+use longtake_common::conditioning::Conditioning;
+use longtake_common::media::{PackWriter, open_video};
+use longtake_common::model::CHUNK_BYTES;
+use longtake_common::spec::FRAMES_PER_LATENT;
+use longtake_common::{Frame, Hash};
+use std::path::PathBuf;
+
+/// A picture or clip as it is named on the command line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MediaArg {
+    path: PathBuf,
+    at: Place,
+    strength: f32,
+}
+
+/// Where in the film it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Begins at this frame.
+    Frame(u32),
+    /// Ends with the film.
+    End,
+}
+
+impl std::str::FromStr for MediaArg {
+    type Err = String;
+
+    /// `PATH[@FRAME[:STRENGTH]]`; a path may have an @ of its own where no number follows it.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let whole = |path: &str| Self {
+            path: path.into(),
+            at: Place::Frame(0),
+            strength: 1.0,
+        };
+        let Some((path, place)) = text.rsplit_once('@') else {
+            return Ok(whole(text));
+        };
+        let (frame, strength) = match place.split_once(':') {
+            None => (place, None),
+            Some((frame, strength)) => (frame, Some(strength)),
+        };
+        let at = match frame {
+            "end" => Place::End,
+            frame => match frame.parse() {
+                Ok(frame) => Place::Frame(frame),
+                Err(_) => return Ok(whole(text)),
+            },
+        };
+        let strength = match strength.map(str::parse::<f32>) {
+            None => 1.0,
+            Some(Ok(strength)) if (0.0..=1.0).contains(&strength) => strength,
+            Some(_) => {
+                return Err(format!(
+                    "'{place}' has no strength from 0 to 1 after its ':'"
+                ));
+            }
+        };
+        Ok(Self {
+            at,
+            strength,
+            ..whole(path)
+        })
+    }
+}
+
+/// What has to be in the artifact store before the job is submitted.
+#[derive(Clone, Debug, Default)]
+pub struct Uploads(Vec<Vec<u8>>);
+
+impl Uploads {
+    /// Stores everything.
+    pub async fn send(&self, client: &mut Client) -> Result<()> {
+        for bytes in &self.0 {
+            client.store(bytes).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the pictures for a film of `frames`: what it is held to, and what to upload for that.
+pub fn read(
+    images: &[MediaArg],
+    videos: &[MediaArg],
+    frames: u32,
+) -> Result<(Vec<Conditioning>, Uploads)> {
+    let (mut items, mut uploads) = (Vec::new(), Uploads::default());
+    for (arg, is_image) in
+        (images.iter().map(|arg| (arg, true))).chain(videos.iter().map(|arg| (arg, false)))
+    {
+        let item = arg
+            .read(is_image, frames, &mut uploads)
+            .with_context(|| format!("use {}", arg.path.display()))?;
+        items.push(item);
+    }
+    Ok((items, uploads))
+}
+
+impl MediaArg {
+    fn read(
+        &self,
+        is_image: bool,
+        film_frames: u32,
+        uploads: &mut Uploads,
+    ) -> Result<Conditioning> {
+        let first = |frames: u32| match self.at {
+            Place::Frame(frame) => Ok(frame),
+            Place::End if frames == 1 => Ok(film_frames - 1),
+            // A clip begins with a latent.
+            Place::End => (film_frames.checked_sub(frames))
+                .map(|first| first / FRAMES_PER_LATENT * FRAMES_PER_LATENT)
+                .ok_or_else(|| anyhow!("it has {frames} frames, the film only {film_frames}")),
+        };
+        let mut pictures = open_video(&self.path)?;
+        let available = u32::try_from(pictures.info().frame_count).unwrap_or(u32::MAX);
+        if available == 0 {
+            bail!("it has no picture");
+        }
+        let wanted = if is_image {
+            1
+        } else {
+            self.clip_frames(available, film_frames)
+        };
+        let first_frame = first(wanted)?;
+        if first_frame >= film_frames {
+            bail!(
+                "frame {first_frame} is beyond the film, which has {film_frames} frames: use 0 to {}",
+                film_frames - 1
+            );
+        }
+        let pictures = pictures.by_ref().take(wanted as usize);
+        Ok(Conditioning {
+            packs: packs(pictures, uploads)?,
+            frames: wanted,
+            first_frame,
+            strength: self.strength,
+        })
+    }
+
+    /// Frames of a clip that are used: as many as fit the film from its place on, 8k+1.
+    fn clip_frames(&self, available: u32, film_frames: u32) -> u32 {
+        let room = match self.at {
+            Place::Frame(frame) => film_frames.saturating_sub(frame).max(1),
+            Place::End => film_frames,
+        };
+        (available.min(room) - 1) / FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
+    }
+}
+
+/// Packs that are small enough to upload, by their hashes.
+fn packs(
+    pictures: impl Iterator<Item = longtake_common::media::Result<Frame>>,
+    uploads: &mut Uploads,
+) -> Result<Vec<Hash>> {
+    let mut hashes = Vec::new();
+    let mut finish = |pack: PackWriter| -> Result<()> {
+        let bytes = pack.finish()?;
+        if bytes.len() as u64 > CHUNK_BYTES {
+            bail!("one picture alone takes more than {CHUNK_BYTES} bytes: make it smaller");
+        }
+        hashes.push(Hash::of(&bytes));
+        uploads.0.push(bytes);
+        Ok(())
+    };
+    let (mut pack, mut raw) = (PackWriter::new(), 0u64);
+    for frame in pictures {
+        let frame = frame?;
+        // Compressed, a picture is hardly larger than its samples.
+        let size = frame.data().len() as u64 + frame.data().len() as u64 / 64 + 4096;
+        if raw + size > CHUNK_BYTES && pack.frame_count() > 0 {
+            finish(std::mem::take(&mut pack))?;
+            raw = 0;
+        }
+        pack.push(&frame)?;
+        raw += size;
+    }
+    finish(pack)?;
+    Ok(hashes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_and_strengths_are_read() {
+        let arg = |path: &str, at, strength| MediaArg {
+            path: path.into(),
+            at,
+            strength,
+        };
+        for (text, expected) in [
+            ("a.png", arg("a.png", Place::Frame(0), 1.0)),
+            ("a.png@40", arg("a.png", Place::Frame(40), 1.0)),
+            ("a.png@40:0.5", arg("a.png", Place::Frame(40), 0.5)),
+            ("a@b.mp4", arg("a@b.mp4", Place::Frame(0), 1.0)),
+            ("a@b.mp4@end", arg("a@b.mp4", Place::End, 1.0)),
+        ] {
+            assert_eq!(text.parse(), Ok(expected), "{text}");
+        }
+        for text in ["a.png@4:x", "a.png@4:2", "a.png@4:-1"] {
+            assert!(text.parse::<MediaArg>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn clips_are_cut_to_what_fits() {
+        let frames = |at, available, film| {
+            let arg = MediaArg {
+                path: "a.mp4".into(),
+                at,
+                strength: 1.0,
+            };
+            arg.clip_frames(available, film)
+        };
+        assert_eq!(frames(Place::Frame(0), 30, 120), 25);
+        assert_eq!(frames(Place::Frame(104), 30, 120), 9);
+        assert_eq!(frames(Place::Frame(200), 30, 120), 1);
+        assert_eq!(frames(Place::End, 200, 120), 113);
+    }
+}

@@ -1,0 +1,159 @@
+//! Pictures that a film is held to: images and clips at its frames.
+
+use crate::ids::Hash;
+use crate::request::SpecError;
+use crate::spec::FRAMES_PER_LATENT;
+use crate::task::Window;
+use serde::{Deserialize, Serialize};
+
+/// Images and clips of one film, at most.
+pub const CONDITIONING_MAX: usize = 256;
+
+/// Pictures at a place in the film.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conditioning {
+    /// Frame packs with the pictures, one after the other, of any size.
+    pub packs: Vec<Hash>,
+    /// Pictures in the packs that count: 1 for an image, 8k+1 for a clip.
+    pub frames: u32,
+    /// Frame of the film that the first picture is.
+    pub first_frame: u32,
+    /// 1 holds the film to them, 0 hardly hints at them.
+    pub strength: f32,
+}
+
+/// Pictures at a place in a window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldPictures {
+    /// Frame packs with the pictures.
+    pub packs: Vec<Hash>,
+    /// Pictures at the start of the packs that do not count.
+    pub skip: u32,
+    /// Pictures that count, 1 or 8k+1.
+    pub frames: u32,
+    /// Frame of the window that the first of them is.
+    pub frame: u32,
+    /// See [`Conditioning::strength`].
+    pub strength: f32,
+}
+
+/// Largest 8k+1 that is at most `frames`, which is positive.
+fn whole_latents(frames: u32) -> u32 {
+    (frames - 1) / FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
+}
+
+impl Conditioning {
+    /// Whether it fits a film of `film_frames`.
+    pub(crate) fn check(&self, film_frames: u32) -> Result<(), SpecError> {
+        let (first, frames) = (self.first_frame, self.frames);
+        if frames == 0 || self.packs.is_empty() {
+            return Err(SpecError::NoPictures);
+        }
+        if first
+            .checked_add(frames)
+            .is_none_or(|end| end > film_frames)
+        {
+            return Err(SpecError::BeyondTheFilm {
+                first,
+                frames,
+                film_frames,
+            });
+        }
+        if frames % FRAMES_PER_LATENT != 1 {
+            let least = 1;
+            return Err(SpecError::NotLatents {
+                what: "clip",
+                value: frames.into(),
+                least,
+            });
+        }
+        if frames > 1 && !first.is_multiple_of(FRAMES_PER_LATENT) {
+            return Err(SpecError::ClipStart(first));
+        }
+        if !(0.0..=1.0).contains(&self.strength) {
+            return Err(SpecError::Share {
+                what: "strength",
+                value: self.strength,
+            });
+        }
+        Ok(())
+    }
+
+    /// What of it a window shows. The first `continued` frames of the window continue the one
+    /// before, which has shown them.
+    pub fn in_window(&self, window: &Window, continued: u32) -> Option<HeldPictures> {
+        let end = self.first_frame + self.frames;
+        let from = self.first_frame.max(window.first_frame);
+        let until = end.min(window.first_frame + window.frames);
+        if from >= until || until <= window.first_frame + continued {
+            return None;
+        }
+        Some(HeldPictures {
+            packs: self.packs.clone(),
+            skip: from - self.first_frame,
+            frames: whole_latents(until - from),
+            frame: from - window.first_frame,
+            strength: self.strength,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(first_frame: u32, frames: u32) -> Conditioning {
+        Conditioning {
+            packs: vec![Hash::of(b"pack")],
+            frames,
+            first_frame,
+            strength: 1.0,
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_the_film_is_refused() {
+        for (item, expected) in [
+            (
+                at(120, 1),
+                "frame 120 of a film of 120 frames: use frame 0 to 119",
+            ),
+            (at(104, 17), "17 frames from frame 104 on"),
+            (at(0, 16), "the clip frames 16 are not 8k+1: use 9 or 17"),
+            (at(4, 9), "a clip begins at a multiple of 8"),
+            (at(0, 0), "no picture"),
+        ] {
+            let error = item.check(120).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        at(119, 1).check(120).expect("the last frame is one");
+        let strong = Conditioning {
+            strength: 1.5,
+            ..at(0, 1)
+        };
+        assert!(strong.check(9).is_err());
+    }
+
+    #[test]
+    fn each_window_gets_its_part() {
+        let window = |index: u32| Window {
+            index,
+            first_frame: 104 * index,
+            frames: 121,
+            visible_frames: 121,
+            seed: 0,
+        };
+        let part = |item: &Conditioning, index: u32, continued| {
+            let held = item.in_window(&window(index), continued);
+            held.map(|held| (held.skip, held.frames, held.frame))
+        };
+        let image = at(110, 1);
+        assert_eq!(part(&image, 0, 0), Some((0, 1, 110)));
+        assert_eq!(part(&image, 1, 0), Some((0, 1, 6)));
+        assert_eq!(part(&image, 1, 17), None);
+        let clip = at(96, 65); // to frame 160
+        assert_eq!(part(&clip, 0, 0), Some((0, 25, 96)));
+        assert_eq!(part(&clip, 1, 17), Some((8, 57, 0)));
+        assert_eq!(part(&clip, 2, 17), None);
+    }
+}

@@ -1,0 +1,94 @@
+//! A user's images and clips as a window is held to them.
+
+use super::Desk;
+use super::denoise::failure;
+use crate::error::TaskError;
+use longtake_common::conditioning::HeldPictures;
+use longtake_common::media::read_pack;
+use longtake_ltx::{Encoded, Model, Pictures, Video};
+use longtake_tensor::Backend;
+
+/// Encodes each of `items` for a window of `padded` = [rows, columns], of which the film shows
+/// `shown` = (width, height) at the top left.
+pub fn encode<B: Backend>(
+    model: &Model<B>,
+    items: &[HeldPictures],
+    shown: (u32, u32),
+    padded: [u32; 2],
+    desk: &mut Desk<'_>,
+) -> Result<Vec<Encoded>, TaskError> {
+    let mut encoded = Vec::with_capacity(items.len());
+    for item in items {
+        desk.check()?;
+        let video = read(item, desk)?;
+        let video = fitted(&video, shown.1 as usize, shown.0 as usize);
+        let pictures = Pictures::from(&video).extended(padded[0] as usize, padded[1] as usize);
+        let done = desk.clock.time("encode", || model.encode(&pictures));
+        encoded.push(done.map_err(failure)?);
+    }
+    Ok(encoded)
+}
+
+/// The pictures that count.
+fn read(item: &HeldPictures, desk: &Desk<'_>) -> Result<Video, TaskError> {
+    let (skip, count) = (item.skip as usize, item.frames as usize);
+    let mut video: Option<Video> = None;
+    let mut before = 0;
+    for &hash in &item.packs {
+        let bytes = desk.artifacts.get(hash)?;
+        for frame in read_pack(&bytes).map_err(TaskError::retryable)? {
+            let frame = frame.map_err(TaskError::retryable)?;
+            before += 1;
+            let video = video.get_or_insert_with(|| Video {
+                frames: 0,
+                height: frame.height() as usize,
+                width: frame.width() as usize,
+                rgb: Vec::new(),
+            });
+            let size = (frame.height() as usize, frame.width() as usize);
+            if before > skip && video.frames < count && size == (video.height, video.width) {
+                video.rgb.extend_from_slice(frame.data());
+                video.frames += 1;
+            }
+        }
+    }
+    let found = video.as_ref().map_or(0, |video| video.frames);
+    video.filter(|video| video.frames == count).ok_or_else(|| {
+        TaskError::Fatal(format!(
+            "the film is held to {count} pictures of one size, and {found} were stored"
+        ))
+    })
+}
+
+/// Cut in the middle to the shape of `height` x `width`, then scaled to it, as the official
+/// program does.
+fn fitted(video: &Video, height: usize, width: usize) -> Video {
+    let (rows, columns) = (video.height, video.width);
+    let (rows, columns) = if columns * height > rows * width {
+        (rows, (rows * width / height).max(1))
+    } else {
+        ((columns * height / width).max(1), columns)
+    };
+    let corner = [(video.height - rows) / 2, (video.width - columns) / 2];
+    let cut = video.cropped(video.frames, corner, rows, columns);
+    cut.resized(height, width)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_cut_to_the_shape_of_the_film() {
+        let video = Video {
+            frames: 1,
+            height: 2,
+            width: 8,
+            rgb: (0..16).flat_map(|i| [i % 8 * 10; 3]).collect(),
+        };
+        let fitted = fitted(&video, 2, 4);
+        assert_eq!((fitted.height, fitted.width), (2, 4));
+        let row: Vec<u8> = fitted.rgb.iter().step_by(3).take(4).copied().collect();
+        assert_eq!(row, [20, 30, 40, 50]);
+    }
+}

@@ -1,0 +1,206 @@
+//! What a window is held to: images and clips at its frames, as `LTXConditionPipeline` of diffusers
+//! and `prepare_conditioning` of the official pipeline put them among its tokens.
+//!
+//! What begins at the window's first frame is mixed into its latents. Elsewhere, a single picture
+//! has no latent of its own (a latent stands for eight frames): it becomes tokens in front of the
+//! window's, placed at the picture's time. Of a clip, the first two latents are such tokens and the
+//! others are mixed in. A token of strength s begins at noise level 1 - s and waits for it.
+
+use crate::config::PipelineClass;
+use crate::error::{Error, Result};
+use crate::noise::Noise;
+use crate::types::Latents;
+
+/// Latents of a clip that are placed in front, because they do not mean the same frames as the
+/// window's own at their place.
+const PREFIX_LATENTS: usize = 2;
+
+/// What the VAE's encoder makes of pictures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    /// Mode of the distribution, normalised.
+    pub mode: Latents,
+    /// Standard deviations in the same units: set to draw from the distribution, as the
+    /// references do with a user's pictures; `None` takes the mode.
+    pub spread: Option<Latents>,
+}
+
+/// Pictures that a window is held to.
+#[derive(Clone, Debug)]
+pub struct Held<'a> {
+    /// The pictures.
+    pub encoded: &'a Encoded,
+    /// Frame of the window that the first picture is.
+    pub frame: usize,
+    /// 1 holds them, 0 hardly hints at them.
+    pub strength: f32,
+    /// Whether [`crate::sampling::Pass::image_cond_noise_scale`] adds noise to them.
+    pub noised: bool,
+}
+
+/// The tokens of a window, before the first step.
+pub(crate) struct Tokens {
+    /// `[L, C]`.
+    pub values: Vec<f32>,
+    /// Distinct kinds of tokens.
+    pub kinds: Vec<Kind>,
+    /// For each token, its place in `kinds`.
+    pub index: Vec<u32>,
+    /// Frames of the video that the latents in front show.
+    pub in_front: Vec<usize>,
+}
+
+/// How tokens are held.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Kind {
+    pub strength: f32,
+    pub noised: bool,
+}
+
+/// Free tokens.
+const FREE: Kind = Kind {
+    strength: 0.0,
+    noised: false,
+};
+
+fn refuse<T>(message: String) -> Result<T> {
+    Err(Error::Request {
+        what: "conditioning",
+        message,
+    })
+}
+
+/// `torch.lerp`.
+fn lerp(a: f32, b: f32, weight: f32) -> f32 {
+    if weight < 0.5 {
+        a + weight * (b - a)
+    } else {
+        b - (b - a) * (1.0 - weight)
+    }
+}
+
+/// Checks that `held` fits a window of `latents` `[C, F, H, W]`, `time_ratio` frames to a latent.
+pub(crate) fn check(held: &Held<'_>, latents: [usize; 4], time_ratio: usize) -> Result<()> {
+    let mode = &held.encoded.mode;
+    let found = [mode.channels, mode.frames, mode.height, mode.width];
+    let spread = held.encoded.spread.as_ref();
+    let alike =
+        spread.is_none_or(|s| s.is_whole() && [s.channels, s.frames, s.height, s.width] == found);
+    let sides = [found[0], found[2], found[3]] == [latents[0], latents[2], latents[3]];
+    if !mode.is_whole() || !alike || !sides {
+        return refuse(format!(
+            "latents {found:?} do not fit the window {latents:?}"
+        ));
+    }
+    if !(0.0..=1.0).contains(&held.strength) {
+        return refuse(format!("the strength {} is not in 0 to 1", held.strength));
+    }
+    let whole = (latents[1] - 1) * time_ratio + 1;
+    let shown = (mode.frames - 1) * time_ratio + 1;
+    if held.frame.saturating_add(shown) > whole {
+        return refuse(format!(
+            "{shown} frames from frame {} on do not fit a window of {whole} frames",
+            held.frame
+        ));
+    }
+    if held.frame > 0 && mode.frames > 1 && !held.frame.is_multiple_of(time_ratio) {
+        return refuse(format!(
+            "a clip inside a window begins at a multiple of {time_ratio}, not at frame {}",
+            held.frame
+        ));
+    }
+    Ok(())
+}
+
+impl Tokens {
+    /// Tokens of `latents`, held to `items`; draws in the order of the references.
+    pub fn new(
+        mut latents: Latents,
+        items: &[Held<'_>],
+        class: PipelineClass,
+        time_ratio: usize,
+        noise: &mut Noise,
+    ) -> Self {
+        let mut kinds = vec![FREE];
+        let mut own = vec![0u32; latents.frames];
+        let (mut front, mut front_kinds) = (Vec::new(), Vec::new());
+        let mut in_front = Vec::new();
+        for item in items {
+            let z = sampled(item.encoded, class, noise);
+            let kind = kind_index(&mut kinds, item);
+            let (skipped, first) = match (item.frame, z.frames) {
+                (0, _) => (0, 0),
+                (_, 1) => (1, 0),
+                (frame, _) => (PREFIX_LATENTS.min(z.frames), frame / time_ratio),
+            };
+            for f in skipped..z.frames {
+                mix_frame(&mut latents, first + f, &z, f, item.strength);
+                own[first + f] = kind;
+            }
+            if skipped > 0 {
+                let prefix = z.slice(0, skipped);
+                let drawn = noise.draw(prefix.values.len());
+                let pairs = drawn.iter().zip(&prefix.values);
+                let values = pairs.map(|(&n, &v)| lerp(n, v, item.strength)).collect();
+                front.extend(Latents { values, ..prefix }.to_tokens());
+                let cells = z.height * z.width;
+                front_kinds.extend(std::iter::repeat_n(kind, skipped * cells));
+                let frame = |f: usize| (time_ratio * f + 1).saturating_sub(time_ratio);
+                in_front.extend((0..skipped).map(|f| item.frame + frame(f)));
+            }
+        }
+        let cells = latents.height * latents.width;
+        let index = front_kinds
+            .into_iter()
+            .chain(
+                own.iter()
+                    .flat_map(|&kind| std::iter::repeat_n(kind, cells)),
+            )
+            .collect();
+        front.extend(latents.to_tokens());
+        Self {
+            values: front,
+            kinds,
+            index,
+            in_front,
+        }
+    }
+}
+
+fn kind_index(kinds: &mut Vec<Kind>, item: &Held<'_>) -> u32 {
+    let kind = Kind {
+        strength: item.strength,
+        noised: item.noised && item.strength > 1.0 - 1e-6,
+    };
+    let known = kinds.iter().position(|k| *k == kind);
+    known.unwrap_or_else(|| {
+        kinds.push(kind);
+        kinds.len() - 1
+    }) as u32
+}
+
+/// A sample of the distribution, or its mode where nothing is drawn.
+pub(crate) fn sampled(encoded: &Encoded, class: PipelineClass, noise: &mut Noise) -> Latents {
+    let (mode, spread) = match &encoded.spread {
+        Some(spread) if class != PipelineClass::Comfy => (&encoded.mode, spread),
+        _ => return encoded.mode.clone(),
+    };
+    let drawn = noise.draw_ambient(mode.values.len());
+    let values = mode.values.iter().zip(&spread.values).zip(drawn);
+    Latents {
+        values: values.map(|((m, s), n)| m + s * n).collect(),
+        ..*mode
+    }
+}
+
+/// Mixes latent `from` of `z` into latent `to` of `latents`.
+fn mix_frame(latents: &mut Latents, to: usize, z: &Latents, from: usize, strength: f32) {
+    let cells = z.height * z.width;
+    for channel in 0..z.channels {
+        let source = &z.values[(channel * z.frames + from) * cells..][..cells];
+        let target = &mut latents.values[(channel * latents.frames + to) * cells..][..cells];
+        for (t, &s) in target.iter_mut().zip(source) {
+            *t = lerp(*t, s, strength);
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! A window on its way from noise to latents.
+
+use crate::conditioning::{self, Held, Tokens};
+use crate::config::{ModelConfig, PipelineClass};
+use crate::embeddings::{Positions, rope, timestep_sinusoid};
+use crate::error::{Error, InPart, Result};
+use crate::guidance::{self, Branch, Predictions};
+use crate::noise::Noise;
+use crate::sampling::{GuidanceStep, Pass};
+use crate::schedule::{Schedule, TokenStep};
+use crate::tea_cache::TeaCache;
+use crate::transformer::{Around, Perturbation, TextContext, Transformer};
+use crate::types::{DenoiseRequest, Denoised, Latents, Prompt};
+use longtake_tensor::{Backend, Recording, Rope, Shape};
+use std::ops::ControlFlow;
+
+fn refuse<T>(what: &'static str, message: String) -> Result<T> {
+    Err(Error::Request { what, message })
+}
+
+/// What all steps of a window share.
+pub(crate) struct Denoising<'a, B: Backend> {
+    b: &'a B,
+    transformer: &'a Transformer<B>,
+    request: &'a DenoiseRequest<'a>,
+    schedule: Schedule,
+    // Dropped before what they read.
+    recordings: Vec<Recorded>,
+    rope: Rope<B>,
+    text: TextContext<B>,
+    negative: Option<TextContext<B>>,
+    noise: Noise,
+    tokens: Tokens,
+    index: B::Index,
+    channels: usize,
+}
+
+impl<'a, B: Backend> Denoising<'a, B> {
+    /// Checks the request and prepares what all steps share.
+    pub fn new(
+        b: &'a B,
+        transformer: &'a Transformer<B>,
+        config: &ModelConfig,
+        request: &'a DenoiseRequest<'a>,
+    ) -> Result<Self> {
+        let (r, channels) = (request, config.transformer.in_channels);
+        let schedule = check(config, transformer.block_count(), r)?;
+        check_prompt(config, r.prompt)?;
+        let negative = negative(config, r, &schedule)?;
+        let mut noise = Noise::new(r.seed, r.class == PipelineClass::Official, r.drawn);
+        let latents = initial(r, channels, &schedule, &mut noise);
+        let [time_ratio, space_ratio] = config.vae.ratios();
+        let tokens = Tokens::new(latents, r.held, r.class, time_ratio, &mut noise);
+        let positions = Positions {
+            in_front: tokens.in_front.clone(),
+            frames: r.latent_frames,
+            height: r.latent_height,
+            width: r.latent_width,
+            fps: r.fps,
+            class: r.class,
+            causal: config.transformer.causal_temporal_positioning,
+            time_ratio,
+            space_ratio,
+        };
+        Ok(Self {
+            b,
+            transformer,
+            request,
+            schedule,
+            recordings: recordings(r.pass),
+            rope: rope(b, &positions, config.transformer.inner_dim())?,
+            text: transformer.text_context(b, r.prompt)?,
+            negative: negative
+                .map(|p| transformer.text_context(b, p))
+                .transpose()?,
+            noise,
+            index: b
+                .upload_index(&tokens.index)
+                .in_part(|| "token timesteps".into())?,
+            tokens,
+            channels,
+        })
+    }
+
+    /// Runs all steps.
+    pub fn run(
+        mut self,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Denoised> {
+        let (b, steps) = (self.b, self.schedule.len());
+        let mut x = self.upload(&self.tokens.values)?;
+        let mut cache = TeaCache::new(self.request.pass.tea_cache);
+        let mut held = self.tokens.values.clone();
+        for step in 0..steps {
+            x = self.noise_held(x, step, &mut held)?;
+            let kinds = self.tokens.kinds.iter();
+            let moves: Vec<TokenStep> = kinds
+                .map(|kind| self.schedule.token_step(step, kind.strength))
+                .collect();
+            let v = self.velocity(&x, step, &moves, &mut cache)?;
+            x = self
+                .advance(x, &v, &moves)
+                .in_part(|| format!("step {step}"))?;
+            if progress(step + 1, steps).is_break() {
+                let step = step + 1;
+                return Err(Error::Cancelled { step, steps });
+            }
+        }
+        let tokens = b.download(&x).in_part(|| "latents".into())?;
+        let r = self.request;
+        let (frames, height, width) = (r.latent_frames, r.latent_height, r.latent_width);
+        let own = &tokens[tokens.len() - self.channels * frames * height * width..];
+        Ok(Denoised {
+            latents: Latents::from_tokens(own, self.channels, frames, height, width),
+            drawn: self.noise.into_drawn(),
+            blocks: cache.count(),
+        })
+    }
+
+    fn upload(&self, tokens: &[f32]) -> Result<B::Tensor> {
+        let shape = Shape::from([tokens.len() / self.channels, self.channels]);
+        self.b.upload(shape, tokens).in_part(|| "noise".into())
+    }
+
+    /// Gives what is held at full strength noise that falls with the square of the noise level,
+    /// anew at every step: without, a first frame that never changes makes the rest stand still.
+    fn noise_held(&mut self, x: B::Tensor, step: usize, held: &mut [f32]) -> Result<B::Tensor> {
+        let scale = self.request.pass.image_cond_noise_scale;
+        if scale <= 0.0 || !self.request.held.iter().any(|item| item.noised) {
+            return Ok(x);
+        }
+        // The references draw for all tokens, whichever are held.
+        let drawn = self.noise.draw(held.len());
+        let level = self.schedule.level(step);
+        let share = scale * level * level;
+        let kinds = &self.tokens.kinds;
+        let mut change = vec![0.0; held.len()];
+        for (token, &kind) in self.tokens.index.iter().enumerate() {
+            if kinds[kind as usize].noised {
+                for i in token * self.channels..(token + 1) * self.channels {
+                    let wanted = self.tokens.values[i] + share * drawn[i];
+                    change[i] = wanted - held[i];
+                    held[i] = wanted;
+                }
+            }
+        }
+        let factors: Vec<f32> = kinds.iter().map(|k| f32::from(k.noised)).collect();
+        let change = self.upload(&change)?;
+        self.b
+            .add_scaled_tokens(x, &change, &factors, &self.index)
+            .in_part(|| format!("noise on what is held, step {step}"))
+    }
+
+    /// The step itself: `x - (current - next) v`, or to a clean picture and back to `next`.
+    fn advance(
+        &mut self,
+        x: B::Tensor,
+        v: &B::Tensor,
+        moves: &[TokenStep],
+    ) -> longtake_tensor::Result<B::Tensor> {
+        let factors = |f: fn(&TokenStep) -> f32| -> Vec<f32> {
+            let moving = |m: &TokenStep| if m.next == m.current { 0.0 } else { f(m) };
+            moves.iter().map(moving).collect()
+        };
+        if !self.request.pass.stochastic {
+            let deltas = factors(|m| m.next - m.current);
+            return self.b.add_scaled_tokens(x, v, &deltas, &self.index);
+        }
+        let drawn = self.noise.draw_ambient(self.tokens.values.len());
+        let shape = Shape::from([drawn.len() / self.channels, self.channels]);
+        let fresh = self.b.upload(shape, &drawn)?;
+        let x = self
+            .b
+            .add_scaled_tokens(x, v, &factors(|m| -m.current), &self.index)?;
+        let clean = x.clone();
+        let x = self
+            .b
+            .add_scaled_tokens(x, &clean, &factors(|m| -m.next), &self.index)?;
+        self.b
+            .add_scaled_tokens(x, &fresh, &factors(|m| m.next), &self.index)
+    }
+
+    fn velocity(
+        &self,
+        x: &B::Tensor,
+        step: usize,
+        moves: &[TokenStep],
+        cache: &mut TeaCache<B>,
+    ) -> Result<B::Tensor> {
+        let guidance = &self.request.pass.guidance;
+        let Some(now) = guidance.at(self.schedule.level(step)) else {
+            return refuse("guidance", "at least one step of it is needed".into());
+        };
+        let timesteps: Vec<f32> = moves.iter().map(|m| m.timestep).collect();
+        let sinusoid = timestep_sinusoid(self.b, &timesteps)?;
+        let last = step + 1 == self.schedule.len();
+        let mut predict: Box<dyn FnMut(Branch) -> Result<B::Tensor> + '_> = if cache.is_on() {
+            self.caching(x, &sinusoid, now, last, cache)?
+        } else {
+            Box::new(move |branch| {
+                cache.add_computed(self.transformer.block_count());
+                self.predict(x, &sinusoid, branch, now)
+            })
+        };
+        let negative = match now.uses_negative() {
+            true => Some(predict(Branch::Negative)?),
+            false => None,
+        };
+        let text = predict(Branch::Text)?;
+        // Disturbing nothing predicts the same: not computed again.
+        let perturbed = match is_perturbed(now) {
+            true => Some(predict(Branch::Perturbed)?),
+            false => None,
+        };
+        let predictions = Predictions {
+            text,
+            negative,
+            perturbed,
+        };
+        guidance::combine(self.b, predictions, now, guidance.cfg_star_rescale)
+            .in_part(|| "guidance".into())
+    }
+
+    fn around<'s>(&'s self, branch: Branch, now: &'s GuidanceStep) -> Around<'s, B> {
+        let negative = self.negative.as_ref();
+        Around {
+            text: match branch {
+                Branch::Negative => negative.unwrap_or(&self.text),
+                Branch::Text | Branch::Perturbed => &self.text,
+            },
+            index: &self.index,
+            rope: &self.rope,
+            perturbation: match branch {
+                Branch::Perturbed => Perturbation {
+                    mode: self.request.pass.guidance.stg_mode,
+                    blocks: &now.skip_blocks,
+                },
+                Branch::Negative | Branch::Text => Perturbation::NONE,
+            },
+        }
+    }
+
+    /// One prediction, recorded by the backend from one step to the next.
+    fn predict(
+        &self,
+        x: &B::Tensor,
+        sinusoid: &B::Tensor,
+        branch: Branch,
+        now: &GuidanceStep,
+    ) -> Result<B::Tensor> {
+        let (model, b) = (self.transformer, self.b);
+        let compute = |inputs: &[B::Tensor]| {
+            let around = self.around(branch, now);
+            model.forward_at(b, &inputs[0], &inputs[1], &around)
+        };
+        let blocks: &[usize] = match branch {
+            Branch::Perturbed => &now.skip_blocks,
+            Branch::Negative | Branch::Text => &[],
+        };
+        let known = self.recordings.iter();
+        let found = known
+            .into_iter()
+            .find(|r| r.branch == branch && r.blocks == blocks);
+        match found {
+            Some(recorded) => b.recorded(&recorded.recording, &[x, sinusoid], compute),
+            None => compute(&[x.clone(), sinusoid.clone()]),
+        }
+    }
+
+    /// Predictions that take over what the blocks added in an earlier step, where that hardly
+    /// changes.
+    fn caching<'s>(
+        &'s self,
+        x: &B::Tensor,
+        sinusoid: &B::Tensor,
+        now: &'s GuidanceStep,
+        last: bool,
+        cache: &'s mut TeaCache<B>,
+    ) -> Result<Box<dyn FnMut(Branch) -> Result<B::Tensor> + 's>> {
+        let (model, b) = (self.transformer, self.b);
+        let (h, told) = model.enter(b, x, sinusoid)?;
+        let reuse = cache.decide(b, model, &h, &told, &self.index, last)?;
+        Ok(Box::new(move |branch| {
+            let around = self.around(branch, now);
+            let compute = |h: B::Tensor| model.run_blocks(b, h, &told, &around);
+            let out = cache.blocks(b, branch, reuse, &h, model.block_count(), compute)?;
+            model.leave(b, &out, &told, &self.index)
+        }))
+    }
+}
+
+/// What the backend remembers of one kind of prediction.
+struct Recorded {
+    branch: Branch,
+    /// Blocks that are disturbed.
+    blocks: Vec<usize>,
+    recording: Recording,
+}
+
+/// A recording for each kind of prediction that a pass takes.
+fn recordings(pass: &Pass) -> Vec<Recorded> {
+    let mut kinds = vec![(Branch::Negative, Vec::new()), (Branch::Text, Vec::new())];
+    for step in pass.guidance.steps.iter().filter(|step| is_perturbed(step)) {
+        let kind = (Branch::Perturbed, step.skip_blocks.clone());
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    let recorded = |(branch, blocks)| Recorded {
+        branch,
+        blocks,
+        recording: Recording::default(),
+    };
+    kinds.into_iter().map(recorded).collect()
+}
+
+fn is_perturbed(now: &GuidanceStep) -> bool {
+    now.stg_scale > 0.0 && !now.skip_blocks.is_empty()
+}
+
+/// Noise, or `start` noised to the first level.
+fn initial(
+    r: &DenoiseRequest<'_>,
+    channels: usize,
+    schedule: &Schedule,
+    noise: &mut Noise,
+) -> Latents {
+    let (frames, height, width) = (r.latent_frames, r.latent_height, r.latent_width);
+    let start = r
+        .start
+        .map(|start| conditioning::sampled(start, r.class, noise));
+    let values = noise.draw(channels * frames * height * width);
+    let latents = match r.class {
+        PipelineClass::Official => Latents::from_tokens(&values, channels, frames, height, width),
+        _ => Latents {
+            channels,
+            frames,
+            height,
+            width,
+            values,
+        },
+    };
+    let Some(start) = start else {
+        return latents;
+    };
+    let level = schedule.sigmas[0];
+    let pairs = latents.values.iter().zip(&start.values);
+    Latents {
+        values: pairs.map(|(n, s)| level * n + (1.0 - level) * s).collect(),
+        ..start
+    }
+}
+
+/// Checks everything but the prompts; the schedule.
+fn check(config: &ModelConfig, blocks: usize, r: &DenoiseRequest<'_>) -> Result<Schedule> {
+    let channels = config.transformer.in_channels;
+    let sizes = [r.latent_frames, r.latent_height, r.latent_width];
+    let token_count: usize = sizes.iter().product();
+    if token_count == 0 {
+        return refuse(
+            "window",
+            format!("frames, rows and columns must be positive: {sizes:?}"),
+        );
+    }
+    if !(r.fps.is_finite() && r.fps > 0.0) {
+        return refuse("fps", format!("{} is not a positive number", r.fps));
+    }
+    let [time_ratio, _] = config.vae.ratios();
+    let window = [channels, sizes[0], sizes[1], sizes[2]];
+    for item in r.held {
+        conditioning::check(item, window, time_ratio)?;
+    }
+    check_start(r, window, time_ratio)?;
+    let wrong = |step: &&GuidanceStep| step.skip_blocks.iter().any(|&block| block >= blocks);
+    if let Some(step) = r.pass.guidance.steps.iter().find(wrong) {
+        let message = format!(
+            "skip_block_list {:?} names a block that the model, which has {blocks}, has not",
+            step.skip_blocks
+        );
+        return refuse("guidance", message);
+    }
+    let schedule = Schedule::new(&config.scheduler, r.class, r.pass, token_count)?;
+    if let Some(allowed) = &config.scheduler.allowed_inference_steps {
+        schedule.check_allowed(allowed)?;
+    }
+    Ok(schedule)
+}
+
+fn check_start(r: &DenoiseRequest<'_>, window: [usize; 4], time_ratio: usize) -> Result<()> {
+    let Some(start) = r.start else {
+        return Ok(());
+    };
+    let whole = Held {
+        encoded: start,
+        frame: 0,
+        strength: 1.0,
+        noised: false,
+    };
+    conditioning::check(&whole, window, time_ratio)?;
+    if start.mode.frames == r.latent_frames {
+        return Ok(());
+    }
+    let (found, wanted) = (start.mode.frames, r.latent_frames);
+    refuse(
+        "video to start from",
+        format!("it has {found} latent frames, the window {wanted}"),
+    )
+}
+
+/// The negative prompt, if a step of the pass needs it.
+fn negative<'p>(
+    config: &ModelConfig,
+    r: &DenoiseRequest<'p>,
+    schedule: &Schedule,
+) -> Result<Option<&'p Prompt>> {
+    let step = |i| r.pass.guidance.at(schedule.level(i));
+    let needed = (0..schedule.len()).any(|i| step(i).is_some_and(GuidanceStep::uses_negative));
+    match (needed, r.negative) {
+        (false, _) => Ok(None),
+        (true, Some(negative)) => check_prompt(config, negative).map(Some),
+        (true, None) => refuse(
+            "guidance",
+            "a scale above 1 needs the negative prompt".into(),
+        ),
+    }
+}
+
+fn check_prompt<'p>(config: &ModelConfig, prompt: &'p Prompt) -> Result<&'p Prompt> {
+    let channels = config.transformer.caption_channels;
+    if prompt.channels != channels {
+        let message = format!(
+            "has {} channels, the model takes {channels}",
+            prompt.channels
+        );
+        return refuse("encoded prompt", message);
+    }
+    if prompt.mask.iter().all(|&m| m == 0.0) {
+        return refuse("encoded prompt", "has no token that is not padding".into());
+    }
+    Ok(prompt)
+}
