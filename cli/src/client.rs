@@ -158,6 +158,19 @@ impl Client {
         self.answer(self.jobs.clone().explain(named(job))).await
     }
 
+    /// What a job's tasks have said, line by line.
+    pub async fn logs(
+        &mut self,
+        request: v1::LogsRequest,
+        mut show: impl FnMut(&str) -> Result<()>,
+    ) -> Result<()> {
+        let mut stream = self.answer(self.jobs.clone().logs(request)).await?;
+        while let Some(part) = (stream.message().await).map_err(|status| self.explain(&status))? {
+            part.lines.iter().try_for_each(|line| show(line))?;
+        }
+        Ok(())
+    }
+
     /// The workers that are connected.
     pub async fn workers(&mut self) -> Result<Vec<v1::Worker>> {
         let mut jobs = self.jobs.clone();

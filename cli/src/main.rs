@@ -75,6 +75,8 @@ enum Command {
     Retry(commands::jobs::JobArgs),
     /// Say why a job is where it is
     Explain(commands::jobs::JobArgs),
+    /// Show what the tasks of a job have said
+    Logs(commands::logs::LogsArgs),
     /// Fetch a film, or one segment of it while the job runs
     Download(commands::download::DownloadArgs),
     /// Render one segment of a complete film again; the rest stays as it is
@@ -181,6 +183,7 @@ async fn run(command: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> 
         Command::Resume(args) => commands::jobs::resume(args).await,
         Command::Retry(args) => commands::jobs::retry(args).await,
         Command::Explain(args) => commands::jobs::explain(args).await,
+        Command::Logs(args) => commands::logs::run(args).await,
         Command::Download(args) => commands::download::run(args).await,
         Command::Retake(args) => commands::retake::run(args).await,
         Command::Workers(args) => commands::workers::run(args).await,

@@ -264,3 +264,40 @@ fn a_coordinator_that_cannot_store_says_so_itself() {
     let report: Value = json(&run(folder.path(), again));
     assert_eq!(report["frames"], 360);
 }
+
+#[test]
+fn a_worker_without_room_rests_until_there_is_some() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (alone, _) = render_small(folder.path(), "alone.mp4", &[]);
+    let farm = Service::coordinator(folder.path(), &[]);
+    let mut worker = longtake_after(folder.path(), "");
+    worker.args(["worker", "--coordinator", &farm.url]);
+    let worker = support::Guard(worker.stderr(Stdio::null()).spawn().expect("a worker"));
+    let limit = |bytes: &str| {
+        let pid = worker.0.id().to_string();
+        let limited = Command::new("prlimit")
+            .args(["--pid", &pid, &format!("--fsize={bytes}:unlimited")])
+            .status();
+        assert!(limited.expect("prlimit runs").success());
+    };
+    let ask = |args: &[&str]| {
+        let at = ["--coordinator", farm.url.as_str(), "--json"];
+        json(&run(folder.path(), args.iter().chain(&at)))
+    };
+    // The system refuses bytes beyond a limit as it does on a full disk.
+    limit("4096");
+    let submit = [&["submit"], &SMALL_FILM[1..]].concat();
+    let job = ask(&submit)["job"].as_str().expect("a job").to_owned();
+    let reasons = wait_for("the worker to rest", || {
+        let reasons = ask(&["explain", &job])["reasons"].to_string();
+        reasons.contains("has no room to work").then_some(reasons)
+    });
+    assert!(reasons.contains("cannot write artifact"), "{reasons}");
+    assert!(reasons.contains("free some space"), "{reasons}");
+    assert_eq!(ask(&["status", &job])["state"], "running");
+    limit("unlimited");
+    assert_eq!(ask(&["watch", &job])["state"], "done");
+    ask(&["download", &job, "-o", "farm.mp4"]);
+    let film = fs::read(folder.path().join("farm.mp4")).expect("the film");
+    assert!(film == alone, "a full disk changed the film");
+}

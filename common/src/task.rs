@@ -248,6 +248,9 @@ pub struct TaskOutput {
     pub seams: Vec<SeamScore>,
     /// Notes for the user, such as a prompt that was cut.
     pub notices: Vec<String>,
+    /// What was said while it was made: an artifact of JSON lines, if it could be stored.
+    #[serde(default)]
+    pub log: Option<Hash>,
     /// Peak memory of the worker's process so far, in bytes.
     pub peak_rss_bytes: u64,
 }

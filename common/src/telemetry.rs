@@ -4,6 +4,8 @@
 //! W3C `traceparent`, and so does every assignment to a worker, so that one trace shows a job from
 //! its submission to the mux. Without a collector, spans are only context for log lines.
 
+mod task_log;
+
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
@@ -15,9 +17,11 @@ use std::io::IsTerminal;
 use std::time::Duration;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::filter::{EnvFilter, filter_fn};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub use task_log::{TaskLog, TaskLogLayer};
 
 /// Environment variable with a filter, such as `info` or `longtake_server=debug`.
 pub const LOG_VARIABLE: &str = "LONGTAKE_LOG";
@@ -100,10 +104,13 @@ pub fn init(settings: &Settings<'_>) -> Result<Telemetry, String> {
             // Spans of libraries are not ours; those of the exporter would export themselves.
             .with_filter(filter_fn(|meta| meta.target().starts_with("longtake")))
     });
+    // What a task says is kept with its result, whatever is printed here.
+    let tasks = Targets::new().with_target("longtake", LevelFilter::DEBUG);
     // An error means that a subscriber is there already, which is as good.
     let _ = tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .with(spans)
+        .with(TaskLogLayer.with_filter(tasks))
         .try_init();
     Ok(Telemetry { traces })
 }

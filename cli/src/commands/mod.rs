@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod download;
 pub mod inspect;
 pub mod jobs;
+pub mod logs;
 pub mod models;
 pub mod plan;
 pub mod retake;

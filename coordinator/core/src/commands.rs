@@ -10,6 +10,9 @@ use longtake_common::request::PROMPT_BYTES_MAX;
 use longtake_common::spec::JobSpec;
 use std::collections::BTreeMap;
 
+/// Instruction-set levels that workers may have, besides those that connected ones do have.
+const LEVELS: [&str; 3] = ["avx512", "avx2", "scalar"];
+
 impl Core {
     /// Why a user's or operator's event would not be followed, as a sentence for him; `None` when
     /// it would be. Jobs that are not there are not told of here, nor are submissions.
@@ -68,6 +71,9 @@ impl Core {
                 error: error.to_string(),
             });
         }
+        if let Some(error) = self.refuse_level(isa.as_deref()) {
+            return fx.push(Effect::Refused { proposed, error });
+        }
         if let Some(error) = self.refuse_model(&spec.model) {
             return fx.push(Effect::Refused { proposed, error });
         }
@@ -107,6 +113,20 @@ impl Core {
             proposed,
             continued: false,
         });
+    }
+
+    /// Why no worker can ever render on this instruction-set level.
+    fn refuse_level(&self, isa: Option<&str>) -> Option<String> {
+        let isa = isa?;
+        let mut workers = self.workers.values();
+        let is_known = LEVELS.contains(&isa) || workers.any(|worker| worker.info.isa == isa);
+        (!is_known).then(|| {
+            format!(
+                "no worker can ever render on '{}': the instruction-set levels are {}",
+                isa.escape_debug(),
+                LEVELS.join(", ")
+            )
+        })
     }
 
     /// Whoever submits a job again sees what was there already as reused.

@@ -29,6 +29,8 @@ pub enum Blame {
     Try,
     /// The artifact store's: it has lost these inputs, or they are damaged there.
     Inputs(Vec<Hash>),
+    /// The place's where it was done: a disk is full there.
+    Place,
 }
 
 /// Something happened.
@@ -138,6 +140,8 @@ pub enum Event {
         error: String,
         /// Whose fault that is.
         blame: Blame,
+        /// What was said meanwhile: an artifact.
+        log: Option<Hash>,
     },
     /// The artifact store has lost some artifacts, or they are damaged there: what is made of them
     /// is made again where it is needed.

@@ -125,6 +125,9 @@ impl Core {
             .into_iter()
             .filter(|(worker, _)| self.accepts(worker))
             .collect();
+        if let (true, Some(trouble)) = (accepting.is_empty(), self.troubles().next()) {
+            return format!("can begin, but {trouble}");
+        }
         if accepting.is_empty() {
             return "can begin, but every worker that could do it is drained or about to leave: \
                     'longtake workers resume NAME' lets one work again"
@@ -163,6 +166,17 @@ impl Core {
                 fetching.done_bytes >> 20,
                 fetching.total_bytes >> 20
             )
+        })
+    }
+
+    /// What keeps workers from being given anything for a while.
+    pub(crate) fn troubles(&self) -> impl Iterator<Item = String> {
+        self.workers.values().filter_map(|worker| {
+            let (_, trouble) = worker.trouble.as_ref()?;
+            let name = &worker.info.name;
+            Some(format!(
+                "{name} has no room to work: {trouble}; free some space, and it goes on by itself"
+            ))
         })
     }
 

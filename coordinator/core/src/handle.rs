@@ -66,8 +66,10 @@ impl Core {
                 token,
                 error,
                 blame,
+                log,
             } => {
                 if let Some(kind) = self.answer(&worker, &job, &task, token, fx) {
+                    self.keep_log(&job, kind, log);
                     self.failed(&worker, &job, kind, error, blame, fx);
                 }
             }
@@ -291,6 +293,13 @@ impl Core {
             self.requeue(id, kind, fx);
             return self.forget(lost, None, fx);
         }
+        if blame == Blame::Place {
+            let task = self.task_mut(id, kind);
+            fx.write_task(id, kind, &task.record);
+            fx.changed(id);
+            self.rest(worker, error);
+            return self.requeue(id, kind, fx);
+        }
         let failures_max = self.limits.failures_max;
         let task = self.task_mut(id, kind);
         task.record.failures += 1;
@@ -468,6 +477,7 @@ impl Core {
             self.lose_worker(&worker, fx);
             fx.push(Effect::Disconnect { worker });
         }
+        self.wake(now_ms);
         for (id, kind) in self.orphans.clone() {
             let task = &self.jobs[&id].tasks[&kind];
             if matches!(task.status, Status::Orphan { until_ms } if now_ms >= until_ms) {

@@ -1,6 +1,7 @@
 //! What the coordinator knows: jobs with their tasks, workers, results by content.
 
 use crate::dag::{self, TaskKind};
+use crate::logs::FailedTry;
 use crate::models::{Fault, StoredModel};
 use crate::plan::{Plan, Take, plan};
 use crate::view::JobState;
@@ -23,6 +24,8 @@ pub struct Limits {
     /// Worker processes that may be lost with a task in hand without failing its job. That a worker
     /// dies is not the task's fault as a rule; but a task may be what kills them.
     pub losses_max: u32,
+    /// How long a worker gets nothing after a failure that was its place's fault.
+    pub rest_ms: u64,
     /// How often the artifact store may lose what a task has made without failing its job: a store
     /// that loses it again and again keeps nothing.
     pub remakes_max: u32,
@@ -35,6 +38,7 @@ impl Default for Limits {
             adopt_ms: 3000,
             failures_max: 3,
             losses_max: 16,
+            rest_ms: 5000,
             remakes_max: 5,
         }
     }
@@ -77,6 +81,9 @@ pub(crate) struct TaskRecord {
     /// How often the artifact store lost what it had made.
     #[serde(default)]
     pub remakes: u32,
+    /// What was said in the latest tries that failed.
+    #[serde(default)]
+    pub failed_tries: Vec<FailedTry>,
     /// It is in a worker's hands, as far as is known.
     pub in_flight: bool,
     /// Set once it is done.

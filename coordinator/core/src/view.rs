@@ -281,6 +281,9 @@ impl Core {
                 notices.push(notice.clone());
             }
         }
+        if job.is_open() {
+            notices.extend(self.troubles());
+        }
         notices
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct Worker {
     pub peak_rss_bytes: u64,
     /// It was told to stop.
     pub leaving: bool,
+    /// What is wrong where it is, and until when it is left alone for that.
+    pub trouble: Option<(u64, String)>,
     /// The model that it is fetching.
     pub fetching: Option<Fetching>,
 }
@@ -51,6 +53,7 @@ impl Worker {
             lanes: BTreeMap::new(),
             peak_rss_bytes: 0,
             leaving: false,
+            trouble: None,
             fetching: None,
         }
     }
@@ -177,7 +180,32 @@ impl Core {
     /// Whether a worker takes new work at all.
     pub(crate) fn accepts(&self, worker: &WorkerId) -> bool {
         let state = self.workers.get(worker);
-        state.is_some_and(|state| !state.leaving && !self.drained.contains(&state.info.name))
+        state.is_some_and(|state| {
+            let willing = !state.leaving && state.trouble.is_none();
+            willing && !self.drained.contains(&state.info.name)
+        })
+    }
+
+    /// Leaves a worker alone for a while: something is wrong where it is.
+    pub(crate) fn rest(&mut self, worker: &WorkerId, trouble: String) {
+        let until_ms = self.last_tick_ms + self.limits.rest_ms;
+        if let Some(state) = self.workers.get_mut(worker) {
+            state.trouble = Some((until_ms, trouble));
+            self.refresh(worker);
+        }
+    }
+
+    /// Has workers tried again whose rest is over.
+    pub(crate) fn wake(&mut self, now_ms: u64) {
+        let rested =
+            |state: &Worker| matches!(state.trouble, Some((until_ms, _)) if now_ms >= until_ms);
+        let workers = self.workers.iter().filter(|(_, state)| rested(state));
+        for worker in workers.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            if let Some(state) = self.workers.get_mut(&worker) {
+                state.trouble = None;
+            }
+            self.refresh(&worker);
+        }
     }
 
     /// Enters a worker where it may be given something, and nowhere else.

@@ -33,6 +33,7 @@ fn misses(farm: &mut Farm, assignment: &Assignment, inputs: Vec<Hash>) {
         token: assignment.token,
         error: "not there".into(),
         blame: Blame::Inputs(inputs),
+        log: None,
     });
 }
 
@@ -118,4 +119,39 @@ fn inputs_that_nothing_here_makes_fail_like_anything_else() {
     }
     let error = farm.view(&job).error;
     assert_eq!(error, "text failed on w after 3 tries: not there");
+}
+
+#[test]
+fn a_full_disk_makes_its_worker_rest_and_the_job_wait() {
+    let mut farm = Farm::new();
+    let (job, _) = farm.submit("j", spec(288));
+    farm.attach("w", vec![]);
+    for _ in 0..10 {
+        let (_, text) = farm.latest("text");
+        farm.handle(Event::Failed {
+            worker: longtake_common::ids::WorkerId("w".into()),
+            job: text.job.clone(),
+            task: text.task.clone(),
+            token: text.token,
+            error: "no space left".into(),
+            blame: Blame::Place,
+            log: None,
+        });
+        let given_out = farm.assigned.len();
+        assert!(farm.explain(&job)[0].contains("w has no room to work: no space left"));
+        assert!(farm.view(&job).notices[0].contains("no space left"));
+        for _ in 0..4 {
+            farm.pass(1000);
+            farm.heartbeat("w", vec![]);
+        }
+        assert_eq!(farm.assigned.len(), given_out, "it rests");
+        farm.pass(1500);
+        assert_eq!(farm.assigned.len(), given_out + 1);
+    }
+    // Others go on meanwhile.
+    let (_, text) = farm.latest("text");
+    farm.heartbeat("w", vec![running(&text, 0.1)]);
+    farm.run();
+    let view = farm.view(&job);
+    assert_eq!((view.state, view.notices.len()), (JobState::Done, 0));
 }

@@ -3,6 +3,7 @@
 //! Takes what has arrived, lets the core handle it, commits the records of all of it at once, and
 //! then answers: the more there is to do, the more goes into one commit.
 
+use crate::logs::{JobLogs, LiveLogs};
 use crate::metrics::{Counters, count};
 use crate::request::{Answer, Connection, Request, Submitted};
 use crate::store::{StateError, StateStore};
@@ -46,6 +47,7 @@ pub struct Actor {
     watchers: BTreeMap<JobId, watch::Sender<JobView>>,
     /// The trace of each job that was submitted in this term.
     traces: BTreeMap<JobId, String>,
+    live_logs: LiveLogs,
     counters: Arc<Counters>,
     fx: Effects,
     effects: Vec<Effect>,
@@ -73,6 +75,7 @@ impl Actor {
             links: BTreeMap::new(),
             watchers: BTreeMap::new(),
             traces: BTreeMap::new(),
+            live_logs: LiveLogs::default(),
             counters,
             fx,
             effects: Vec::new(),
@@ -179,6 +182,9 @@ impl Actor {
                 Some(reason) => drop(reply.send(Err(reason))),
                 None => self.attach(info, running, reply),
             },
+            Request::Logs { job, seen, reply } => drop(reply.send(self.logs(&job, &seen))),
+            Request::Said(said) if self.core.has_job(&said.job) => self.live_logs.add(said),
+            Request::Said(_) => {}
             Request::Lost {
                 artifact,
                 job,
@@ -203,9 +209,21 @@ impl Actor {
                     Event::Failed { .. } => count(&self.counters.failures),
                     _ => {}
                 }
+                if let Some(token) = stored_log(&event) {
+                    self.live_logs.end(token);
+                }
                 self.handle(event);
             }
         }
+    }
+
+    fn logs(&self, job: &JobId, seen: &BTreeMap<FencingToken, usize>) -> Option<JobLogs> {
+        let view = self.core.view(self.now_ms(), job)?;
+        Some(JobLogs {
+            stored: self.core.logs(job)?,
+            live: self.live_logs.of(job, seen),
+            ended: view.state.is_final(),
+        })
     }
 
     fn submit(
@@ -469,6 +487,15 @@ impl Actor {
         // A sender without receivers is not kept up to date.
         watcher.send_replace(view);
         Some(watcher.subscribe())
+    }
+}
+
+/// The try whose log is stored from now on.
+fn stored_log(event: &Event) -> Option<FencingToken> {
+    match event {
+        Event::Done { token, output, .. } => output.log.and(Some(*token)),
+        Event::Failed { token, log, .. } => log.and(Some(*token)),
+        _ => None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What users ask: the `Jobs` service.
 
 use crate::convert::{outline_to_proto, spec_from_proto, view_to_proto, worker_to_proto};
+use crate::logs::Reader;
 use crate::request::Request;
 use futures::{Stream, StreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore, Condition};
@@ -11,6 +12,7 @@ use longtake_proto::v1;
 use longtake_proto::v1::jobs_server::Jobs;
 use std::pin::Pin;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
 use tracing::Instrument;
 
@@ -233,6 +235,21 @@ impl Jobs for JobsService {
     ) -> Result<Response<v1::ListWorkersReply>, Status> {
         self.worker(request.into_inner().name, |name| Event::Undrain { name })
             .await
+    }
+
+    type LogsStream = Streamed<v1::LogLines>;
+
+    async fn logs(
+        &self,
+        request: tonic::Request<v1::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        let request = request.into_inner();
+        let reader = Reader::new(self.actor.clone(), self.artifacts.clone(), &request);
+        let logs = reader.look().await?;
+        let logs = logs.ok_or_else(|| no_such_job(&request.job))?;
+        let (sender, lines) = mpsc::channel(4);
+        tokio::spawn(reader.send(logs, request.follow, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(lines))))
     }
 
     type FetchStream = Streamed<v1::FetchReply>;

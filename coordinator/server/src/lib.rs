@@ -10,6 +10,7 @@ pub mod convert;
 mod error;
 mod http;
 mod jobs;
+mod logs;
 mod metrics;
 mod models;
 mod request;

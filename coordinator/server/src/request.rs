@@ -1,11 +1,13 @@
 //! What the actor is asked, and the answers that wait for its next commit.
 
-use longtake_common::ids::{Epoch, Hash, JobId, WorkerId};
+use crate::logs::{JobLogs, LiveLog};
+use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, WorkerId};
 use longtake_common::spec::JobSpec;
 use longtake_core::{
     Census, Event, Explanation, JobView, ModelView, Running, WorkerInfo, WorkerView,
 };
 use longtake_proto::v1;
+use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Answer to a submission: the job and whether it is continued; or what is wrong with it.
@@ -72,6 +74,14 @@ pub enum Request {
         job: JobId,
         reply: oneshot::Sender<Option<watch::Receiver<JobView>>>,
     },
+    /// Show what a job's tasks have said, to one who has seen so many lines of each try.
+    Logs {
+        job: JobId,
+        seen: BTreeMap<FencingToken, usize>,
+        reply: oneshot::Sender<Option<JobLogs>>,
+    },
+    /// A task in hand has said something.
+    Said(LiveLog),
     /// A worker connected.
     Attach {
         info: WorkerInfo,

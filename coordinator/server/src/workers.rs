@@ -2,6 +2,7 @@
 
 use crate::HEARTBEAT_MS;
 use crate::jobs::{ask, confirm_loss};
+use crate::logs;
 use crate::metrics::{Counters, count};
 use crate::request::{Connection, Request};
 use futures::{Stream, StreamExt};
@@ -174,6 +175,15 @@ async fn listen(
                 return tracing::info!(%worker, error = status.message(), "worker's connection broke");
             }
         };
+        let message = match message.message {
+            Some(Message::Log(log)) => {
+                if actor.send(Request::Said(logs::said(log))).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            message => v1::WorkerMessage { message },
+        };
         match event(worker, epoch, message) {
             Ok(event) if is_claim(&event) => {
                 // Reading the artifacts may take long, and the worker has other things to say.
@@ -226,6 +236,8 @@ fn event(worker: &WorkerId, own: Epoch, message: v1::WorkerMessage) -> Result<Ev
         }
         Some(Message::Failed(failed)) => Ok(Event::Failed {
             blame: blame(&failed)?,
+            // An odd name is no name: the failure counts all the same.
+            log: failed.log.as_deref().and_then(|log| log.parse().ok()),
             worker,
             job: JobId(failed.job),
             task: TaskId(failed.task),
@@ -253,6 +265,7 @@ fn event(worker: &WorkerId, own: Epoch, message: v1::WorkerMessage) -> Result<Ev
                 damaged: fault.damaged,
             }),
         }),
+        Some(Message::Log(_)) => Err("it said something out of turn".to_owned()),
         Some(Message::Register(_)) => Err("it registered twice".to_owned()),
         None => Err("it sent a message that this version does not know".to_owned()),
     }
@@ -266,7 +279,9 @@ fn blame(failed: &v1::Failed) -> Result<Blame, String> {
             .map(Blame::Inputs)
             .map_err(|error| format!("it misses an artifact that cannot be: {error}"));
     }
-    Ok(if failed.retryable {
+    Ok(if failed.no_room {
+        Blame::Place
+    } else if failed.retryable {
         Blame::Try
     } else {
         Blame::Work
@@ -309,6 +324,7 @@ async fn confirm(artifacts: &ArtifactStore, event: Event) -> Event {
             task,
             token,
             error,
+            log,
             ..
         } => Event::Failed {
             worker,
@@ -317,6 +333,7 @@ async fn confirm(artifacts: &ArtifactStore, event: Event) -> Event {
             token,
             error,
             blame: found,
+            log,
         },
         other => other,
     }

@@ -312,6 +312,8 @@ async fn a_failing_task_ends_its_job_with_the_reason() {
                 error: "the disk is full".into(),
                 retryable: true,
                 lost_inputs: vec![],
+                log: None,
+                no_room: false,
             }))
             .await;
     }

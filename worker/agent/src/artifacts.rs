@@ -36,6 +36,9 @@ impl Artifacts {
     #[tracing::instrument(skip_all, fields(%hash))]
     pub fn get(&self, hash: Hash) -> Result<Vec<u8>, TaskError> {
         let bytes = self.runtime.block_on(self.store.get(hash));
+        if let Ok(bytes) = &bytes {
+            tracing::debug!(%hash, bytes = bytes.len(), "read");
+        }
         bytes.map(Vec::from).map_err(|error| match error {
             ArtifactError::Missing { .. } | ArtifactError::Mismatch { .. } => TaskError::Inputs {
                 lost: vec![hash],

@@ -1,7 +1,9 @@
 //! The string by which a running task is held: a flag that stops it and a figure that it reports.
 
-use std::sync::Arc;
+use longtake_common::Hash;
+use longtake_common::telemetry::TaskLog;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Steps into which a task's progress is divided.
 const PROGRESS_SCALE: f64 = 10_000.0;
@@ -16,6 +18,8 @@ pub struct Control {
 struct Shared {
     cancelled: Arc<AtomicBool>,
     progress: AtomicU32,
+    log: TaskLog,
+    stored_log: OnceLock<Hash>,
 }
 
 impl Control {
@@ -32,6 +36,22 @@ impl Control {
     /// The flag that is raised when the task has been asked to stop.
     pub fn flag(&self) -> &Arc<AtomicBool> {
         &self.shared.cancelled
+    }
+
+    /// What is said while the task runs.
+    pub fn log(&self) -> &TaskLog {
+        &self.shared.log
+    }
+
+    /// Notes where the log is stored.
+    pub fn set_stored_log(&self, log: Hash) {
+        // There is one log of a try, so a second name for it would be the same.
+        let _ = self.shared.stored_log.set(log);
+    }
+
+    /// Where the log is stored, once it is.
+    pub fn stored_log(&self) -> Option<Hash> {
+        self.shared.stored_log.get().copied()
     }
 
     /// Notes that `fraction` (0..1) of the work is done.

@@ -58,6 +58,9 @@ pub enum TaskError {
         /// What the store says of the first.
         story: String,
     },
+    /// A disk is full here: the task is not to blame.
+    #[error("{0}")]
+    Full(String),
     /// It failed here; another try may succeed.
     #[error("{0}")]
     Retryable(String),
@@ -68,8 +71,12 @@ pub enum TaskError {
 
 impl TaskError {
     /// A failure that another try or worker may not have.
-    pub fn retryable(error: impl std::error::Error) -> Self {
-        Self::Retryable(story(&error))
+    pub fn retryable(error: impl std::error::Error + 'static) -> Self {
+        if is_full(&error) {
+            Self::Full(story(&error))
+        } else {
+            Self::Retryable(story(&error))
+        }
     }
 
     /// A failure that every worker would have.
@@ -90,4 +97,42 @@ pub(crate) fn story(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Whether there was no room for what should be written: the disk is full, or a limit is reached.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            if matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
+                return true;
+            }
+            // An error of its own kind may be wrapped in one of the system's.
+            if io.get_ref().is_some_and(|inner| is_full(inner)) {
+                return true;
+            }
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot write")]
+        struct Outer(#[source] Error);
+        let outer = |kind| TaskError::retryable(Outer(Error::from(kind)));
+        assert!(matches!(outer(ErrorKind::StorageFull), TaskError::Full(_)));
+        let wrapped = Error::other(Error::from(ErrorKind::QuotaExceeded));
+        assert!(matches!(TaskError::retryable(wrapped), TaskError::Full(_)));
+        let denied = outer(ErrorKind::PermissionDenied);
+        assert!(matches!(denied, TaskError::Retryable(_)));
+    }
 }

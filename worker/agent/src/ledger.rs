@@ -46,7 +46,9 @@ pub type Outcome = Result<TaskOutput, TaskError>;
 #[derive(Debug, Default)]
 pub struct Ledger {
     running: BTreeMap<Key, Control>,
-    unacknowledged: BTreeMap<Key, Outcome>,
+    unacknowledged: BTreeMap<Key, (Outcome, Option<Hash>)>,
+    /// Log lines that were sent over the connection that there is.
+    lines_sent: BTreeMap<Key, usize>,
 }
 
 impl Ledger {
@@ -64,14 +66,14 @@ impl Ledger {
     /// Notes the result of `key`. Returns whether it is to be reported: a task that was taken back
     /// is nobody's any more.
     pub fn finish(&mut self, key: &Key, outcome: Outcome) -> bool {
-        let wanted = self
-            .running
-            .remove(key)
-            .is_some_and(|control| !control.is_cancelled());
-        if wanted {
-            self.unacknowledged.insert(key.clone(), outcome);
-        }
-        wanted
+        self.lines_sent.remove(key);
+        let control = self.running.remove(key);
+        let Some(control) = control.filter(|control| !control.is_cancelled()) else {
+            return false;
+        };
+        let report = (outcome, control.stored_log());
+        self.unacknowledged.insert(key.clone(), report);
+        true
     }
 
     /// The coordinator has taken `key` back.
@@ -105,18 +107,48 @@ impl Ledger {
             .collect()
     }
 
+    /// The messages with what running tasks have said since the last time.
+    pub fn new_lines(&mut self) -> Vec<v1::WorkerMessage> {
+        let mut messages = Vec::new();
+        for (key, control) in &self.running {
+            let sent = self.lines_sent.entry(key.clone()).or_default();
+            let lines = control.log().since(*sent);
+            if lines.is_empty() {
+                continue;
+            }
+            let first = *sent as u64;
+            *sent += lines.len();
+            let log = v1::Log {
+                job: key.job.to_string(),
+                task: key.task.to_string(),
+                token: key.token.0,
+                first,
+                lines,
+            };
+            messages.push(v1::WorkerMessage {
+                message: Some(v1::worker_message::Message::Log(log)),
+            });
+        }
+        messages
+    }
+
+    /// A new connection knows nothing of what was said over the last one.
+    pub fn forget_lines(&mut self) {
+        self.lines_sent.clear();
+    }
+
     /// The message that reports `key`, when its result waits for an acknowledgement.
     pub fn report(&self, key: &Key, epoch: u64) -> Option<v1::WorkerMessage> {
         self.unacknowledged
             .get(key)
-            .map(|outcome| report(key, outcome, epoch))
+            .map(|(outcome, log)| report(key, outcome, *log, epoch))
     }
 
     /// The messages for all results that have not been acknowledged.
     pub fn reports(&self, epoch: u64) -> Vec<v1::WorkerMessage> {
         self.unacknowledged
             .iter()
-            .map(|(key, outcome)| report(key, outcome, epoch))
+            .map(|(key, (outcome, log))| report(key, outcome, *log, epoch))
             .collect()
     }
 }
@@ -130,7 +162,7 @@ fn in_hand(key: &Key, progress: f64) -> v1::Running {
     }
 }
 
-fn report(key: &Key, outcome: &Outcome, epoch: u64) -> v1::WorkerMessage {
+fn report(key: &Key, outcome: &Outcome, log: Option<Hash>, epoch: u64) -> v1::WorkerMessage {
     use v1::worker_message::Message;
     let (job, task, token) = (key.job.to_string(), key.task.to_string(), key.token.0);
     let message = match outcome {
@@ -151,6 +183,8 @@ fn report(key: &Key, outcome: &Outcome, epoch: u64) -> v1::WorkerMessage {
             token,
             error: error.to_string(),
             retryable: !matches!(error, TaskError::Fatal(_)),
+            log: log.map(|log| log.to_string()),
+            no_room: matches!(error, TaskError::Full(_)),
             lost_inputs: match error {
                 TaskError::Inputs { lost, .. } => lost.iter().map(Hash::to_string).collect(),
                 _ => Vec::new(),

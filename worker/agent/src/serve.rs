@@ -42,6 +42,8 @@ pub struct OrderContext {
     pub artifacts: String,
     /// The trace that the task belongs to.
     pub traceparent: String,
+    /// Our name, for the log.
+    pub worker: String,
 }
 
 /// The threads that work.
@@ -181,6 +183,7 @@ impl Server {
         connection: &mut Connection,
         drain: &mut Drain,
     ) -> Result<(), LostConnection> {
+        self.ledger.forget_lines();
         for report in self.ledger.reports(connection.terms.epoch) {
             connection.send(report).await?;
         }
@@ -209,6 +212,9 @@ impl Server {
                     for message in self.shelf.news(&mut told) {
                         let message = Some(message);
                         connection.send(v1::WorkerMessage { message }).await?;
+                    }
+                    for lines in self.ledger.new_lines() {
+                        connection.send(lines).await?;
                     }
                 }
                 () = drain.next() => {
@@ -275,6 +281,7 @@ impl Server {
         let context = OrderContext {
             artifacts: connection.terms.artifacts.clone(),
             traceparent: assign.traceparent.clone(),
+            worker: self.identity.name.clone(),
         };
         tracing::debug!(job = %key.job, task = %key.task, attempt = assignment.attempt, "taken");
         if !lane.order(assignment, context, control) {

@@ -305,6 +305,7 @@ impl Simulation {
                 token,
                 error,
                 blame,
+                log: None,
             };
             link.to_core.push_back(event);
         }
@@ -395,7 +396,8 @@ impl Simulation {
             55..70 => self.finish(at),
             70..72 => {
                 if let Some(key) = self.pick(at, false) {
-                    self.fail(at, key, Blame::Try);
+                    let full = self.random.chance(30);
+                    self.fail(at, key, if full { Blame::Place } else { Blame::Try });
                 }
             }
             72..82 => self.heartbeat(at),

@@ -197,6 +197,7 @@ impl Farm {
             token: assignment.token,
             error: "out of memory".into(),
             blame: if retryable { Blame::Try } else { Blame::Work },
+            log: None,
         })
     }
 

@@ -25,9 +25,9 @@ pub struct RedbStore {
 impl RedbStore {
     /// Opens or makes the database in `folder`.
     pub async fn open(folder: &Path) -> Result<Self, StateError> {
-        let folder = folder.to_owned();
+        let (folder, path) = (folder.to_owned(), folder.join(FILE_NAME));
         let opened = tokio::task::spawn_blocking(move || open(&folder)).await;
-        opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        opened.unwrap_or_else(|panic| Err(broken(&path.display().to_string(), panic)))
     }
 
     /// Runs `action` on the database where blocking is allowed.
@@ -38,7 +38,10 @@ impl RedbStore {
     ) -> Result<T, StateError> {
         let (database, place) = (self.database.clone(), self.path.display().to_string());
         let done = tokio::task::spawn_blocking(move || work(&database)).await;
-        let done = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let done = match done {
+            Ok(done) => done,
+            Err(panic) => return Err(broken(&place, panic)),
+        };
         done.map_err(|failure| match failure {
             Failure::Redb(error) => StateError::Database {
                 action,
@@ -67,6 +70,23 @@ fn open(folder: &Path) -> Result<RedbStore, StateError> {
             place: path.display().to_string(),
             source: Box::new(error),
         }),
+    }
+}
+
+/// The database's code relies on what it has written and panics over anything else.
+fn broken(place: &str, panic: tokio::task::JoinError) -> StateError {
+    let reason = match panic.try_into_panic() {
+        Ok(payload) => match payload.downcast::<String>() {
+            Ok(text) => *text,
+            Err(payload) => payload
+                .downcast_ref::<&str>()
+                .map_or_else(|| "it makes no sense".to_owned(), |text| (*text).to_owned()),
+        },
+        Err(stopped) => stopped.to_string(),
+    };
+    StateError::Broken {
+        place: place.to_owned(),
+        reason,
     }
 }
 
@@ -146,6 +166,43 @@ mod tests {
             .expect("locked")
             .to_string();
         assert!(error.contains("in use by another coordinator"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_damaged_database_is_an_error_or_good_for_what_it_holds() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join(FILE_NAME);
+        {
+            let store = RedbStore::open(folder.path()).await.expect("open");
+            let epoch = store.claim().await.expect("claim").epoch;
+            let write = |n: u32| (format!("task/j/{n}"), Some(vec![b'x'; 200]));
+            store
+                .commit(epoch, (0..200).map(write).collect())
+                .await
+                .expect("commit");
+        }
+        let whole = std::fs::read(&file).expect("read");
+        let mut refused = 0;
+        for part in 0..24 {
+            let mut bytes = whole.clone();
+            let at = whole.len() * part / 24;
+            let end = (at + 512).min(bytes.len());
+            bytes[at..end].fill(0xa5);
+            if part % 4 == 3 {
+                bytes.truncate(at);
+            }
+            std::fs::write(&file, &bytes).expect("damage");
+            let outcome = match RedbStore::open(folder.path()).await {
+                Ok(store) => store.claim().await.map(drop),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                let text = error.to_string();
+                assert!(text.contains(FILE_NAME), "{text}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 0);
     }
 
     #[tokio::test]

@@ -44,6 +44,16 @@ pub enum StateError {
         /// The cluster.
         place: String,
     },
+    /// The database's file is not as it was left.
+    #[error(
+        "the state {place} is damaged ({reason}): restore it from a backup, or move it away and submit the jobs again"
+    )]
+    Broken {
+        /// The database.
+        place: String,
+        /// What its code stumbled over.
+        reason: String,
+    },
     /// Nobody knows what is stored.
     #[error(
         "the state {place} was not read since a write to it was broken off: start the coordinator again"

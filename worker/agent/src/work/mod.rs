@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Handle;
+use tracing::Level;
 
 /// What a task may touch.
 pub struct Desk<'a> {
@@ -190,6 +191,15 @@ fn run(
         tracing::info_span!("task", otel.name = name, %job, %task, attempt = assignment.attempt);
     telemetry::continue_trace(&span, Some(&context.traceparent));
     let _span = span.entered();
+    let log = control.log();
+    log.set_context([
+        ("job", job.0.as_str().into()),
+        ("task", task.0.as_str().into()),
+        ("worker", context.worker.as_str().into()),
+        ("attempt", assignment.attempt.into()),
+    ]);
+    let _log = log.enter();
+    tracing::debug!(inputs = assignment.work.inputs().len(), "begun");
     let started = Instant::now();
     let artifacts = Artifacts::open(&context.artifacts, runtime.clone())?;
     let mut clock = Clock::default();
@@ -204,13 +214,40 @@ fn run(
         Err(error) => Err(all_lost(error, &assignment.work, &artifacts)),
         done => done,
     };
+    let mut seconds = clock.seconds;
+    seconds.insert("total".to_owned(), started.elapsed().as_secs_f64());
+    end_log(control, &done, &seconds, &artifacts);
     let mut output = done?;
-    output.seconds = clock.seconds;
-    output
-        .seconds
-        .insert("total".to_owned(), started.elapsed().as_secs_f64());
+    output.seconds = seconds;
+    output.log = control.stored_log();
     output.peak_rss_bytes = host::peak_rss_bytes();
     Ok(output)
+}
+
+/// Says in the log how the task ended and how long its phases took, and stores it. That this fails
+/// is no reason to give up a result.
+fn end_log(
+    control: &Control,
+    done: &Result<TaskOutput, TaskError>,
+    seconds: &BTreeMap<String, f64>,
+    artifacts: &Artifacts,
+) {
+    let mut fields = serde_json::Map::new();
+    fields.insert("seconds".to_owned(), serde_json::json!(seconds));
+    let log = control.log();
+    match done {
+        Ok(output) => {
+            let made = serde_json::json!(output.artifacts);
+            fields.insert("artifacts".to_owned(), made);
+            log.end(Level::INFO, "done", fields);
+        }
+        Err(TaskError::Cancelled) => log.end(Level::INFO, "stopped: it was taken back", fields),
+        Err(error) => log.end(Level::ERROR, &error.to_string(), fields),
+    }
+    match artifacts.put(log.text().into_bytes()) {
+        Ok(hash) => control.set_stored_log(hash),
+        Err(error) => tracing::warn!("the log of a task cannot be stored: {error}"),
+    }
 }
 
 /// Names all inputs that are missing when one is, so that they can be made again at the same time.
