@@ -81,8 +81,28 @@ impl Uploads {
     }
 }
 
+/// Pictures that the film is held to.
+#[derive(clap::Args, Clone, Debug)]
+pub struct HeldArgs {
+    /// Picture that the film is held to, at a frame [default: 0] and with a strength from 0 to 1
+    /// [default: 1]; may be given several times
+    #[arg(long = "image", value_name = "PATH[@FRAME[:STRENGTH]]")]
+    images: Vec<MediaArg>,
+    /// Clip that the film is held to: it goes on from the clip, or with @end leads up to it. Its
+    /// first 8k+1 frames that fit are used; otherwise as --image
+    #[arg(long = "video", value_name = "PATH[@FRAME[:STRENGTH]]")]
+    videos: Vec<MediaArg>,
+}
+
+impl HeldArgs {
+    /// What a film of `frames` is held to, and what to upload for that.
+    pub fn read(&self, frames: u32) -> Result<(Vec<Conditioning>, Uploads)> {
+        read(&self.images, &self.videos, frames)
+    }
+}
+
 /// Reads the pictures for a film of `frames`: what it is held to, and what to upload for that.
-pub fn read(
+fn read(
     images: &[MediaArg],
     videos: &[MediaArg],
     frames: u32,

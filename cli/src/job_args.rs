@@ -5,7 +5,7 @@ mod stored;
 
 pub use stored::Stored;
 
-use crate::conditioning::{self, MediaArg, Uploads};
+use crate::conditioning::{HeldArgs, Uploads};
 use crate::enhance::EnhanceArgs;
 use crate::model_args::{self, ModelArgs, location};
 use anyhow::{Context, Result, anyhow, bail};
@@ -95,14 +95,8 @@ pub struct JobArgs {
     /// Frames that neighbouring windows share, 8k+1 [default: 17]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     overlap_frames: Option<i64>,
-    /// Picture that the film is held to, at a frame [default: 0] and with a strength from 0 to 1
-    /// [default: 1]; may be given several times
-    #[arg(long = "image", value_name = "PATH[@FRAME[:STRENGTH]]")]
-    images: Vec<MediaArg>,
-    /// Clip that the film is held to: it goes on from the clip, or with @end leads up to it. Its
-    /// first 8k+1 frames that fit are used; otherwise as --image
-    #[arg(long = "video", value_name = "PATH[@FRAME[:STRENGTH]]")]
-    videos: Vec<MediaArg>,
+    #[command(flatten)]
+    held: HeldArgs,
     /// Denoising steps. Of a pipeline file's timesteps it keeps that many, evenly spaced (a second
     /// pass keeps its own list); elsewhere the model's own schedule is counted anew [default: the
     /// pipeline file's]
@@ -229,7 +223,7 @@ impl JobArgs {
         let enhancement = std::mem::take(&mut recipe.enhancement);
         let mut request = self.request(film, recipe, model, codec)?;
         let frames = request.length.frames(request.fps)?;
-        let (conditioning, uploads) = conditioning::read(&self.images, &self.videos, frames)?;
+        let (conditioning, uploads) = self.held.read(frames)?;
         request.conditioning = conditioning;
         let spec = request.validate();
         let mut spec =
