@@ -12,11 +12,13 @@ mod commands;
 mod conditioning;
 mod download;
 mod enhance;
+mod estimate;
 mod exit;
 mod farm_model;
 mod job_args;
 mod model_args;
 mod output;
+mod pace;
 mod progress;
 mod render;
 mod size;
@@ -49,7 +51,7 @@ struct Arguments {
 enum Command {
     /// Render a prompt to a video, on this machine or (with --coordinator) on a farm
     Render(render::RenderArgs),
-    /// Show the windows that a render would consist of; needs no weights
+    /// Show the windows that a render would consist of, and what it would take; needs no weights
     Plan(commands::plan::PlanArgs),
     /// Check what this machine has: processor, memory, model, write access
     Doctor(commands::doctor::DoctorArgs),
@@ -169,7 +171,7 @@ fn main() -> ExitCode {
 async fn run(command: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> {
     match command {
         Command::Render(args) => render::run(args, telemetry).await,
-        Command::Plan(args) => commands::plan::run(&args),
+        Command::Plan(args) => commands::plan::run(&args).await,
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Coordinator(args) => commands::coordinator::run(args).await,
         Command::Worker(args) => commands::worker::run(args).await,

@@ -79,6 +79,9 @@ fn check_complete(job: &v1::Job) -> Result<()> {
             "job {id} failed: {}; 'longtake retry {id}' goes on",
             job.error
         ),
+        v1::JobState::Cancelled => bail!(
+            "job {id} was cancelled before its film was complete; 'longtake retry {id}' goes on"
+        ),
         state => bail!(
             "the film of job {id} is not complete: it is {}, {} of {} segments are done; wait with \
              'longtake watch {id}', or fetch a segment that is done with --segment N",

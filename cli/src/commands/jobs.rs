@@ -152,6 +152,9 @@ pub async fn list(args: ListArgs) -> Result<()> {
         let jobs: Vec<StatusJson<'_>> = jobs.iter().map(StatusJson::from).collect();
         return terminal::print(serde_json::json!({ "jobs": jobs }));
     }
+    if jobs.is_empty() {
+        terminal::remark("no jobs");
+    }
     for job in &jobs {
         let prompt = job.spec.as_ref().map_or("", |spec| spec.prompt.as_str());
         terminal::print(format_args!("{}  {}", line(job), shortened(prompt)))?;

@@ -5,6 +5,7 @@ use super::workers::{WorkerSetup, Workers};
 use super::{Order, RenderArgs, carry_out, deliver, report::Report};
 use crate::client::Client;
 use crate::exit::Interrupted;
+use crate::pace::{self, Installation};
 use crate::telemetry_args::TelemetryArgs;
 use anyhow::{Result, anyhow};
 use longtake_agent::Dial;
@@ -31,7 +32,8 @@ pub(super) async fn render(
     let state = State::prepare(args, order)?;
     let mut handle = start_coordinator(state.folder(), &state.artifacts()).await?;
     let setup = setup(args, &state, &handle, telemetry);
-    let outcome = drive(&setup, order, &state, &mut handle).await;
+    let of = args.installation(&order.wanted.spec, isa.name(), setup.threads);
+    let outcome = drive(&setup, order, &state, of, &mut handle).await;
     handle.shutdown().await;
     let report = outcome?;
     state.clear()?;
@@ -42,6 +44,7 @@ async fn drive(
     setup: &WorkerSetup,
     order: &Order,
     state: &State,
+    of: Installation,
     handle: &mut Handle,
 ) -> Result<Report> {
     let stop = crate::commands::stop_signal()?;
@@ -51,6 +54,7 @@ async fn drive(
     let work = async {
         // The coordinator is in this process: when it is away, it is gone.
         let job = carry_out(&mut client, order, Duration::ZERO).await?;
+        pace::note(of, &job);
         deliver(&mut client, job, order).await
     };
     let outcome = tokio::select! {
@@ -94,17 +98,23 @@ fn stopped(ended: Result<(), StartError>) -> anyhow::Error {
     }
 }
 
+/// Workers of our own, and threads of each.
+pub(super) fn crew(args: &RenderArgs) -> (usize, usize) {
+    let cores = longtake_agent::host::cores();
+    let count = args
+        .workers
+        .map_or(cores.min(WORKERS_DEFAULT_MAX), usize::from);
+    let threads = args.threads.map_or((cores / count).max(1), usize::from);
+    (count, threads)
+}
+
 fn setup(
     args: &RenderArgs,
     state: &State,
     handle: &Handle,
     telemetry: &TelemetryArgs,
 ) -> WorkerSetup {
-    let cores = longtake_agent::host::cores();
-    let count = args
-        .workers
-        .map_or(cores.min(WORKERS_DEFAULT_MAX), usize::from);
-    let threads = args.threads.map_or((cores / count).max(1), usize::from);
+    let (count, threads) = crew(args);
     WorkerSetup {
         count,
         threads,

@@ -10,19 +10,24 @@ pub use embedded::open_state;
 pub use state::has_database;
 
 use crate::client::{Client, FarmArgs};
+use crate::estimate::Estimate;
 use crate::exit::Interrupted;
 use crate::farm_model;
 use crate::job_args::{JobArgs, Wanted};
 use crate::output::{Claim, Target};
+use crate::pace::{self, Basis, Installation};
 use crate::progress::{Progress, duration};
 use crate::telemetry_args::TelemetryArgs;
 use crate::terminal::{print, remark};
 use anyhow::{Context, Result, bail};
 use deliver::LatentsTarget;
+use longtake_common::model::find_model;
+use longtake_common::spec::JobSpec;
+use longtake_core::Plan;
 use longtake_proto::v1;
 use longtake_server::convert::spec_to_proto;
 use report::Report;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Flags of `render`.
@@ -92,6 +97,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         .map(|path| LatentsTarget::new(path, plan.windows.len()))
         .transpose()?;
     let claim = target.claim()?;
+    let estimate = args.estimate(&wanted.spec, &plan).await;
     let mut order = Order {
         wanted,
         target,
@@ -100,28 +106,72 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         isa: args.isa.clone(),
         started,
     };
-    let report = match args.farm.url() {
+    let mut report = match args.farm.url() {
         Some(_) => {
             longtake_agent::check_isa(order.isa.as_deref())?;
             on_farm(&args.farm, &order).await?
         }
         None => embedded::render(&args, &mut order, telemetry).await?,
     };
+    report.compare(estimate.as_ref());
     let text = serde_json::to_string(&report)?;
     crate::output::write_whole(&order.target.report(), format!("{text}\n").as_bytes())?;
     if args.json {
         return print(text);
     }
     remark(format_args!(
-        "{}: {} frames in {}",
+        "{}: {} frames in {}{}",
         order.target.given().display(),
         report.frames,
-        duration(report.seconds_total)
+        duration(report.seconds_total),
+        report.estimate_text()
     ));
     Ok(())
 }
 
 impl RenderArgs {
+    /// What a job will take of the workers that would render it; `None` where nobody can say.
+    pub async fn estimate(&self, spec: &JobSpec, plan: &Plan) -> Option<Estimate> {
+        let model = find_model(&spec.model.location).ok();
+        let (basis, workers) = match self.farm.url() {
+            None => {
+                let (count, threads) = embedded::crew(self);
+                let isa = longtake_agent::isa(self.isa.as_deref()).ok()?;
+                let of = self.installation(spec, isa.name(), threads);
+                (pace::here(&of, model.as_deref()), count)
+            }
+            Some(_) => match self.ask_farm(&spec.model.location, model.as_deref()).await {
+                Ok(found) => found,
+                Err(error) => {
+                    remark(format_args!("note: the farm gives no estimate: {error:#}"));
+                    return None;
+                }
+            },
+        };
+        Some(Estimate::new(spec, plan, &basis?, workers))
+    }
+
+    /// What the farm has shown, and how many workers it has.
+    async fn ask_farm(&self, name: &str, model: Option<&Path>) -> Result<(Option<Basis>, usize)> {
+        let mut client = self.farm.connect().await?;
+        let workers = client.workers().await?;
+        let threads = workers.first().map_or(1, |worker| worker.threads as usize);
+        let basis = match pace::on_farm(&mut client, name).await? {
+            Some(basis) => Some(basis),
+            None => model.map(|model| Basis::assumed_of(model, threads)),
+        };
+        Ok((basis, workers.len()))
+    }
+
+    fn installation(&self, spec: &JobSpec, isa: &str, threads: usize) -> Installation {
+        Installation {
+            model: spec.model.location.clone(),
+            device: self.device.clone(),
+            isa: isa.to_owned(),
+            threads,
+        }
+    }
+
     /// Flags about our own workers mean nothing on a farm: better refused than ignored.
     fn refuse_local_flags(&self) -> Result<()> {
         let given = [

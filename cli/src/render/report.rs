@@ -1,5 +1,7 @@
 //! What `render --json` prints and `OUT.mp4.json` holds: how the film came about.
 
+use crate::estimate::Estimate;
+use crate::progress::duration;
 use longtake_common::spec::JobSpec;
 use longtake_proto::v1;
 use serde::Serialize;
@@ -32,10 +34,23 @@ pub struct Report {
     pub segments: Vec<SegmentReport>,
     /// The joins between them.
     pub seams: Vec<SeamReport>,
+    /// What was expected before it began, if anything could be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<EstimateReport>,
     /// Wall time of this command.
     pub seconds_total: f64,
     /// Sum over processes of each one's peak, in bytes.
     pub peak_rss_bytes: u64,
+}
+
+/// What was expected of a render, against what came.
+#[derive(Clone, Debug, Serialize)]
+pub struct EstimateReport {
+    low_s: f64,
+    high_s: f64,
+    /// Time that it took over the middle of the two.
+    off: f64,
+    basis: String,
 }
 
 /// One window.
@@ -81,9 +96,31 @@ impl Report {
             isa: job.isa.clone().unwrap_or_default(),
             segments: job.segments.iter().map(SegmentReport::new).collect(),
             seams: job.seams.iter().map(SeamReport::new).collect(),
+            estimate: None,
             seconds_total: took.as_secs_f64(),
             peak_rss_bytes: job.workers_peak_rss_bytes + longtake_agent::host::peak_rss_bytes(),
         }
+    }
+}
+
+impl Report {
+    /// Says how far an estimate was off; not where some of the work was there already.
+    pub fn compare(&mut self, estimate: Option<&Estimate>) {
+        let fresh = self.segments.iter().all(|segment| !segment.reused);
+        self.estimate = estimate.filter(|_| fresh).map(|estimate| EstimateReport {
+            low_s: estimate.eta_s.low,
+            high_s: estimate.eta_s.high,
+            off: estimate.off(self.seconds_total),
+            basis: estimate.basis.clone(),
+        });
+    }
+
+    /// The same for people: `, expected 8 s to 16 s`, or nothing.
+    pub fn estimate_text(&self) -> String {
+        self.estimate.as_ref().map_or_else(String::new, |estimate| {
+            let (low, high) = (duration(estimate.low_s), duration(estimate.high_s));
+            format!(", expected {low} to {high}")
+        })
     }
 }
 

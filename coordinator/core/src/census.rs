@@ -36,17 +36,6 @@ fn lane_name(lane: Lane) -> &'static str {
     }
 }
 
-fn lane(kind: TaskKind) -> Lane {
-    match kind {
-        TaskKind::Text
-        | TaskKind::ShotText(_)
-        | TaskKind::OwnText(_)
-        | TaskKind::Denoise(_)
-        | TaskKind::Decode(_) => Lane::Device,
-        TaskKind::Seam(_) | TaskKind::Mux => Lane::Host,
-    }
-}
-
 /// Work of a task in pixel units: what one unit weighs, times units, times pixels of a frame.
 fn pixel_units(job: &Job, kind: TaskKind) -> f64 {
     let spec = &job.record.spec;
@@ -66,7 +55,7 @@ impl Pace {
         let mut pace = Self::default();
         for (&kind, task) in &job.tasks {
             let elapsed_ms = task.record.finish.as_ref().and_then(|f| f.elapsed_ms);
-            if let Some(elapsed_ms) = elapsed_ms.filter(|_| lane(kind) == Lane::Device) {
+            if let Some(elapsed_ms) = elapsed_ms.filter(|_| dag::lane(kind) == Lane::Device) {
                 pace.seconds += elapsed_ms as f64 / 1000.0;
                 pace.pixel_units += pixel_units(job, kind);
             }
@@ -149,7 +138,7 @@ impl Core {
             let device = job
                 .tasks
                 .iter()
-                .filter(|(kind, _)| lane(**kind) == Lane::Device);
+                .filter(|(kind, _)| dag::lane(**kind) == Lane::Device);
             let left = device.map(|(&kind, task)| pixel_units(job, kind) * (1.0 - task.progress));
             left.sum::<f64>() * pace
         })

@@ -4,7 +4,7 @@ use crate::plan::{Plan, Source};
 use longtake_common::conditioning::HeldPictures;
 use longtake_common::ids::{Hash, TaskId};
 use longtake_common::spec::{Codec, Continuity, JobSpec};
-use longtake_common::task::{FilmMetadata, Picture, TaskOutput, Work};
+use longtake_common::task::{FilmMetadata, Lane, Picture, TaskOutput, Work};
 use std::fmt;
 
 /// A task inside a job. The order is the one in which users think of them.
@@ -340,6 +340,18 @@ pub fn chunks<E>(
         Source::Seam(index) => artifact(TaskKind::Seam(index), "chunk"),
     };
     spans.iter().map(|span| chunk(span.source)).collect()
+}
+
+/// Which of a worker's lanes does it.
+pub fn lane(kind: TaskKind) -> Lane {
+    match kind {
+        TaskKind::Text
+        | TaskKind::ShotText(_)
+        | TaskKind::OwnText(_)
+        | TaskKind::Denoise(_)
+        | TaskKind::Decode(_) => Lane::Device,
+        TaskKind::Seam(_) | TaskKind::Mux => Lane::Host,
+    }
 }
 
 /// How much there is to do, in frames.

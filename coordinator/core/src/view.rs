@@ -125,6 +125,8 @@ pub struct JobView {
     pub progress: f64,
     /// The film, once done.
     pub video: Option<Hash>,
+    /// Seconds that putting it together took, once done.
+    pub mux_seconds: Option<f64>,
     /// The film's encoded chunks in order, once done.
     pub chunks: Vec<Hash>,
     /// Notes for the user, each once.
@@ -159,6 +161,7 @@ impl Core {
                 .flatten(),
             progress: self.progress(job),
             video: mux.and_then(|output| output.artifacts.get("video").copied()),
+            mux_seconds: mux.and_then(|output| output.seconds.get("total").copied()),
             chunks: mux.and_then(|_| self.chunks(job)).unwrap_or_default(),
             notices: self.notices(job),
             workers_peak_rss_bytes: self.workers_peak_rss_bytes(id, job),

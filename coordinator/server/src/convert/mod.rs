@@ -229,6 +229,7 @@ pub fn outline_to_proto(view: &JobView) -> v1::Job {
         seams: Vec::new(),
         eta_s: view.eta_s,
         progress: view.progress,
+        mux_seconds: view.mux_seconds,
         video: view.video.as_ref().map(Hash::to_string),
         notices: view.notices.clone(),
         chunks: Vec::new(),
