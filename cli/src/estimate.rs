@@ -132,8 +132,12 @@ pub fn artifact_bytes(spec: &JobSpec, plan: &Plan) -> Range {
     let seams = plan.joined().count() as f64;
     let tails = seams * f64::from((plan.overlap_frames - 1) / 8 + 1);
     let texts = 1.0 + plan.text_shots().count() as f64;
-    let exact = (latents + tails) * cells * LATENT_CELL_BYTES
-        + texts * f64::from(spec.sampling.text_tokens) * TOKEN_BYTES;
+    let exact = (latents + tails) * cells * LATENT_CELL_BYTES;
+    // Smaller models have narrower states.
+    let texts = Range {
+        low: 0.0,
+        high: texts * f64::from(spec.sampling.text_tokens) * TOKEN_BYTES,
+    };
     let pixels = f64::from(spec.width) * f64::from(spec.height);
     let shared = plan.windows.iter().map(|window| {
         let shares = plan.shares(window.index);
@@ -148,11 +152,11 @@ pub fn artifact_bytes(spec: &JobSpec, plan: &Plan) -> Range {
         Codec::H264 => H264_BYTES.times(2.0 * frames),
         Codec::Png => LOSSLESS_BYTES.times(frames),
     };
-    Range {
+    let latents = Range {
         low: exact,
         high: exact,
-    } + packs
-        + chunks
+    };
+    latents + texts + packs + chunks
 }
 
 /// Bytes for people.

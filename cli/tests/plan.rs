@@ -117,8 +117,10 @@ fn a_plan_says_what_a_render_takes_and_the_render_how_far_that_was_off() {
     let measured = &plan["estimate"];
     assert_eq!(measured["measured"], true, "{measured}");
     let range = |value: &serde_json::Value| (number(&value["low"]), number(&value["high"]));
-    let ((low, high), (_, device)) = (range(&measured["eta_s"]), range(&measured["device_s"]));
-    assert!(0.0 < low && low < high && high < device, "{measured}");
+    for key in ["eta_s", "device_s"] {
+        let (low, high) = range(&measured[key]);
+        assert!(0.0 < low && low < high, "{measured}");
+    }
     assert!(number(&measured["worker_memory_bytes"]) > 1e7, "{measured}");
     // What the render has stored lies between the bounds.
     let stored: u64 = walk(&folder.path().join("state/artifacts"));
