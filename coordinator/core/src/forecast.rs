@@ -120,6 +120,7 @@ mod tests {
             sampling: Sampling::plain(Schedule::Steps(1), 1.0, 1),
             codec: Codec::H264,
             shots: Vec::new(),
+            conditioning: Vec::new(),
         }
     }
 
