@@ -82,7 +82,7 @@ async fn give(client: &mut Client, name: &str, hash: Hash) -> Result<()> {
     let workers = client.workers().await?;
     let is_held = workers.iter().any(|worker| worker.models.contains(&text));
     // Workers that come later have what comes with the program.
-    let is_expected = workers.is_empty() && shipped_models().iter().any(|shipped| *shipped == path);
+    let is_expected = workers.is_empty() && shipped_models().contains(&path);
     let models = client.models().await?;
     if is_held || is_expected || models.iter().any(|model| model.hash == text) {
         return Ok(());

@@ -14,6 +14,9 @@ use crate::types::{DenoiseRequest, Denoised, Latents, Prompt};
 use longtake_tensor::{Backend, Recording, Rope, Shape};
 use std::ops::ControlFlow;
 
+/// Predicts the velocity of one branch of guidance.
+type Predict<'s, T> = Box<dyn FnMut(Branch) -> Result<T> + 's>;
+
 fn refuse<T>(what: &'static str, message: String) -> Result<T> {
     Err(Error::Request { what, message })
 }
@@ -276,7 +279,7 @@ impl<'a, B: Backend> Denoising<'a, B> {
         now: &'s GuidanceStep,
         last: bool,
         cache: &'s mut TeaCache<B>,
-    ) -> Result<Box<dyn FnMut(Branch) -> Result<B::Tensor> + 's>> {
+    ) -> Result<Predict<'s, B::Tensor>> {
         let (model, b) = (self.transformer, self.b);
         let (h, told) = model.enter(b, x, sinusoid)?;
         let reuse = cache.decide(b, model, &h, &told, &self.index, last)?;
