@@ -137,7 +137,12 @@ fn a_worker_outlives_its_coordinator() {
     });
     let mut watch = longtake(folder.path());
     watch.args(["watch", &job, "--coordinator", &first.url]);
+    let said = folder.path().join("watch.log");
+    watch.stderr(fs::File::create(&said).expect("a log"));
     let watch = Guard(watch.spawn().expect("watch runs"));
+    wait_for("watch to see the job", || {
+        (fs::metadata(&said).expect("a log").len() > 0).then_some(())
+    });
     signal(first.coordinator.0.id(), "KILL");
     let listen = first
         .url

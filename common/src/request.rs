@@ -233,6 +233,7 @@ pub enum Length {
 impl Length {
     /// Frames at `fps`: `round(seconds * fps)`.
     pub fn frames(self, fps: f64) -> Result<u32, SpecError> {
+        check_fps(fps)?;
         let frames = match self {
             Self::Frames(frames) => frames,
             Self::Seconds(seconds) if !seconds.is_finite() || seconds <= 0.0 => {
