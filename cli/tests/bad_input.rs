@@ -71,7 +71,7 @@ fn flags_out_of_range_are_named_with_the_way_out() {
         (
             &["--config", "ltxv-tiny", "--model", "/"],
             1,
-            "model_index.json",
+            "/text_encoder/config.json",
         ),
         (&["--guidance-scale", "0"], 1, "guidance scale 0"),
         (&["--text-tokens", "0"], 1, "0 text tokens"),
