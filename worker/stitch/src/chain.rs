@@ -38,8 +38,8 @@ pub struct Chain {
     seen: usize,
     /// The end of the clip before, waiting for this one's start.
     tail: Vec<Frame>,
-    /// The film's frame before `tail`.
-    before: Option<Frame>,
+    /// The film's frames right before `tail`.
+    lead: Vec<Frame>,
     held: VecDeque<Frame>,
     joined: bool,
     out: VecDeque<(Frame, Part)>,
@@ -48,7 +48,7 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Frames before an overlap in which no encoder should start afresh.
+    /// Frames before an overlap over which steadying fades in and no encoder starts afresh.
     const LEAD: usize = 8;
 
     /// A chain of `overlaps.len() + 1` clips.
@@ -62,7 +62,7 @@ impl Chain {
             clip: 0,
             seen: 0,
             tail: Vec::new(),
-            before: None,
+            lead: Vec::new(),
             held: VecDeque::new(),
             joined: true,
             out: VecDeque::new(),
@@ -105,12 +105,11 @@ impl Chain {
         if !self.joined {
             self.join(self.held.len() - needed)?;
         }
-        while self.held.len() > next {
-            if self.held.len() == next + 1 {
-                self.before = self.held.front().cloned();
-            }
+        let lead = if next > 0 { Self::LEAD } else { 0 };
+        while self.held.len() > next + lead {
             self.release(Part::Seam);
         }
+        self.lead = self.held.drain(..self.held.len() - next).collect();
         self.tail = self.held.drain(..).collect();
         self.joined = self.tail.is_empty();
         self.clip += 1;
@@ -143,11 +142,12 @@ impl Chain {
             relax_frames: relax,
             method: self.method,
         };
-        let frames = join(self.before.take().as_ref(), &self.tail, &right, &params)?;
+        let lead = std::mem::take(&mut self.lead);
+        let frames = join(&lead, &self.tail, &right, &params)?;
         self.tail.clear();
         self.joined = true;
         self.seams.push(ChainSeam {
-            frame: self.emitted,
+            frame: self.emitted + lead.len() as u32,
             overlap_frames: overlap as u32,
             relax_frames: relax as u32,
         });

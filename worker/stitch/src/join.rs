@@ -73,31 +73,31 @@ pub struct JoinParams {
 
 /// Joins the end of one window and the start of the next.
 ///
-/// `left_tail` is the left window's last `overlap_frames`; `right_head` is the right window's first
+/// `lead` is what the film shows right before the overlap, as far as it is at hand; `left_tail` is
+/// the left window's last `overlap_frames`; `right_head` is the right window's first
 /// `overlap_frames + relax_frames`, of which the first `overlap_frames` show the same moments. The
-/// result has `overlap_frames + relax_frames` frames; it follows on from the frame before
-/// `left_tail`, which `before` is if it is at hand, and its last frame is the last of
-/// `right_head`, bit for bit.
+/// result has `lead.len() + overlap_frames + relax_frames` frames; its first is the first of `lead`,
+/// if there is any, and its last the last of `right_head`, bit for bit.
 pub fn join(
-    before: Option<&Frame>,
+    lead: &[Frame],
     left_tail: &[Frame],
     right_head: &[Frame],
     params: &JoinParams,
 ) -> Result<Vec<Frame>, StitchError> {
-    check(before, left_tail, right_head, params)?;
-    let overlap = params.overlap_frames;
-    if left_tail == &right_head[..overlap] {
-        return Ok(right_head.to_vec());
+    check(lead, left_tail, right_head, params)?;
+    let follow_on = |frames: Vec<Frame>| lead.iter().cloned().chain(frames).collect();
+    if left_tail == &right_head[..params.overlap_frames] {
+        return Ok(follow_on(right_head.to_vec()));
     }
     Ok(match params.method {
-        Method::Flow => morph::join(before, left_tail, right_head),
-        Method::Crossfade => crossfade(left_tail, right_head),
-        Method::Cut => cut(left_tail, right_head),
+        Method::Flow => morph::join(lead, left_tail, right_head),
+        Method::Crossfade => follow_on(crossfade(left_tail, right_head)),
+        Method::Cut => follow_on(cut(left_tail, right_head)),
     })
 }
 
 fn check(
-    before: Option<&Frame>,
+    lead: &[Frame],
     left: &[Frame],
     right: &[Frame],
     params: &JoinParams,
@@ -124,7 +124,7 @@ fn check(
         }
     }
     let (width, height) = (left[0].width(), left[0].height());
-    for (index, frame) in left.iter().chain(right).chain(before).enumerate() {
+    for (index, frame) in left.iter().chain(right).chain(lead).enumerate() {
         if (frame.width(), frame.height()) != (width, height) {
             let (found_width, found_height) = (frame.width(), frame.height());
             return Err(StitchError::Size {

@@ -356,10 +356,8 @@ impl Film {
             relax_frames: right.parts.relax_frames as usize,
             method: self.method,
         };
-        let joined = join(lead.last(), &shared, &head, &params)
-            .with_context(|| format!("join segments {} and {}", left.index, right.index))?;
-        lead.extend(joined);
-        Ok(lead)
+        join(&lead, &shared, &head, &params)
+            .with_context(|| format!("join segments {} and {}", left.index, right.index))
     }
 
     /// The frames of a part that is stored without loss.

@@ -40,12 +40,12 @@ pub fn run(
         method: Method::Flow,
     };
     let joined = desk.clock.time("seam", || {
-        pool.install(|| join(lead.last(), &left, &right, &params))
+        pool.install(|| join(&lead, &left, &right, &params))
     });
     let joined = joined.map_err(TaskError::fatal)?;
     desk.control.set_progress(0.7);
     let mut chunk = ChunkWriter::new(picture).map_err(TaskError::fatal)?;
-    for frame in lead.iter().chain(&joined) {
+    for frame in &joined {
         desk.check()?;
         desk.clock
             .time("encode", || chunk.push(frame))

@@ -29,11 +29,15 @@ const SIDE: f32 = 256.0;
 /// Pixels of a picture above which frames are worked on one after another, to save memory.
 const LARGE: usize = 1 << 21;
 
-pub(super) fn join(before: Option<&Frame>, left: &[Frame], right: &[Frame]) -> Vec<Frame> {
+pub(super) fn join(lead: &[Frame], left: &[Frame], right: &[Frame]) -> Vec<Frame> {
     let plan = Plan::new(left, right);
-    let mut out = Vec::with_capacity(right.len());
+    let mut out = Vec::with_capacity(lead.len() + right.len());
     let mut place = None;
-    let mut steady = Steady::new(before.map(|f| Picture::new(f, &Exposure::NONE)));
+    let mut steady = Steady::new(lead.len(), left.len(), right.len() - left.len());
+    let as_it_is = |frame: &Frame| Picture::new(frame, &Exposure::NONE);
+    for frame in lead {
+        out.extend(steady.push(as_it_is(frame)));
+    }
     for batch in batches(0..left.len(), &right[0]) {
         let done: Vec<_> = batch
             .into_par_iter()
@@ -48,10 +52,6 @@ pub(super) fn join(before: Option<&Frame>, left: &[Frame], right: &[Frame]) -> V
             place = Some(to_left);
         }
     }
-    let after = right
-        .get(left.len())
-        .map(|f| plan.right_picture(left.len(), f));
-    out.extend(steady.finish(after));
     let mut tracked = Tracked::new(place.expect("an overlap of at least one frame"));
     for batch in batches(left.len()..right.len(), &right[0]) {
         let flows: Vec<_> = batch
@@ -68,8 +68,11 @@ pub(super) fn join(before: Option<&Frame>, left: &[Frame], right: &[Frame]) -> V
             .zip(&fields)
             .map(|(k, field)| plan.relaxed_frame(k, &right[k], field.as_ref()))
             .collect();
-        out.extend(frames);
+        for frame in &frames {
+            out.extend(steady.push(as_it_is(frame)));
+        }
     }
+    out.extend(steady.finish());
     out
 }
 

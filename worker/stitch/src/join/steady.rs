@@ -6,6 +6,9 @@
 //! looked up along the motion; where a neighbour shows something else it has no weight. A frame
 //! that has one neighbour only stays as it is: leaning to one side, it would step away from what
 //! follows on the other.
+//!
+//! Calm must not begin or end with a step either: it fades in over the frames before the overlap
+//! and out over the frames after it.
 
 use super::detail;
 use super::picture::Picture;
@@ -20,45 +23,71 @@ const NEIGHBOUR: f32 = 0.25;
 /// Grey levels of difference up to which a neighbour has its full weight, and from which none.
 const SAME: (f32, f32) = (6.0, 18.0);
 
-/// Passes frames on, one behind, each steadied by its neighbours.
+/// Frames after the overlap over which steadying fades out, at most.
+const FADE_FRAMES: usize = 8;
+
+/// How much of a neighbour's weight frame `k` gets, of a lead, an overlap and the frames after it:
+/// 1 in the overlap, 0 in the first frame and in the last one after the overlap.
+fn strength(k: usize, lead: usize, overlap: usize, relax: usize) -> f32 {
+    let fade = relax.min(FADE_FRAMES);
+    match k.checked_sub(lead + overlap) {
+        Some(after) if after >= fade => 0.0,
+        Some(after) => (fade - 1 - after) as f32 / fade as f32,
+        None if k < lead => k as f32 / lead as f32,
+        None => 1.0,
+    }
+}
+
+/// Passes a lead, an overlap and the frames after it on, one behind, each steadied by its
+/// neighbours.
 pub(super) struct Steady {
+    lead: usize,
+    overlap: usize,
+    relax: usize,
     before: Option<Picture>,
     now: Option<Picture>,
+    done: usize,
 }
 
 impl Steady {
-    /// Before the first frame; `before` is the one that it will follow, if known.
-    pub(super) fn new(before: Option<Picture>) -> Self {
-        Self { before, now: None }
+    /// For so many frames before, in and after the overlap.
+    pub(super) fn new(lead: usize, overlap: usize, relax: usize) -> Self {
+        Self {
+            lead,
+            overlap,
+            relax,
+            before: None,
+            now: None,
+            done: 0,
+        }
     }
 
     /// The frame before `next`, finished; `None` when there is none.
     pub(super) fn push(&mut self, next: Picture) -> Option<Frame> {
         let now = self.now.replace(next)?;
-        let done = finished(&now, self.before.as_ref(), self.now.as_ref());
+        let strength = strength(self.done, self.lead, self.overlap, self.relax);
+        let frame = match (&self.before, &self.now) {
+            (Some(before), Some(after)) if strength > 0.0 => {
+                steadied(&now, strength, [before, after])
+            }
+            _ => now.to_frame(),
+        };
+        self.done += 1;
         self.before = Some(now);
-        Some(done)
+        Some(frame)
     }
 
-    /// The last frame; `after` is the one that will follow it, if known.
-    pub(super) fn finish(self, after: Option<Picture>) -> Option<Frame> {
-        let now = self.now?;
-        Some(finished(&now, self.before.as_ref(), after.as_ref()))
-    }
-}
-
-fn finished(now: &Picture, before: Option<&Picture>, after: Option<&Picture>) -> Frame {
-    match (before, after) {
-        (Some(before), Some(after)) => steadied(now, [before, after]),
-        _ => now.to_frame(),
+    /// The last frame, as it is.
+    pub(super) fn finish(self) -> Option<Frame> {
+        Some(self.now?.to_frame())
     }
 }
 
-fn steadied(now: &Picture, neighbours: [&Picture; 2]) -> Frame {
+fn steadied(now: &Picture, strength: f32, neighbours: [&Picture; 2]) -> Frame {
     let frame = now.to_frame();
     let seen: Vec<(Picture, Plane)> = neighbours
         .into_par_iter()
-        .map(|other| along_motion(now, &frame, other))
+        .map(|other| along_motion(now, &frame, strength, other))
         .collect();
     let mut mean = now.clone();
     for (other, weight) in &seen {
@@ -68,7 +97,7 @@ fn steadied(now: &Picture, neighbours: [&Picture; 2]) -> Frame {
 }
 
 /// A neighbour's picture where `now` has its pixels, and the weight of each.
-fn along_motion(now: &Picture, frame: &Frame, other: &Picture) -> (Picture, Plane) {
+fn along_motion(now: &Picture, frame: &Frame, strength: f32, other: &Picture) -> (Picture, Plane) {
     let flow = motion(frame, &other.to_frame());
     let moved = Picture::from_rows(now.width, now.height, |y, out| {
         for (x, out) in out.iter_mut().enumerate() {
@@ -83,7 +112,8 @@ fn along_motion(now: &Picture, frame: &Frame, other: &Picture) -> (Picture, Plan
     });
     let mut weight = differs.box_mean(1);
     for w in &mut weight.data {
-        *w = NEIGHBOUR * (1.0 - (*w - SAME.0) / (SAME.1 - SAME.0)).clamp(0.0, 1.0);
+        let same = (1.0 - (*w - SAME.0) / (SAME.1 - SAME.0)).clamp(0.0, 1.0);
+        *w = NEIGHBOUR * strength * same;
     }
     (moved, weight)
 }
