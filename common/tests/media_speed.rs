@@ -35,7 +35,7 @@ fn frames_a_second() {
                 per_second(start)
             );
 
-            for qp in [14, 20] {
+            for qp in [11, 20] {
                 let start = thread_seconds();
                 let mut encoder = ChunkEncoder::with_qp(width, height, 24.0, qp).unwrap();
                 frames.iter().for_each(|frame| encoder.push(frame).unwrap());
