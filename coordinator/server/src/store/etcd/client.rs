@@ -1,11 +1,11 @@
 //! Requests to etcd that outlast its troubles.
 
-use super::api::{self, kv_client::KvClient};
 use crate::store::StateError;
+use etcd_client::{Error, GetOptions, GetResponse, KvClient, Txn, TxnResponse};
 use futures::future::BoxFuture;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 /// Longest wait for an answer. Longer than etcd needs to elect a new leader, mostly.
@@ -22,13 +22,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 128 << 20;
 
 /// An answer on its way.
-type Asked<T> = BoxFuture<'static, Result<tonic::Response<T>, Status>>;
+type Asked<T> = BoxFuture<'static, Result<T, Error>>;
 
 /// A client of one etcd cluster.
 pub struct Client {
     endpoints: Vec<Endpoint>,
-    /// Whom we talk to.
-    current: Mutex<(usize, KvClient<Channel>)>,
+    /// Whom we talk to, and the connection once there was one.
+    current: Mutex<(usize, Option<KvClient>)>,
     /// The cluster, for people.
     place: String,
     trouble: Mutex<Option<Trouble>>,
@@ -46,8 +46,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn dial(endpoint: &Endpoint) -> KvClient<Channel> {
-    KvClient::new(endpoint.connect_lazy()).max_decoding_message_size(ANSWER_BYTES_MAX)
+/// A connection that is made when it is first used. One member each: which of them answers, and for how
+/// long to wait for it, is decided here and not by a balancer.
+async fn dial(endpoint: &Endpoint) -> Result<KvClient, Error> {
+    let channel = etcd_client::Channel::Tonic(endpoint.connect_lazy());
+    let client = etcd_client::Client::from_channel(channel, None).await?;
+    Ok(client
+        .kv_client()
+        .max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 impl Client {
@@ -64,10 +70,10 @@ impl Client {
             Some(endpoint)
         };
         let endpoints: Vec<Endpoint> = hosts.iter().map(endpoint).collect::<Option<_>>()?;
-        let first = dial(endpoints.first()?);
+        endpoints.first()?;
         Some(Self {
             endpoints,
-            current: Mutex::new((0, first)),
+            current: Mutex::new((0, None)),
             place: place.to_owned(),
             trouble: Mutex::new(None),
         })
@@ -84,15 +90,16 @@ impl Client {
         ))
     }
 
-    /// Reads keys from `request.key` on.
-    pub async fn range(
+    /// Reads `key`, or keys from it on as `options` say.
+    pub async fn get(
         &self,
-        request: api::RangeRequest,
+        key: Vec<u8>,
+        options: Option<GetOptions>,
         patience: Option<Duration>,
-    ) -> Result<api::RangeResponse, StateError> {
-        let ask = |mut client: KvClient<Channel>| -> Asked<api::RangeResponse> {
-            let request = request.clone();
-            Box::pin(async move { client.range(request).await })
+    ) -> Result<GetResponse, StateError> {
+        let ask = |mut client: KvClient| -> Asked<GetResponse> {
+            let (key, options) = (key.clone(), options.clone());
+            Box::pin(async move { client.get(key, options).await })
         };
         self.insist("read", patience, ask).await
     }
@@ -101,12 +108,12 @@ impl Client {
     /// its comparisons have to see to that.
     pub async fn transact(
         &self,
-        request: api::TxnRequest,
+        transaction: Txn,
         patience: Option<Duration>,
-    ) -> Result<api::TxnResponse, StateError> {
-        let ask = |mut client: KvClient<Channel>| -> Asked<api::TxnResponse> {
-            let request = request.clone();
-            Box::pin(async move { client.txn(request).await })
+    ) -> Result<TxnResponse, StateError> {
+        let ask = |mut client: KvClient| -> Asked<TxnResponse> {
+            let transaction = transaction.clone();
+            Box::pin(async move { client.txn(transaction).await })
         };
         self.insist("write", patience, ask).await
     }
@@ -116,19 +123,22 @@ impl Client {
         &self,
         action: &'static str,
         patience: Option<Duration>,
-        ask: impl Fn(KvClient<Channel>) -> Asked<T>,
+        ask: impl Fn(KvClient) -> Asked<T>,
     ) -> Result<T, StateError> {
         let started = Instant::now();
         let (mut backoff_ms, mut reminded) = (BACKOFF_MS, started);
         loop {
-            let (index, client) = lock(&self.current).clone();
+            let (index, client) = self
+                .current()
+                .await
+                .map_err(|e| self.refused(action, &status(e)))?;
             let answer = tokio::time::timeout(Duration::from_millis(ANSWER_MS), ask(client)).await;
             let status = match answer {
                 Ok(Ok(reply)) => {
                     self.recovered();
-                    return Ok(reply.into_inner());
+                    return Ok(reply);
                 }
-                Ok(Err(status)) => status,
+                Ok(Err(error)) => status(error),
                 Err(_) => Status::deadline_exceeded(format!("no answer within {ANSWER_MS} ms")),
             };
             if !may_pass(status.code()) {
@@ -155,12 +165,25 @@ impl Client {
         }
     }
 
+    /// Which member we talk to, and the connection to it.
+    async fn current(&self) -> Result<(usize, KvClient), Error> {
+        let (index, client) = lock(&self.current).clone();
+        if let Some(client) = client {
+            return Ok((index, client));
+        }
+        let client = dial(&self.endpoints[index]).await?;
+        let mut current = lock(&self.current);
+        if current.0 == index {
+            current.1 = Some(client.clone());
+        }
+        Ok((index, client))
+    }
+
     /// Talks to the next member, and over a new connection: the old one may lead nowhere.
     fn turn(&self, from: usize) {
         let mut current = lock(&self.current);
         if current.0 == from {
-            let next = (from + 1) % self.endpoints.len();
-            *current = (next, dial(&self.endpoints[next]));
+            *current = ((from + 1) % self.endpoints.len(), None);
         }
     }
 
@@ -205,6 +228,16 @@ fn may_pass(code: Code) -> bool {
             | Code::Unknown
             | Code::ResourceExhausted
     )
+}
+
+/// The status that a failed request came back with.
+fn status(error: Error) -> Status {
+    match error {
+        Error::GRpcStatus(status) => status,
+        Error::TransportError(error) => Status::unavailable(error.to_string()),
+        Error::IoError(error) => Status::unavailable(error.to_string()),
+        other => Status::failed_precondition(other.to_string()),
+    }
 }
 
 /// What happened, from the bottom of the error: the layers above only say "transport error".

@@ -6,10 +6,10 @@
 //! | `record/KEY`          | the record; or a zero byte and `SET COUNT`, when it lies in parts   |
 //! | `part/SET/I`          | a piece of a record that is too large for one value                 |
 //! | `redo`                | number of entries of a commit that is decided but perhaps not done  |
-//! | `redo/I`              | such an entry: operations, as an encoded `TxnRequest`               |
+//! | `redo/I`              | such an entry: its [`Operation`]s                                   |
 
-use super::api;
 use crate::store::StateError;
+use etcd_client::{DeleteOptions, TxnOp};
 use longtake_common::ids::Epoch;
 use longtake_core::Write;
 use prost::Message;
@@ -63,6 +63,43 @@ impl Term {
     }
 }
 
+/// What a transaction does to a key, in a form that can be kept.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Operation {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    /// Removes when there is none.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    value: Option<Vec<u8>>,
+    /// Removes every key from `key` to here.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    range_end: Option<Vec<u8>>,
+}
+
+impl From<Operation> for TxnOp {
+    fn from(operation: Operation) -> Self {
+        let Operation {
+            key,
+            value,
+            range_end,
+        } = operation;
+        match value {
+            Some(value) => Self::put(key, value, None),
+            None => {
+                let range = range_end.map(|end| DeleteOptions::new().with_range(end));
+                Self::delete(key, range)
+            }
+        }
+    }
+}
+
+/// An entry of the redo log.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Entry {
+    #[prost(message, repeated, tag = "1")]
+    operations: Vec<Operation>,
+}
+
 /// Names of keys under one prefix.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -112,7 +149,7 @@ impl Layout {
 
     /// The operations that `writes` amount to as the commit that leads to `term`, in groups of which
     /// each fits into one transaction.
-    pub fn transactions(&self, writes: Vec<Write>, term: &Term) -> Vec<Vec<api::RequestOp>> {
+    pub fn transactions(&self, writes: Vec<Write>, term: &Term) -> Vec<Vec<Operation>> {
         // etcd refuses two writes to one key in a transaction; the last one counts.
         let writes: BTreeMap<String, Option<Vec<u8>>> = writes.into_iter().collect();
         let mut operations = Vec::with_capacity(writes.len());
@@ -138,29 +175,25 @@ impl Layout {
 
     /// The records from what lies under `record/` and `part/`, and the sets of parts that no record
     /// names any more.
-    pub fn assemble(
-        &self,
-        records: Vec<api::KeyValue>,
-        parts: Vec<api::KeyValue>,
-    ) -> Result<Assembled, Damage> {
+    pub fn assemble(&self, records: Vec<Pair>, parts: Vec<Pair>) -> Result<Assembled, Damage> {
         let mut sets: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
-        for part in parts {
-            let name = text(part.key.get(self.parts().len()..))?;
+        for (key, value) in parts {
+            let name = text(key.get(self.parts().len()..))?;
             let (set, _) = name.split_once('/').ok_or(Damage)?;
-            sets.entry(set.to_owned()).or_default().push(part.value);
+            sets.entry(set.to_owned()).or_default().push(value);
         }
         let mut assembled = Assembled::default();
-        for record in records {
-            let key = text(record.key.get(self.records().len()..))?;
-            let value = if record.value.first() == Some(&PARTS_MARK) {
-                let (set, count) = text(record.value.get(1..))?.split_once(' ').ok_or(Damage)?;
+        for (key, stored) in records {
+            let key = text(key.get(self.records().len()..))?;
+            let value = if stored.first() == Some(&PARTS_MARK) {
+                let (set, count) = text(stored.get(1..))?.split_once(' ').ok_or(Damage)?;
                 let parts = sets.remove(set).unwrap_or_default();
                 if count.parse() != Ok(parts.len()) {
                     return Err(Damage);
                 }
                 parts.concat()
             } else {
-                record.value
+                stored
             };
             assembled.records.push((key.to_owned(), value));
         }
@@ -168,6 +201,9 @@ impl Layout {
         Ok(assembled)
     }
 }
+
+/// A key and its value.
+pub type Pair = (Vec<u8>, Vec<u8>);
 
 /// What was read.
 #[derive(Debug, Default)]
@@ -201,7 +237,7 @@ fn is_plain(value: &[u8]) -> bool {
 
 /// Cuts a list of operations, each of which fits, into as few transactions as their order allows.
 /// There is always one.
-fn group(operations: Vec<api::RequestOp>) -> Vec<Vec<api::RequestOp>> {
+fn group(operations: Vec<Operation>) -> Vec<Vec<Operation>> {
     let (mut groups, mut group, mut group_bytes) = (Vec::new(), Vec::new(), 0);
     for operation in operations {
         let bytes = operation.encoded_len();
@@ -217,43 +253,40 @@ fn group(operations: Vec<api::RequestOp>) -> Vec<Vec<api::RequestOp>> {
 }
 
 /// An entry of the redo log.
-pub fn encode_entry(operations: Vec<api::RequestOp>) -> Vec<u8> {
-    let entry = api::TxnRequest {
-        success: operations,
-        ..Default::default()
-    };
-    entry.encode_to_vec()
+pub fn encode_entry(operations: &[Operation]) -> Vec<u8> {
+    let operations = operations.to_vec();
+    Entry { operations }.encode_to_vec()
 }
 
 /// The operations of an entry.
-pub fn decode_entry(bytes: &[u8]) -> Result<Vec<api::RequestOp>, Damage> {
-    let entry = api::TxnRequest::decode(bytes).map_err(|_| Damage)?;
-    Ok(entry.success)
+pub fn decode_entry(bytes: &[u8]) -> Result<Vec<Operation>, Damage> {
+    let entry = Entry::decode(bytes).map_err(|_| Damage)?;
+    Ok(entry.operations)
 }
 
 /// Writes a key.
-pub fn put(key: Vec<u8>, value: Vec<u8>) -> api::RequestOp {
-    let put = api::PutRequest { key, value };
-    api::RequestOp {
-        request: Some(api::request_op::Request::RequestPut(put)),
+pub fn put(key: Vec<u8>, value: Vec<u8>) -> Operation {
+    Operation {
+        key,
+        value: Some(value),
+        range_end: None,
     }
 }
 
 /// Removes a key.
-pub fn delete(key: Vec<u8>) -> api::RequestOp {
-    delete_range(key, Vec::new())
+pub fn delete(key: Vec<u8>) -> Operation {
+    Operation {
+        key,
+        ..Default::default()
+    }
 }
 
 /// Removes every key that begins with `start`.
-pub fn delete_all(start: Vec<u8>) -> api::RequestOp {
-    let end = after_all(&start);
-    delete_range(start, end)
-}
-
-fn delete_range(key: Vec<u8>, range_end: Vec<u8>) -> api::RequestOp {
-    let delete = api::DeleteRangeRequest { key, range_end };
-    api::RequestOp {
-        request: Some(api::request_op::Request::RequestDeleteRange(delete)),
+pub fn delete_all(start: Vec<u8>) -> Operation {
+    Operation {
+        range_end: Some(after_all(&start)),
+        key: start,
+        value: None,
     }
 }
 
@@ -279,15 +312,13 @@ mod tests {
     }
 
     /// What a database holds after `transactions`.
-    fn stored(transactions: Vec<Vec<api::RequestOp>>) -> Vec<api::KeyValue> {
-        let put = |operation: api::RequestOp| match operation.request {
-            Some(api::request_op::Request::RequestPut(put)) => Some(api::KeyValue {
-                key: put.key,
-                value: put.value,
-            }),
-            _ => None,
-        };
-        transactions.into_iter().flatten().filter_map(put).collect()
+    fn stored(transactions: Vec<Vec<Operation>>) -> Vec<Pair> {
+        let written = |operation: Operation| Some((operation.key, operation.value?));
+        transactions
+            .into_iter()
+            .flatten()
+            .filter_map(written)
+            .collect()
     }
 
     #[test]
@@ -319,16 +350,16 @@ mod tests {
             let bytes: usize = transaction.iter().map(Message::encoded_len).sum();
             assert!(transaction.len() <= OPERATIONS_MAX && bytes <= TRANSACTION_BYTES_MAX);
             assert!(
-                encode_entry(transaction.clone()).len() < 3 << 19,
+                encode_entry(transaction).len() < 3 << 19,
                 "an entry fits, too"
             );
-            let entry = decode_entry(&encode_entry(transaction.clone())).expect("an entry");
+            let entry = decode_entry(&encode_entry(transaction)).expect("an entry");
             assert_eq!(&entry, transaction);
         }
-        let is_part = |pair: &api::KeyValue| pair.key.starts_with(b"/a/b:part/");
+        let is_part = |pair: &Pair| pair.0.starts_with(b"/a/b:part/");
         let (parts, mut records): (Vec<_>, Vec<_>) =
             stored(transactions).into_iter().partition(is_part);
-        records.sort_by(|a, b| a.key.cmp(&b.key));
+        records.sort();
         let assembled = layout.assemble(records, parts).expect("whole");
         writes.sort();
         let expected: Vec<_> = writes
@@ -343,7 +374,7 @@ mod tests {
     fn missing_and_forgotten_parts_are_noticed() {
         let layout = Layout::new("l");
         let large = |key: &str| vec![(key.to_owned(), Some(vec![1; 3 * VALUE_BYTES_MAX]))];
-        let is_part = |pair: &api::KeyValue| pair.key.starts_with(&layout.parts());
+        let is_part = |pair: &Pair| pair.0.starts_with(&layout.parts());
         let pairs = stored(layout.transactions(large("a"), &term()));
         let (mut parts, records): (Vec<_>, Vec<_>) = pairs.into_iter().partition(is_part);
         let forgotten = layout.assemble(Vec::new(), parts.clone()).expect("fine");

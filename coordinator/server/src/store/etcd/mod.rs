@@ -14,16 +14,13 @@
 mod client;
 mod layout;
 
-/// etcd's API, from `proto/etcd.proto`.
-#[allow(missing_docs, clippy::all)]
-mod api {
-    tonic::include_proto!("etcdserverpb");
-}
-
 use super::{Claim, StateError, StateStore};
 use async_trait::async_trait;
 use client::Client;
-use layout::{Layout, Term, after_all, decode_entry, delete, delete_all, encode_entry, put};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse};
+use layout::{
+    Layout, Operation, Pair, Term, after_all, decode_entry, delete, delete_all, encode_entry, put,
+};
 use longtake_common::ids::Epoch;
 use longtake_core::Write;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -87,44 +84,34 @@ impl EtcdStore {
     async fn guarded(
         &self,
         term: Option<&[u8]>,
-        operations: Vec<api::RequestOp>,
+        operations: Vec<Operation>,
         patience: Option<Duration>,
     ) -> Result<Guarded, StateError> {
-        use api::compare::{CompareTarget, TargetUnion};
-        let (target, value) = match term {
-            Some(term) => (CompareTarget::Value, TargetUnion::Value(term.to_vec())),
-            None => (CompareTarget::Version, TargetUnion::Version(0)),
+        let key = self.layout.term();
+        let unchanged = match term {
+            Some(term) => Compare::value(key.clone(), CompareOp::Equal, term),
+            None => Compare::version(key.clone(), CompareOp::Equal, 0),
         };
-        let compare = api::Compare {
-            result: api::compare::CompareResult::Equal.into(),
-            target: target.into(),
-            key: self.layout.term(),
-            target_union: Some(value),
-        };
-        let look = api::RangeRequest {
-            key: self.layout.term(),
-            ..Default::default()
-        };
-        let request = api::TxnRequest {
-            compare: vec![compare],
-            success: operations,
-            failure: vec![api::RequestOp {
-                request: Some(api::request_op::Request::RequestRange(look)),
-            }],
-        };
-        let reply = self.client.transact(request, patience).await?;
-        if reply.succeeded {
+        let operations: Vec<TxnOp> = operations.into_iter().map(TxnOp::from).collect();
+        let transaction = Txn::new()
+            .when([unchanged])
+            .and_then(operations)
+            .or_else([TxnOp::get(key, None)]);
+        let reply = self.client.transact(transaction, patience).await?;
+        if reply.succeeded() {
             return Ok(Guarded::Made);
         }
-        let found = reply
-            .responses
-            .into_iter()
-            .find_map(|op| match op.response {
-                Some(api::response_op::Response::ResponseRange(found)) => Some(found),
-                _ => None,
-            });
-        let value = found.and_then(|found| found.kvs.into_iter().next());
-        Ok(Guarded::Refused(value.map(|pair| pair.value)))
+        let found = reply.op_responses().into_iter().find_map(|op| match op {
+            TxnOpResponse::Get(mut found) => found.take_kvs().pop(),
+            _ => None,
+        });
+        Ok(Guarded::Refused(found.map(|pair| pair.into_key_value().1)))
+    }
+
+    /// The value at a key, read while the store is being taken over.
+    async fn look(&self, key: Vec<u8>) -> Result<Option<Vec<u8>>, StateError> {
+        let mut found = self.client.get(key, None, Some(START_PATIENCE)).await?;
+        Ok(found.take_kvs().pop().map(|pair| pair.into_key_value().1))
     }
 
     /// Makes `operations` under `term`, and goes on to `next` with them when that is another one.
@@ -132,7 +119,7 @@ impl EtcdStore {
         &self,
         term: &Term,
         next: &Term,
-        mut operations: Vec<api::RequestOp>,
+        mut operations: Vec<Operation>,
     ) -> Result<(), StateError> {
         if next != term {
             operations.push(put(self.layout.term(), next.encode()));
@@ -164,18 +151,7 @@ impl EtcdStore {
 
     /// Makes this process the one that writes.
     async fn take_term(&self) -> Result<Term, StateError> {
-        let patience = Some(START_PATIENCE);
-        let look = api::RangeRequest {
-            key: self.layout.term(),
-            ..Default::default()
-        };
-        let mut found = self
-            .client
-            .range(look, patience)
-            .await?
-            .kvs
-            .pop()
-            .map(|pair| pair.value);
+        let mut found = self.look(self.layout.term()).await?;
         loop {
             let before = match &found {
                 Some(bytes) => Term::decode(bytes).ok_or_else(|| self.damaged())?.epoch.0,
@@ -187,6 +163,7 @@ impl EtcdStore {
                 owner: self.owner,
             };
             let write = vec![put(self.layout.term(), term.encode())];
+            let patience = Some(START_PATIENCE);
             match self.guarded(found.as_deref(), write, patience).await? {
                 Guarded::Made => return Ok(term),
                 Guarded::Refused(Some(now)) if now == term.encode() => return Ok(term),
@@ -197,20 +174,20 @@ impl EtcdStore {
     }
 
     /// Everything that begins with `start`.
-    async fn read_all(&self, start: Vec<u8>) -> Result<Vec<api::KeyValue>, StateError> {
-        let range_end = after_all(&start);
+    async fn read_all(&self, start: Vec<u8>) -> Result<Vec<Pair>, StateError> {
+        let options = GetOptions::new()
+            .with_range(after_all(&start))
+            .with_limit(PAGE_KEYS);
         let (mut key, mut found) = (start, Vec::new());
         loop {
-            let request = api::RangeRequest {
-                key,
-                range_end: range_end.clone(),
-                limit: PAGE_KEYS,
-            };
-            let page = self.client.range(request, Some(START_PATIENCE)).await?;
-            found.extend(page.kvs);
+            let page = self
+                .client
+                .get(key, Some(options.clone()), Some(START_PATIENCE));
+            let mut page = page.await?;
+            found.extend(page.take_kvs().into_iter().map(KeyValue::into_key_value));
             match found.last() {
                 // The smallest key after the last one.
-                Some(last) if page.more => key = [last.key.as_slice(), &[0]].concat(),
+                Some((last, _)) if page.more() => key = [last.as_slice(), &[0]].concat(),
                 _ => return Ok(found),
             }
         }
@@ -219,18 +196,8 @@ impl EtcdStore {
     /// Brings a decided commit to its end, and drops one that was not decided. Returns the term as
     /// it is then.
     async fn recover(&self, term: &Term) -> Result<Term, StateError> {
-        let look = api::RangeRequest {
-            key: self.layout.redo(),
-            ..Default::default()
-        };
-        let head = self
-            .client
-            .range(look, Some(START_PATIENCE))
-            .await?
-            .kvs
-            .pop();
-        if let Some(head) = head {
-            let count = std::str::from_utf8(&head.value)
+        if let Some(head) = self.look(self.layout.redo()).await? {
+            let count = std::str::from_utf8(&head)
                 .ok()
                 .and_then(|count| count.parse().ok());
             let entries = self.read_all(self.layout.redo_entries()).await?;
@@ -242,8 +209,8 @@ impl EtcdStore {
                 entries = entries.len(),
                 "finishing a commit"
             );
-            for entry in entries {
-                let operations = decode_entry(&entry.value).map_err(|e| e.at(&self.place))?;
+            for (_, entry) in entries {
+                let operations = decode_entry(&entry).map_err(|e| e.at(&self.place))?;
                 self.make(term, term, operations).await?;
             }
         }
@@ -267,10 +234,10 @@ impl EtcdStore {
         &self,
         term: &Term,
         next: &Term,
-        transactions: Vec<Vec<api::RequestOp>>,
+        transactions: Vec<Vec<Operation>>,
     ) -> Result<Term, StateError> {
         for (index, operations) in transactions.iter().enumerate() {
-            let entry = encode_entry(operations.clone());
+            let entry = encode_entry(operations);
             let stage = vec![put(self.layout.redo_entry(index), entry)];
             self.make(term, term, stage).await?;
         }
