@@ -102,16 +102,16 @@ impl Client {
         self.answer(self.jobs.clone().submit(request)).await
     }
 
-    /// Puts bytes, a chunk at most, into the artifact store.
+    /// Puts bytes, a chunk at most, into the artifact store, for a job to name them.
     pub async fn store(&mut self, bytes: &[u8]) -> Result<()> {
-        let chunk = Hash::of(bytes).to_string();
+        let artifact = Hash::of(bytes).to_string();
         let pieces: Vec<_> = bytes.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect();
-        let messages = pieces.into_iter().map(move |data| v1::UploadRequest {
-            chunk: chunk.clone(),
+        let messages = pieces.into_iter().map(move |data| v1::StoreRequest {
+            artifact: artifact.clone(),
             data,
         });
-        let mut models = self.models.clone();
-        self.answer(models.upload(tokio_stream::iter(messages)))
+        let mut jobs = self.jobs.clone();
+        self.answer(jobs.store(tokio_stream::iter(messages)))
             .await?;
         Ok(())
     }

@@ -1,8 +1,9 @@
-//! `--image` and `--video`: pictures that the film is held to.
+//! `--image`, `--video` and the keyframes of film files: pictures that the film is held to.
 
 use crate::client::Client;
-use anyhow::{Context, Result, anyhow, bail};
-use longtake_common::conditioning::Conditioning;
+use anyhow::{Context, Result, bail};
+use longtake_common::conditioning::{Conditioning, Place};
+use longtake_common::film::Keyframe;
 use longtake_common::media::{PackWriter, open_video};
 use longtake_common::model::CHUNK_BYTES;
 use longtake_common::spec::FRAMES_PER_LATENT;
@@ -15,15 +16,6 @@ pub struct MediaArg {
     path: PathBuf,
     at: Place,
     strength: f32,
-}
-
-/// Where in the film it belongs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// Begins at this frame.
-    Frame(u32),
-    /// Ends with the film.
-    End,
 }
 
 impl std::str::FromStr for MediaArg {
@@ -95,45 +87,55 @@ pub struct HeldArgs {
 }
 
 impl HeldArgs {
-    /// What a film of `frames` is held to, and what to upload for that.
-    pub fn read(&self, frames: u32) -> Result<(Vec<Conditioning>, Uploads)> {
-        read(&self.images, &self.videos, frames)
+    /// What a film of `frames` with these keyframes is held to, and what to upload for that.
+    pub fn read(
+        &self,
+        frames: u32,
+        keyframes: &[Keyframe],
+    ) -> Result<(Vec<Conditioning>, Uploads)> {
+        let film = Stretch { start: 0, frames };
+        let flags = (self.images.iter().map(|arg| (arg, true)))
+            .chain(self.videos.iter().map(|arg| (arg, false)))
+            .map(|(arg, is_image)| (arg.clone(), is_image, film));
+        let of_shots = keyframes.iter().map(|keyframe| {
+            let arg = MediaArg {
+                path: keyframe.path.clone(),
+                at: keyframe.place,
+                strength: keyframe.strength,
+            };
+            let shot = Stretch {
+                start: keyframe.shot_start,
+                frames: keyframe.shot_frames,
+            };
+            (arg, keyframe.is_image, shot)
+        });
+        let (mut items, mut uploads) = (Vec::new(), Uploads::default());
+        for (arg, is_image, stretch) in flags.chain(of_shots) {
+            let item = arg
+                .read(is_image, stretch, &mut uploads)
+                .with_context(|| format!("use {}", arg.path.display()))?;
+            items.push(item);
+        }
+        Ok((items, uploads))
     }
 }
 
-/// Reads the pictures for a film of `frames`: what it is held to, and what to upload for that.
-fn read(
-    images: &[MediaArg],
-    videos: &[MediaArg],
+/// What a place is counted in: the film, or a shot of it.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    /// Its first frame in the film.
+    start: u32,
+    /// Its length.
     frames: u32,
-) -> Result<(Vec<Conditioning>, Uploads)> {
-    let (mut items, mut uploads) = (Vec::new(), Uploads::default());
-    for (arg, is_image) in
-        (images.iter().map(|arg| (arg, true))).chain(videos.iter().map(|arg| (arg, false)))
-    {
-        let item = arg
-            .read(is_image, frames, &mut uploads)
-            .with_context(|| format!("use {}", arg.path.display()))?;
-        items.push(item);
-    }
-    Ok((items, uploads))
 }
 
 impl MediaArg {
     fn read(
         &self,
         is_image: bool,
-        film_frames: u32,
+        stretch: Stretch,
         uploads: &mut Uploads,
     ) -> Result<Conditioning> {
-        let first = |frames: u32| match self.at {
-            Place::Frame(frame) => Ok(frame),
-            Place::End if frames == 1 => Ok(film_frames - 1),
-            // A clip begins with a latent.
-            Place::End => (film_frames.checked_sub(frames))
-                .map(|first| first / FRAMES_PER_LATENT * FRAMES_PER_LATENT)
-                .ok_or_else(|| anyhow!("it has {frames} frames, the film only {film_frames}")),
-        };
         let mut pictures = open_video(&self.path)?;
         let available = u32::try_from(pictures.info().frame_count).unwrap_or(u32::MAX);
         if available == 0 {
@@ -142,29 +144,35 @@ impl MediaArg {
         let wanted = if is_image {
             1
         } else {
-            self.clip_frames(available, film_frames)
+            self.clip_frames(available, stretch.frames)
         };
-        let first_frame = first(wanted)?;
-        if first_frame >= film_frames {
+        let first_frame = match self.at {
+            Place::Frame(frame) => frame,
+            Place::End if is_image => stretch.frames - 1,
+            // A clip begins with a latent, and is no longer than its stretch.
+            Place::End => (stretch.frames - wanted) / FRAMES_PER_LATENT * FRAMES_PER_LATENT,
+        };
+        if first_frame >= stretch.frames {
             bail!(
-                "frame {first_frame} is beyond the film, which has {film_frames} frames: use 0 to {}",
-                film_frames - 1
+                "frame {first_frame} is beyond the film, which has {} frames: use 0 to {}",
+                stretch.frames,
+                stretch.frames - 1
             );
         }
         let pictures = pictures.by_ref().take(wanted as usize);
         Ok(Conditioning {
             packs: packs(pictures, uploads)?,
             frames: wanted,
-            first_frame,
+            first_frame: stretch.start + first_frame,
             strength: self.strength,
         })
     }
 
-    /// Frames of a clip that are used: as many as fit the film from its place on, 8k+1.
-    fn clip_frames(&self, available: u32, film_frames: u32) -> u32 {
+    /// Frames of a clip that are used: as many as fit a stretch of `frames` from its place on, 8k+1.
+    fn clip_frames(&self, available: u32, frames: u32) -> u32 {
         let room = match self.at {
-            Place::Frame(frame) => film_frames.saturating_sub(frame).max(1),
-            Place::End => film_frames,
+            Place::Frame(frame) => frames.saturating_sub(frame).max(1),
+            Place::End => frames,
         };
         (available.min(room) - 1) / FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
     }

@@ -10,7 +10,7 @@ use crate::enhance::EnhanceArgs;
 use crate::model_args::{self, ModelArgs, location};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
-use longtake_common::film::Film;
+use longtake_common::film::{Film, Keyframe};
 use longtake_common::model::{find_config, find_model, hash_model};
 use longtake_common::pipeline::{Enhancement, Pipeline, Precision};
 use longtake_common::request::{
@@ -77,8 +77,9 @@ pub struct JobArgs {
     /// Pipeline file: a name under configs/ or a YAML file [default: ltxv-tiny]
     #[arg(long, value_name = "NAME|YAML")]
     config: Option<String>,
-    /// Model: a name under configs/models or a Diffusers folder, sampled with its own scheduler
-    /// (50 steps at guidance scale 3 unless given otherwise)
+    /// Model: a name under configs/models, a Diffusers folder or a checkpoint; on a farm also the
+    /// name or the hash of one that it stores. A folder is sampled with its own scheduler (50 steps
+    /// at guidance scale 3 unless given otherwise), a checkpoint as the pipeline file of its name says
     #[arg(long, value_name = "DIR")]
     model: Option<String>,
     /// What to steer away from; counts when the guidance scale is above 1 [default: the pipeline
@@ -221,9 +222,9 @@ impl JobArgs {
             Weights::Ignored => ModelRef::new(recipe.model.clone(), Hash::of(b"")),
         };
         let enhancement = std::mem::take(&mut recipe.enhancement);
-        let mut request = self.request(film, recipe, model, codec)?;
+        let (mut request, keyframes) = self.request(film, recipe, model, codec)?;
         let frames = request.length.frames(request.fps)?;
-        let (conditioning, uploads) = self.held.read(frames)?;
+        let (conditioning, uploads) = self.held.read(frames, &keyframes)?;
         request.conditioning = conditioning;
         let spec = request.validate();
         let mut spec =
@@ -251,32 +252,39 @@ impl JobArgs {
         })
     }
 
+    /// The job without its pictures, and the pictures that a film file names.
     fn request(
         &self,
         film: Option<&Film>,
         recipe: Recipe,
         model: ModelRef,
         codec: Codec,
-    ) -> Result<SpecRequest> {
+    ) -> Result<(SpecRequest, Vec<Keyframe>)> {
         let of_film = film.and_then(Film::size).map(parse_size).transpose()?;
         let (width, height) =
             (self.size.or(of_film)).unwrap_or((recipe.width.into(), recipe.height.into()));
         let fps = (self.fps.or(film.and_then(Film::fps))).unwrap_or(recipe.fps);
-        let (length, shots) = match (film, self.frames, self.seconds) {
-            (Some(film), ..) => {
+        let timeline = match film {
+            Some(film) => {
                 check_fps(fps)?;
-                let timeline = film.timeline(fps)?;
-                (Length::Frames(timeline.frames.into()), timeline.shots)
+                Some(film.timeline(fps)?)
             }
-            (None, Some(frames), _) => (Length::Frames(frames), Vec::new()),
-            (None, None, Some(seconds)) => (Length::Seconds(seconds), Vec::new()),
-            (None, None, None) => (recipe.length, Vec::new()),
+            None => None,
         };
+        let length = match (&timeline, self.frames, self.seconds) {
+            (Some(timeline), ..) => Length::Frames(timeline.frames.into()),
+            (None, Some(frames), _) => Length::Frames(frames),
+            (None, None, Some(seconds)) => Length::Seconds(seconds),
+            (None, None, None) => recipe.length,
+        };
+        let (shots, keyframes) = timeline.map_or_else(Default::default, |timeline| {
+            (timeline.shots, timeline.keyframes)
+        });
         let negative = self.negative.as_deref().or(film.and_then(Film::negative));
         let continuity = self.continuity.map(Continuity::from);
         let segment_frames = self.segment_frames.or(film.and_then(Film::segment_frames));
         let overlap_frames = self.overlap_frames.or(film.and_then(Film::overlap_frames));
-        Ok(SpecRequest {
+        let request = SpecRequest {
             prompt: self.first_prompt(film).to_owned(),
             negative: negative.map_or(recipe.negative, str::to_owned),
             length,
@@ -292,7 +300,8 @@ impl JobArgs {
             codec,
             shots,
             conditioning: Vec::new(),
-        })
+        };
+        Ok((request, keyframes))
     }
 
     /// The recipe's sampling with the user's own figures in it.
@@ -473,127 +482,4 @@ fn rounding_notice(spec: &JobSpec) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::Parser;
-    use longtake_common::sampling::Guidance;
-
-    #[derive(Parser)]
-    struct Flags {
-        #[command(flatten)]
-        job: JobArgs,
-    }
-
-    fn wanted(flags: &[&str]) -> Result<Wanted> {
-        let line = ["test", "a red circle"].iter().chain(flags);
-        Flags::try_parse_from(line)?
-            .job
-            .wanted(Codec::H264, Weights::Ignored)
-    }
-
-    #[test]
-    fn the_defaults_are_those_of_the_shipped_pipeline_file() {
-        let spec = wanted(&[]).expect("valid").spec;
-        assert_eq!(
-            (spec.width, spec.height, spec.fps, spec.frames),
-            (256, 160, 24.0, 120)
-        );
-        assert_eq!((spec.segment_frames, spec.overlap_frames), (121, 17));
-        assert!(
-            matches!(spec.sampling.first_pass.schedule, Schedule::Timesteps(t) if t.len() == 8)
-        );
-    }
-
-    #[test]
-    fn flags_go_where_they_belong() {
-        let spec = wanted(&[
-            "--frames",
-            "60",
-            "--size",
-            "64x64",
-            "--fps",
-            "12.5",
-            "--seed",
-            "7",
-            "--steps",
-            "3",
-            "--guidance-scale",
-            "2.5",
-            "--text-tokens",
-            "48",
-            "--continuity",
-            "none",
-            "--segment-frames",
-            "33",
-            "--overlap-frames",
-            "9",
-            "--negative",
-            "blur",
-        ])
-        .expect("valid")
-        .spec;
-        assert_eq!(
-            (spec.frames, spec.width, spec.height, spec.fps),
-            (60, 64, 64, 12.5)
-        );
-        assert_eq!((spec.seed, spec.continuity), (7, Continuity::None));
-        assert!(
-            matches!(spec.sampling.first_pass.schedule, Schedule::Timesteps(t) if t == [1.0, 0.975, 0.4219])
-        );
-        assert_eq!(
-            (spec.sampling.first_pass.guidance, spec.sampling.text_tokens),
-            (Guidance::plain(2.5), 48)
-        );
-        assert_eq!((spec.segment_frames, spec.overlap_frames), (33, 9));
-        assert_eq!(spec.negative, "blur");
-    }
-
-    #[test]
-    fn a_size_that_is_rounded_up_is_said() {
-        let notices = wanted(&["--size", "250x150"]).expect("valid").notices;
-        assert_eq!(notices.len(), 1);
-        assert!(notices[0].contains("256x160"), "{notices:?}");
-        assert!(
-            wanted(&["--size", "256x160"])
-                .expect("valid")
-                .notices
-                .is_empty()
-        );
-    }
-
-    #[test]
-    fn bad_figures_are_refused_before_anything_starts() {
-        let cases: &[(&[&str], &str)] = &[
-            (&["--size", "0x160"], "width 0"),
-            (&["--size", "-64x64"], "width -64"),
-            (&["--frames", "0"], "0 frames"),
-            (&["--frames=-5"], "-5 frames"),
-            (&["--seconds", "0"], "0 seconds"),
-            (&["--segment-frames", "120"], "113 or 121"),
-            (&["--overlap-frames", "16"], "9 or 17"),
-            (&["--steps", "0"], "0 steps"),
-            (&["--steps", "-1"], "-1 steps"),
-            (&["--steps", "9"], "--steps 1 to 8"),
-            (&["--text-tokens", "-1"], "-1 text tokens"),
-            (&["--fps", "0"], "0 frames a second"),
-            (&["--config", "no-such"], "no-such"),
-            (&["--model", "/no/such/folder"], "/no/such/folder"),
-        ];
-        for (flags, part) in cases {
-            let error = wanted(flags).expect_err(part).to_string();
-            assert!(error.contains(part), "{flags:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_built_is_unknown() {
-        for flags in [
-            ["--image", "a.png"],
-            ["--reference-video", "x"],
-            ["--ranks", "2"],
-            ["--continuity", "lockstep"],
-        ] {
-            assert!(wanted(&flags).is_err(), "{flags:?}");
-        }
-    }
-}
+mod tests;

@@ -9,6 +9,15 @@ use serde::{Deserialize, Serialize};
 /// Images and clips of one film, at most.
 pub const CONDITIONING_MAX: usize = 256;
 
+/// Where pictures belong on a stretch of the film.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Begin at this frame of the stretch.
+    Frame(u32),
+    /// End with it.
+    End,
+}
+
 /// Pictures at a place in the film.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conditioning {
@@ -43,8 +52,9 @@ fn whole_latents(frames: u32) -> u32 {
 }
 
 impl Conditioning {
-    /// Whether it fits a film of `film_frames`.
-    pub(crate) fn check(&self, film_frames: u32) -> Result<(), SpecError> {
+    /// Whether it fits a film of `film_frames` with a shot that begins at frame `shot_start`, the
+    /// last that begins before it does.
+    pub(crate) fn check(&self, film_frames: u32, shot_start: u32) -> Result<(), SpecError> {
         let (first, frames) = (self.first_frame, self.frames);
         if frames == 0 || self.packs.is_empty() {
             return Err(SpecError::NoPictures);
@@ -67,8 +77,8 @@ impl Conditioning {
                 least,
             });
         }
-        if frames > 1 && !first.is_multiple_of(FRAMES_PER_LATENT) {
-            return Err(SpecError::ClipStart(first));
+        if frames > 1 && !(first - shot_start).is_multiple_of(FRAMES_PER_LATENT) {
+            return Err(SpecError::ClipStart { first, shot_start });
         }
         if !(0.0..=1.0).contains(&self.strength) {
             return Err(SpecError::Share {
@@ -80,11 +90,17 @@ impl Conditioning {
     }
 
     /// What of it a window shows. The first `continued` frames of the window continue the one
-    /// before, which has shown them.
+    /// before, which has shown them. Frames that a window renders for the sake of whole latents
+    /// belong to nobody, or to the shot after it. Inside a window a clip begins with a latent: where
+    /// shots have put windows elsewhere, up to seven of its first pictures do not count.
     pub fn in_window(&self, window: &Window, continued: u32) -> Option<HeldPictures> {
         let end = self.first_frame + self.frames;
-        let from = self.first_frame.max(window.first_frame);
-        let until = end.min(window.first_frame + window.frames);
+        let mut from = self.first_frame.max(window.first_frame);
+        if self.frames > 1 {
+            let frame = from - window.first_frame;
+            from = window.first_frame + frame.next_multiple_of(FRAMES_PER_LATENT);
+        }
+        let until = end.min(window.first_frame + window.visible_frames);
         if from >= until || until <= window.first_frame + continued {
             return None;
         }
@@ -120,18 +136,24 @@ mod tests {
             ),
             (at(104, 17), "17 frames from frame 104 on"),
             (at(0, 16), "the clip frames 16 are not 8k+1: use 9 or 17"),
-            (at(4, 9), "a clip begins at a multiple of 8"),
+            (
+                at(4, 9),
+                "a clip begins 8k frames after its shot, which begins at frame 0: at frame 0 or 8, not 4",
+            ),
             (at(0, 0), "no picture"),
         ] {
-            let error = item.check(120).expect_err(expected).to_string();
+            let error = item.check(120, 0).expect_err(expected).to_string();
             assert!(error.contains(expected), "{error}");
         }
-        at(119, 1).check(120).expect("the last frame is one");
+        at(119, 1).check(120, 0).expect("the last frame is one");
+        at(70, 9)
+            .check(120, 62)
+            .expect("eight frames into its shot");
         let strong = Conditioning {
             strength: 1.5,
             ..at(0, 1)
         };
-        assert!(strong.check(9).is_err());
+        assert!(strong.check(9, 0).is_err());
     }
 
     #[test]
@@ -155,5 +177,28 @@ mod tests {
         assert_eq!(part(&clip, 0, 0), Some((0, 25, 96)));
         assert_eq!(part(&clip, 1, 17), Some((8, 57, 0)));
         assert_eq!(part(&clip, 2, 17), None);
+    }
+
+    #[test]
+    fn a_shot_knows_nothing_of_the_next_ones_pictures() {
+        // A shot of 60 frames is rendered as 65.
+        let shot = Window {
+            index: 0,
+            first_frame: 0,
+            frames: 65,
+            visible_frames: 60,
+            seed: 0,
+        };
+        assert_eq!(at(60, 1).in_window(&shot, 0), None);
+        assert!(at(59, 1).in_window(&shot, 0).is_some());
+        // One that goes on from it has its first new frame at 17: the clip at its next latent.
+        let next = Window {
+            first_frame: 43,
+            frames: 121,
+            visible_frames: 121,
+            ..shot
+        };
+        let held = at(60, 25).in_window(&next, 17).expect("held");
+        assert_eq!((held.skip, held.frames, held.frame), (7, 17, 24));
     }
 }

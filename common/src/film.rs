@@ -4,7 +4,10 @@
 //! knows places only where reading fails, so [`line`] reads the text again to fail at the place
 //! that is looked for.
 
+mod keyframes;
 mod place;
+
+pub use keyframes::{Keyframe, KeyframeProblem};
 
 use crate::keys::nearest;
 use crate::request::{FPS_MAX, FRAMES_MAX, Length, SpecError};
@@ -115,9 +118,14 @@ pub enum Problem {
     /// The first shot cannot go on from anything.
     #[error("is the first, so it has no transition: leave it out")]
     FirstTransition,
-    /// Images at frames.
-    #[error("has keyframes, but this build's engine does not take images yet: leave them out")]
-    Keyframes,
+    /// Something about a picture that it is held to.
+    #[error("has a keyframe {keyframe} that {problem}")]
+    Keyframe {
+        /// Which, from 1.
+        keyframe: usize,
+        /// What is wrong.
+        problem: KeyframeProblem,
+    },
     /// A rule for jobs.
     #[error("{0}")]
     Rule(crate::shots::ShotProblem),
@@ -179,7 +187,7 @@ struct ShotContent {
     #[serde(default)]
     negative: Option<String>,
     #[serde(default)]
-    keyframes: Option<serde_yaml_ng::Value>,
+    keyframes: Vec<keyframes::Content>,
 }
 
 /// Keys of [`ShotContent`], for suggestions.
@@ -209,6 +217,8 @@ pub struct Timeline {
     pub frames: u32,
     /// The shots after the first.
     pub shots: Vec<Shot>,
+    /// What the shots are held to.
+    pub keyframes: Vec<Keyframe>,
 }
 
 impl Film {
@@ -300,13 +310,10 @@ impl Film {
         debug_assert!(fps > 0.0 && fps <= FPS_MAX);
         let shots = &self.content.shots;
         let (mut end, mut before) = (0_u32, 0.0);
-        let mut later = Vec::new();
+        let (mut later, mut keyframes) = (Vec::new(), Vec::new());
         for (index, shot) in shots.iter().enumerate() {
             if index == 0 && shot.transition.is_some() {
                 return Err(self.problem(index, Some("transition"), Problem::FirstTransition));
-            }
-            if shot.keyframes.is_some() {
-                return Err(self.problem(index, Some("keyframes"), Problem::Keyframes));
             }
             if let Some(start) = shot.start {
                 check_start(index, start, before, end, fps)
@@ -325,6 +332,7 @@ impl Film {
             if end > FRAMES_MAX {
                 return Err(bad(SpecError::Frames(end.into())));
             }
+            keyframes.extend(self.keyframes(index, shot, fps, (first_frame, frames))?);
             if index > 0 {
                 later.push(self.shot(shot, first_frame));
             }
@@ -332,6 +340,7 @@ impl Film {
         Ok(Timeline {
             frames: end,
             shots: later,
+            keyframes,
         })
     }
 
@@ -411,10 +420,8 @@ fn check_keys(value: &serde_yaml_ng::Value, text: &str, path: &Path) -> Result<(
         };
         keys.map(named).find(|key| !known.contains(&key.as_str()))
     };
-    let fail = |key: String, shot: Option<usize>, known: &[&'static str]| {
-        let steps = shot.map(|index| [Step::Key("shots"), Step::Index(index)]);
-        let mut steps = steps.into_iter().flatten().collect::<Vec<_>>();
-        steps.push(Step::Key(&key));
+    let fail = |key: String, way: &[Step<'_>], shot: Option<usize>, known: &[&'static str]| {
+        let steps: Vec<_> = way.iter().copied().chain([Step::Key(&key)]).collect();
         let line = line(text, &steps);
         Err(FilmError::UnknownKey {
             path: path.to_owned(),
@@ -425,12 +432,22 @@ fn check_keys(value: &serde_yaml_ng::Value, text: &str, path: &Path) -> Result<(
         })
     };
     if let Some(key) = unknown(value, &KEYS) {
-        return fail(key, None, &KEYS);
+        return fail(key, &[], None, &KEYS);
     }
-    let shots = value.get("shots").and_then(|shots| shots.as_sequence());
-    for (index, shot) in shots.into_iter().flatten().enumerate() {
+    let list = |value: &serde_yaml_ng::Value, key: &str| {
+        let list = value.get(key).and_then(|list| list.as_sequence());
+        list.cloned().unwrap_or_default()
+    };
+    for (index, shot) in list(value, "shots").iter().enumerate() {
         if let Some(key) = unknown(shot, &SHOT_KEYS) {
-            return fail(key, Some(index), &SHOT_KEYS);
+            let way = [Step::Key("shots"), Step::Index(index)];
+            return fail(key, &way, Some(index), &SHOT_KEYS);
+        }
+        for (number, keyframe) in list(shot, "keyframes").iter().enumerate() {
+            if let Some(key) = unknown(keyframe, &keyframes::KEYS) {
+                let way = keyframes::steps(index, number);
+                return fail(key, &way, Some(index), &keyframes::KEYS);
+            }
         }
     }
     Ok(())

@@ -150,8 +150,13 @@ pub enum SpecError {
         film_frames: u32,
     },
     /// A clip that begins between two latents.
-    #[error("a clip begins at a multiple of {FRAMES_PER_LATENT}, not at frame {0}: move it")]
-    ClipStart(u32),
+    #[error("{}", clip_start(*.first, *.shot_start))]
+    ClipStart {
+        /// Frame of the film that its first picture is.
+        first: u32,
+        /// Frame that its shot begins at.
+        shot_start: u32,
+    },
     /// A share that is not one.
     #[error("the {what} {value} is out of range: use 0 to 1")]
     Share {
@@ -210,6 +215,15 @@ fn beyond(first: u32, frames: u32, film: u32) -> String {
     format!(
         "a clip of {frames} frames from frame {first} on does not fit a film of {film} frames: \
          shorten or move it"
+    )
+}
+
+fn clip_start(first: u32, shot_start: u32) -> String {
+    let below = first - (first - shot_start) % FRAMES_PER_LATENT;
+    let above = below + FRAMES_PER_LATENT;
+    format!(
+        "a clip begins {FRAMES_PER_LATENT}k frames after its shot, which begins at frame \
+         {shot_start}: at frame {below} or {above}, not {first}"
     )
 }
 
@@ -399,7 +413,7 @@ impl JobSpec {
             return Err(SpecError::ManyPictures(self.conditioning.len()));
         }
         for item in &self.conditioning {
-            item.check(self.frames)?;
+            item.check(self.frames, self.shot_start_before(item.first_frame))?;
         }
         self.sampling.check()
     }

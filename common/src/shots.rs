@@ -81,6 +81,15 @@ impl JobSpec {
         }
     }
 
+    /// First frame of the shot that shows `frame`.
+    pub(crate) fn shot_start_before(&self, frame: u32) -> u32 {
+        let starts = self.shots.iter().map(|shot| shot.first_frame);
+        starts
+            .take_while(|start| *start <= frame)
+            .last()
+            .unwrap_or(0)
+    }
+
     /// Windows that a stretch is cut into: the fewest.
     pub fn windows_in(&self, stretch: &Stretch) -> u32 {
         let stride = self.segment_frames - self.overlap_frames;

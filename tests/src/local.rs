@@ -1,7 +1,7 @@
 //! A farm of processes in one folder, with a cache of models of its own and a user who has none.
 
 use crate::product::{last_json, longtake};
-use crate::services::{Process, S3, free_address};
+use crate::services::{Etcd, Process, S3, free_address};
 use serde_json::Value;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -68,11 +68,21 @@ pub enum Store {
     S3(S3),
 }
 
+/// Where a farm's coordinator keeps its state.
+pub enum State {
+    /// In a folder.
+    Folder,
+    /// In a server of its own.
+    Etcd(Etcd),
+}
+
 /// A farm of one machine. Its parts panic when a process cannot be started or does not answer.
 pub struct Farm {
     folder: tempfile::TempDir,
     /// Where artifacts are.
     pub store: Store,
+    /// Where the state is.
+    pub state: State,
     address: SocketAddr,
     /// The coordinator's process.
     pub coordinator: Process,
@@ -81,6 +91,11 @@ pub struct Farm {
 impl Farm {
     /// Starts a coordinator, with a server for artifacts or without.
     pub fn start(s3: bool) -> Self {
+        Self::start_on(s3, false)
+    }
+
+    /// The same, with a server for the state or without.
+    pub fn start_on(s3: bool, etcd: bool) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         for name in ["empty", "home"] {
             fs::create_dir(folder.path().join(name)).expect("a folder");
@@ -90,11 +105,17 @@ impl Farm {
         } else {
             Store::Folder
         };
+        let state = if etcd {
+            State::Etcd(Etcd::start(folder.path()))
+        } else {
+            State::Folder
+        };
         let address = free_address();
-        let coordinator = coordinator(folder.path(), &store, address);
+        let coordinator = coordinator(folder.path(), &store, &state, address);
         Self {
             folder,
             store,
+            state,
             address,
             coordinator,
         }
@@ -103,7 +124,7 @@ impl Farm {
     /// Starts the coordinator again at its address.
     pub fn restart(&mut self) {
         self.coordinator.kill();
-        self.coordinator = coordinator(self.folder.path(), &self.store, self.address);
+        self.coordinator = coordinator(self.folder.path(), &self.store, &self.state, self.address);
     }
 
     /// A file or folder of the farm's.
@@ -218,7 +239,11 @@ impl Farm {
     }
 }
 
-fn coordinator(folder: &Path, store: &Store, address: SocketAddr) -> Process {
+fn coordinator(folder: &Path, store: &Store, state: &State, address: SocketAddr) -> Process {
+    let state = match state {
+        State::Folder => format!("file:{}", folder.join("state").display()),
+        State::Etcd(etcd) => etcd.url(),
+    };
     let artifacts = match store {
         Store::Folder => format!("file:{}", folder.join("artifacts").display()),
         Store::S3(s3) => s3.url(),
@@ -227,10 +252,7 @@ fn coordinator(folder: &Path, store: &Store, address: SocketAddr) -> Process {
     command
         .envs(environment(store))
         .args(["coordinator", "--listen", &address.to_string()])
-        .args([
-            "--state",
-            &format!("file:{}", folder.join("state").display()),
-        ])
+        .args(["--state", &state])
         .args(["--artifacts", &artifacts]);
     let mut process = start(folder, "coordinator", &mut command);
     wait_for("the coordinator", || {

@@ -200,6 +200,52 @@ impl Etcd {
     }
 }
 
+impl Etcd {
+    /// Saves all that it holds, as an operator does.
+    ///
+    /// # Panics
+    /// When `etcdctl` fails.
+    pub fn save(&self, file: &Path) {
+        let endpoint = self.client.to_string();
+        etcdctl(&["--endpoints", &endpoint, "snapshot", "save"], file);
+    }
+
+    /// Kills it, destroys its data, and starts it with those of `file`.
+    ///
+    /// # Panics
+    /// When `etcdctl` fails, or it does not come up.
+    pub fn restore(&mut self, file: &Path) {
+        self.process.kill();
+        let data = self.folder.join("etcd");
+        std::fs::remove_dir_all(&data).expect("removed");
+        let (data, peer) = (data.display().to_string(), format!("http://{}", self.peer));
+        let cluster = format!("test={peer}");
+        let member = ["--name", "test", "--initial-cluster", &cluster];
+        let place = ["--initial-advertise-peer-urls", &peer, "--data-dir", &data];
+        etcdctl(
+            &[&["snapshot", "restore"], &member[..], &place].concat(),
+            file,
+        );
+        self.restart();
+    }
+}
+
+fn etcdctl(args: &[&str], file: &Path) {
+    let mut command = Command::new("etcdctl");
+    let out = command
+        .env("ETCDCTL_API", "3")
+        .args(args)
+        .arg(file)
+        .output();
+    let out = out
+        .unwrap_or_else(|error| panic!("start etcdctl: {error}; `cargo xtask test` installs it"));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
 /// A server that speaks S3, with one bucket. It forgets everything when it ends.
 pub struct S3 {
     process: Process,

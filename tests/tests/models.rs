@@ -139,9 +139,34 @@ fn a_fetch_goes_on_where_it_was_stopped() {
     farm.coordinator.kill();
 }
 
+/// What was said in vain is an artifact: another coordinator, which has heard nothing, shows it.
+fn failed_tries_keep_their_logs(farm: &mut Farm) {
+    farm.restart();
+    let job = farm.ask(&["list"])["jobs"][0]["job"].clone();
+    let out = farm.run(&["logs", job.as_str().expect("a job"), "--task", "text"]);
+    let text = String::from_utf8(out.stdout).expect("UTF-8");
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let failures: Vec<Value> = lines.filter(|line| line["level"] == "ERROR").collect();
+    assert!(!failures.is_empty(), "{text}");
+    for (failure, attempt) in failures.iter().zip(1..) {
+        assert_eq!(failure["attempt"], attempt, "{text}");
+        assert_eq!(
+            (&failure["worker"], &failure["task"]),
+            (&"worker".into(), &"text".into())
+        );
+        let said = failure.to_string();
+        assert!(
+            said.contains("vae/diffusion_pytorch_model.safetensors"),
+            "{said}"
+        );
+    }
+}
+
 #[test]
 fn damage_in_the_store_is_found_named_and_mended() {
-    let farm = Farm::start(false);
+    let mut farm = Farm::start(false);
     let model = model(&farm.path(""), "mine", 0);
     farm.add(&model);
     let weights = fs::read(model.join("vae/diffusion_pytorch_model.safetensors")).expect("read");
@@ -161,6 +186,7 @@ fn damage_in_the_store_is_found_named_and_mended() {
     ] {
         assert!(failure.contains(part), "{failure}");
     }
+    failed_tries_keep_their_logs(&mut farm);
     // Known now: nobody has to wait for it again.
     let refusal = farm.refusal(&submit);
     assert!(

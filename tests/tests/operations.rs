@@ -1,6 +1,6 @@
 //! What docs/operations.md tells an operator to do, done.
 
-use longtake_tests::local::{Farm, PROMPT, product, wait_for};
+use longtake_tests::local::{Farm, PROMPT, State, product, wait_for};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +24,42 @@ fn shell(folder: &Path, script: &str) {
 
 #[test]
 fn a_farm_that_was_restored_goes_on_with_its_jobs() {
-    let mut farm = Farm::start(false);
+    restored(Farm::start(false));
+}
+
+#[test]
+fn a_farm_on_etcd_that_was_restored_goes_on_with_its_jobs() {
+    restored(Farm::start_on(false, true));
+}
+
+/// As the page says. The worker stays.
+fn back_up(farm: &mut Farm) {
+    let folder = farm.path("");
+    shell(&folder, "mkdir backup");
+    if let State::Etcd(etcd) = &farm.state {
+        etcd.save(&folder.join("backup/state"));
+        return shell(&folder, "cp -a artifacts backup/");
+    }
+    farm.coordinator.signal("TERM");
+    wait_for("the coordinator's end", || {
+        (!farm.coordinator.is_running()).then_some(())
+    });
+    shell(&folder, "cp -a state artifacts backup/");
+    farm.restart();
+}
+
+/// The same the other way round, with coordinator and workers stopped.
+fn restore(farm: &mut Farm) {
+    let folder = farm.path("");
+    match &mut farm.state {
+        State::Folder => shell(&folder, "rm -r state && cp -a backup/state ."),
+        State::Etcd(etcd) => etcd.restore(&folder.join("backup/state")),
+    }
+    shell(&folder, "rm -r artifacts && cp -a backup/artifacts .");
+    farm.restart();
+}
+
+fn restored(mut farm: Farm) {
     let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let home = home.to_str().expect("UTF-8").to_owned();
     let shipped = format!("{home}/configs/models/ltxv-tiny");
@@ -61,25 +96,12 @@ fn a_farm_that_was_restored_goes_on_with_its_jobs() {
         "too late to restore it: {before}"
     );
 
-    // As the page says: the coordinator is stopped, the worker may stay.
-    farm.coordinator.signal("TERM");
-    wait_for("the coordinator's end", || {
-        (!farm.coordinator.is_running()).then_some(())
-    });
-    shell(
-        &farm.path(""),
-        "mkdir backup && cp -a state artifacts backup/",
-    );
-    farm.restart();
-    // It goes on, and then both folders are lost.
+    back_up(&mut farm);
+    // It goes on, and then everything is lost.
     std::thread::sleep(std::time::Duration::from_millis(500));
     farm.coordinator.kill();
     worker.kill();
-    shell(
-        &farm.path(""),
-        "rm -r state artifacts && cp -a backup/state backup/artifacts .",
-    );
-    farm.restart();
+    restore(&mut farm);
     let _worker = farm.worker("second", "cache", &with_isa);
     let film = farm.path("film.mp4");
     let path = film.to_str().expect("UTF-8");

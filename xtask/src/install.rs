@@ -28,11 +28,12 @@ pub fn ffmpeg() -> Result<()> {
 
 /// Installs etcd from the system's packages unless it is there.
 pub fn etcd() -> Result<()> {
-    if answers("etcd", "--version") {
+    if answers("etcd", "--version") && answers("etcdctl", "version") {
         return Ok(());
     }
-    apt(&["etcd-server"])
-        .context("install etcd: the tests keep a farm's state in it; put etcd on the PATH")
+    apt(&["etcd-server", "etcd-client"]).context(
+        "install etcd: the tests keep a farm's state in it; put etcd and etcdctl on the PATH",
+    )
 }
 
 /// Installs what makes networks for tests unless it is there.

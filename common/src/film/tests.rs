@@ -1,4 +1,5 @@
 use super::*;
+use crate::conditioning::Place;
 
 fn film(text: &str) -> Result<Film, FilmError> {
     Film::parse(text.to_owned(), Path::new("film.yaml"))
@@ -121,8 +122,36 @@ fn what_is_wrong_is_said_with_shot_and_line() {
             "line 2: shot 1 is the first",
         ),
         (
-            "shots:\n- prompt: x\n  duration: 5\n  keyframes:\n    - {image: a.png, frame: 0}\n",
-            "line 4: shot 1 has keyframes, but this build's engine does not take images yet",
+            "shots:\n- prompt: x\n  duration: 5\n  keyframes:\n    - frame: 0\n",
+            "line 5: shot 1 has a keyframe 1 that has to name either an 'image' or a 'video'",
+        ),
+        (
+            "shots:\n- prompt: x\n  duration: 5\n  keyframes:\n  - {image: a.png, fram: 0}\n",
+            "line 5: the key 'fram' is unknown in shot 1: did you mean 'frame'?",
+        ),
+        (
+            "shots:\n- {prompt: x, frames: 9, keyframes: [{image: a.png}, {image: a.png, frame: 9}]}\n",
+            "line 2: shot 1 has a keyframe 2 that is for frame 9 of a shot of 9 frames: use frame 0 to 8",
+        ),
+        (
+            "shots:\n- {prompt: x, frames: 9, keyframes: [{image: a.png, at: -1}]}\n",
+            "a keyframe 1 that is at -1 s",
+        ),
+        (
+            "shots:\n- {prompt: x, frames: 9, keyframes: [{image: a.png, at: 0, frame: 0}]}\n",
+            "a keyframe 1 that has both 'frame' and 'at'",
+        ),
+        (
+            "shots:\n- {prompt: x, frames: 60, keyframes: [{video: a.mp4, frame: 13}]}\n",
+            "a keyframe 1 that is a clip for frame 13 of the shot: clips begin at a multiple of 8, like 8",
+        ),
+        (
+            "shots:\n- {prompt: x, frames: 9, keyframes: [{image: a.png, strength: 2}]}\n",
+            "a keyframe 1 that has the strength 2",
+        ),
+        (
+            "shots:\n- prompt: x\n  frames: 9\n  keyframes:\n  - {image: a.png, frame: last}\n",
+            "expected a frame of the shot, from 0, or 'end' at line 5",
         ),
         (
             "shots:\n- {prompt: x, duration: 1e9}\n",
@@ -148,4 +177,38 @@ fn times_are_compared_as_frames() {
         .and_then(|film| film.timeline(24.0))
         .expect("a timeline");
     assert_eq!((timeline.shots[0].first_frame, timeline.frames), (53, 77));
+}
+
+#[test]
+fn keyframes_lie_in_their_shots_and_beside_the_file() {
+    let text = "
+shots:
+  - prompt: one
+    frames: 30
+    keyframes:
+      - {image: a.png, frame: end, strength: 0.5}
+  - prompt: two
+    duration: 2
+    keyframes:
+      - {video: clips/b.mp4, at: 0.6}
+      - {image: /c.png}
+";
+    let film = Film::parse(text.to_owned(), Path::new("films/film.yaml")).expect("a film");
+    let timeline = film.timeline(24.0).expect("a timeline");
+    let keyframe = |path: &str, is_image, place, strength, shot_start, shot_frames| Keyframe {
+        path: path.into(),
+        is_image,
+        place,
+        strength,
+        shot_start,
+        shot_frames,
+    };
+    assert_eq!(
+        timeline.keyframes,
+        [
+            keyframe("films/a.png", true, Place::End, 0.5, 0, 30),
+            keyframe("films/clips/b.mp4", false, Place::Frame(12), 1.0, 30, 48),
+            keyframe("/c.png", true, Place::Frame(0), 1.0, 30, 48),
+        ]
+    );
 }

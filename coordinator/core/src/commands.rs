@@ -8,6 +8,7 @@ use crate::state::{Core, Job, JobRecord, Status, StoredState, Task, TaskRecord};
 use longtake_common::ids::JobId;
 use longtake_common::request::PROMPT_BYTES_MAX;
 use longtake_common::spec::JobSpec;
+use longtake_common::task::ENGINE;
 use std::collections::BTreeMap;
 
 /// Instruction-set levels that workers may have, besides those that connected ones do have.
@@ -94,6 +95,7 @@ impl Core {
         let record = JobRecord {
             seq: self.next_seq,
             plan_version: PLAN_VERSION,
+            engine: ENGINE.to_owned(),
             spec,
             state: StoredState::Open,
             error: String::new(),
@@ -301,7 +303,7 @@ impl Job {
                 "job {id} is {}: only a failed or cancelled job can be tried again",
                 self.state().name()
             )),
-            StoredState::Failed | StoredState::Cancelled => self.refuse_old_plan(id),
+            StoredState::Failed | StoredState::Cancelled => self.refuse_old(id),
         }
     }
 
@@ -331,12 +333,21 @@ impl Job {
                 self.state().name()
             ));
         }
-        self.refuse_old_plan(id)
+        self.refuse_old(id)
     }
 
-    fn refuse_old_plan(&self, id: &JobId) -> Option<String> {
-        (self.record.plan_version != PLAN_VERSION).then(|| {
-            format!("job {id} was planned by another version of longtake: submit it again")
+    /// Why nothing more of the job can be made: it would not fit what is there.
+    pub(crate) fn refuse_old(&self, id: &JobId) -> Option<String> {
+        let engine = &self.record.engine;
+        if self.record.plan_version != PLAN_VERSION {
+            return Some(format!(
+                "job {id} was planned by another version of longtake: submit it again"
+            ));
+        }
+        (engine != ENGINE).then(|| {
+            format!(
+                "job {id} was rendered by longtake {engine}, and this is {ENGINE}: one film is of one engine, so submit it again"
+            )
         })
     }
 

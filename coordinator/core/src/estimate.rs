@@ -74,6 +74,23 @@ fn measured(now_ms: u64, task: &Task) -> Option<(f64, f64)> {
     ))
 }
 
+/// What is left of the chain of windows of which most is left; a cut begins another chain.
+fn longest_chain<'a>(
+    job: &Job,
+    windows: impl Iterator<Item = (&'a TaskKind, &'a Task)>,
+    left: impl Fn((&'a TaskKind, &'a Task)) -> f64,
+) -> f64 {
+    let (mut longest, mut chain) = (0.0_f64, 0.0);
+    for (kind, task) in windows {
+        if matches!(kind, TaskKind::Denoise(index) if !job.plan.continues(*index)) {
+            chain = 0.0;
+        }
+        chain += left((kind, task));
+        longest = longest.max(chain);
+    }
+    longest
+}
+
 impl Core {
     /// Share of the job's work that is done, 0..1.
     pub(crate) fn progress(&self, job: &Job) -> f64 {
@@ -93,7 +110,7 @@ impl Core {
             return None;
         }
         let overall = Speed::of(now_ms, job, job.tasks.iter()).seconds_per_weight()?;
-        let mut costs = Vec::new();
+        let (mut work, mut serial) = (0.0, 0.0);
         for of_sort in [
             Sort::Text,
             Sort::Denoise,
@@ -112,18 +129,14 @@ impl Core {
             let left = |(kind, task): (&TaskKind, &Task)| {
                 speed * weight(job, *kind) * (1.0 - task.progress)
             };
-            let total: f64 = tasks().map(left).sum();
-            let last = tasks().next_back().map_or(0.0, left);
-            costs.push((of_sort, total, last));
+            work += tasks().map(left).sum::<f64>();
+            serial += match (of_sort, job.record.spec.continuity) {
+                // Each window of a chain waits for the one before; chains go on beside each other.
+                (Sort::Denoise, Continuity::Chain) => longest_chain(job, tasks(), left),
+                (Sort::Mux, _) => tasks().map(left).sum(),
+                _ => tasks().next_back().map_or(0.0, left),
+            };
         }
-        let work: f64 = costs.iter().map(|(_, total, _)| total).sum();
-        let serial = |of_sort: Sort| match (of_sort, job.record.spec.continuity) {
-            (Sort::Denoise, Continuity::Chain) | (Sort::Text | Sort::Mux, _) => true,
-            (Sort::Denoise, Continuity::None) | (Sort::Decode | Sort::Seam, _) => false,
-        };
-        let chain = costs
-            .iter()
-            .map(|&(of_sort, total, last)| if serial(of_sort) { total } else { last });
-        Some((work / self.workers.len() as f64).max(chain.sum()))
+        Some((work / self.workers.len() as f64).max(serial))
     }
 }

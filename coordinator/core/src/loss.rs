@@ -66,6 +66,9 @@ impl Core {
         }
         fx.changed(id);
         let whole = self.film_is_whole(&self.jobs[id]);
+        if let Some(error) = self.jobs[id].refuse_old(id).filter(|_| wanted || !whole) {
+            return self.fail_job(id, error, fx);
+        }
         let job = self.job_mut(id);
         if job.record.state == StoredState::Done && (wanted || !whole) {
             job.record.state = StoredState::Open;

@@ -17,7 +17,7 @@ use crate::effects::Effects;
 use crate::models::{Fault, StoredModel};
 use crate::state::{Core, Job, JobRecord, Limits, Status, StoredState, TaskRecord};
 use longtake_common::ids::{Epoch, Hash, JobId};
-use longtake_common::task::TaskOutput;
+use longtake_common::task::{ENGINE, TaskOutput};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -189,10 +189,22 @@ impl Core {
             self.fail_job(id, error.to_owned(), fx);
             return;
         }
-        for (kind, record) in records {
+        // A film that is not complete begins anew: one film is of one engine.
+        let begins_anew = job.record.state != StoredState::Done && job.record.engine != ENGINE;
+        if begins_anew {
+            ENGINE.clone_into(&mut job.record.engine);
+            fx.write_job(id, &job.record);
+        }
+        for (kind, mut record) in records {
             let Some(task) = job.tasks.get_mut(&kind) else {
                 continue;
             };
+            if begins_anew {
+                // Its worker has to be of this engine, too.
+                (record.finish, record.token) = (None, None);
+                record.in_flight = false;
+                fx.write_task(id, kind, &record);
+            }
             let done = record
                 .finish
                 .as_ref()

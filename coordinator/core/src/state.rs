@@ -154,6 +154,9 @@ pub(crate) struct JobRecord {
     pub seq: u64,
     /// Of the planner; windows of another one may differ.
     pub plan_version: u32,
+    /// What renders it: one film is of one engine.
+    #[serde(default)]
+    pub engine: String,
     pub spec: JobSpec,
     pub state: StoredState,
     /// Why it failed.

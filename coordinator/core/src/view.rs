@@ -135,6 +135,8 @@ pub struct JobView {
     pub workers_peak_rss_bytes: u64,
     /// Instruction-set level of the workers that render it, once that is settled.
     pub isa: Option<String>,
+    /// What renders it.
+    pub engine: String,
 }
 
 impl Core {
@@ -166,6 +168,7 @@ impl Core {
             notices: self.notices(job),
             workers_peak_rss_bytes: self.workers_peak_rss_bytes(id, job),
             isa: job.record.isa.clone(),
+            engine: job.record.engine.clone(),
         })
     }
 

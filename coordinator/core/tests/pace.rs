@@ -4,7 +4,9 @@
 
 mod support;
 
+use longtake_common::JobSpec;
 use longtake_common::ids::{JobId, WorkerId};
+use longtake_common::spec::{Shot, Transition};
 use longtake_common::task::Assignment;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -166,4 +168,37 @@ fn no_film_ends_later_than_with_its_chain_first() {
         }
     }
     assert!(sooner > 0, "seams of a single worker should end sooner");
+}
+
+#[test]
+fn chains_that_cuts_part_are_expected_beside_each_other() {
+    // Eight windows: one chain, or four of two windows each.
+    let eta_s = |shots: Vec<Shot>| {
+        let mut farm = Farm::new();
+        let film = JobSpec {
+            shots,
+            ..spec(104 * 7 + 121)
+        };
+        let (job, _) = farm.submit("j", film);
+        for worker in 0..8 {
+            farm.attach(&format!("w{worker}"), vec![]);
+        }
+        for task in ["text", "denoise/0"] {
+            farm.now_ms += 1000;
+            let (worker, assignment) = farm.latest(task);
+            farm.done(&worker, &assignment);
+        }
+        farm.view(&job).eta_s.expect("measured")
+    };
+    let shot = |first_frame| Shot {
+        first_frame,
+        transition: Transition::Cut,
+        prompt: "a red circle".to_owned(),
+        negative: None,
+        seed: None,
+    };
+    let chain = eta_s(Vec::new());
+    let cut = eta_s(vec![shot(208), shot(416), shot(624)]);
+    // One after the other, they would take as long as the one chain.
+    assert!(cut < 0.6 * chain, "{cut} s with cuts, {chain} s without");
 }

@@ -67,7 +67,7 @@ enum Need {
 /// here asks for the most that users have, so that a new one is never open by mistake.
 fn need(path: &str) -> Need {
     match path.rsplit('/').next().unwrap_or_default() {
-        "Attach" => Need::Work,
+        "Attach" | "Workplace" => Need::Work,
         "Get" | "List" | "Watch" | "Fetch" | "Logs" | "Explain" | "ListWorkers" | "Manifest"
         | "Chunk" | "metrics" => Need::Look,
         _ => Need::Change,

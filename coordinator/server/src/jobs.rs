@@ -3,9 +3,11 @@
 use crate::convert::{outline_to_proto, spec_from_proto, view_to_proto, worker_to_proto};
 use crate::logs::Reader;
 use crate::request::Request;
-use futures::{Stream, StreamExt, stream};
+use crate::upload::received;
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore, Condition};
 use longtake_common::ids::{Hash, JobId};
+use longtake_common::spec::JobSpec;
 use longtake_common::telemetry;
 use longtake_core::{Event, JobView, WorkerView};
 use longtake_proto::v1;
@@ -68,6 +70,22 @@ impl JobsService {
             .ok_or_else(|| no_such_job(&job))
     }
 
+    /// Fails when pictures that the job is held to are not stored: no worker could take it.
+    async fn check_pictures(&self, spec: &JobSpec) -> Result<(), Status> {
+        for (index, item) in spec.conditioning.iter().enumerate() {
+            for &pack in &item.packs {
+                let there = self.artifacts.exists(pack).await;
+                if !there.map_err(|error| refusal(&error))? {
+                    let number = index + 1;
+                    return Err(Status::failed_precondition(format!(
+                        "image or clip {number} of the job is not stored here ({pack}): submit it with the file at hand"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Has the actor do something with a worker.
     async fn worker(
         &self,
@@ -88,6 +106,17 @@ fn workers_reply(workers: &[WorkerView]) -> Response<v1::ListWorkersReply> {
 
 #[tonic::async_trait]
 impl Jobs for JobsService {
+    async fn store(
+        &self,
+        request: tonic::Request<tonic::Streaming<v1::StoreRequest>>,
+    ) -> Result<Response<v1::StoreReply>, Status> {
+        let pieces = request.into_inner();
+        let bytes = received(pieces.map_ok(|piece| (piece.artifact, piece.data))).await?;
+        let stored = self.artifacts.put(bytes).await;
+        stored.map_err(|error| refusal(&error))?;
+        Ok(Response::new(v1::StoreReply {}))
+    }
+
     async fn submit(
         &self,
         request: tonic::Request<v1::SubmitRequest>,
@@ -100,6 +129,7 @@ impl Jobs for JobsService {
         let spec = spec.ok_or_else(|| Status::invalid_argument("the request has no job"))?;
         let spec =
             spec_from_proto(spec).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.check_pictures(&spec).await?;
         let spec = Box::new(spec);
         let submitted = ask(&self.actor, |reply| Request::Submit {
             spec,

@@ -16,6 +16,7 @@ mod models;
 mod request;
 pub mod store;
 mod tls;
+mod upload;
 mod workers;
 
 pub use auth::{Role, TokenError};
@@ -26,6 +27,7 @@ pub use workers::NAME_BYTES_MAX;
 use actor::Actor;
 use auth::{Gate, Tokens};
 use http::{HttpServer, Sources};
+use longtake_common::Hash;
 use longtake_common::artifact::ArtifactStore;
 use longtake_core::{Core, Effects, Limits};
 use longtake_proto::v1::jobs_server::JobsServer;
@@ -35,7 +37,7 @@ use metrics::Counters;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -122,6 +124,7 @@ impl Coordinator {
         })?;
         let artifacts = ArtifactStore::open(&config.artifacts)?;
         artifacts.check().await?;
+        let probe = probe(&artifacts, addr).await?;
         let store = store::open(&config.state).await?;
         let claim = store.claim().await?;
         let (started, mut fx) = (Instant::now(), Effects::new());
@@ -159,7 +162,7 @@ impl Coordinator {
         }
         let jobs = jobs::JobsService::new(requests.clone(), artifacts.clone());
         let models = models::ModelsService::new(requests.clone(), artifacts.models());
-        let workers = workers::WorkersService::new(requests, artifacts.clone(), counters);
+        let workers = workers::WorkersService::new(requests, artifacts.clone(), probe, counters);
         let router = server
             .layer(tower::layer::layer_fn(move |inner| {
                 Gate::new(tokens.clone(), inner)
@@ -189,6 +192,16 @@ impl Coordinator {
             running: Some(running),
         })
     }
+}
+
+/// Puts something into the store that no other store holds: a worker for which the same URL is
+/// another folder or bucket would lose what it renders.
+async fn probe(artifacts: &ArtifactStore, addr: SocketAddr) -> Result<Hash, StartError> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let started_ns = now.unwrap_or_default().as_nanos();
+    let process = std::process::id();
+    let text = format!("coordinator at {addr}, process {process}, started at {started_ns} ns");
+    Ok(artifacts.put(text).await?)
 }
 
 /// Listens, or says what is in the way.

@@ -3,6 +3,7 @@
 
 use crate::jobs::{PIECE_BYTES, Streamed, ask, refusal};
 use crate::request::Request;
+use crate::upload::{parse_hash, received};
 use futures::{StreamExt, TryStreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore};
 use longtake_common::ids::Hash;
@@ -162,11 +163,6 @@ fn parse(json: &[u8]) -> Result<Manifest, Status> {
     Manifest::parse(json).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn parse_hash(text: &str) -> Result<Hash, Status> {
-    text.parse()
-        .map_err(|error| Status::invalid_argument(format!("cannot find the chunk: {error}")))
-}
-
 fn named(name: &str, manifest: &Manifest) -> Event {
     Event::AddModel {
         name: name.to_owned(),
@@ -205,26 +201,8 @@ impl Models for ModelsService {
         &self,
         request: Ask<Streaming<v1::UploadRequest>>,
     ) -> Result<Response<v1::UploadReply>, Status> {
-        let mut pieces = request.into_inner();
-        let mut wanted = None;
-        let mut bytes = Vec::new();
-        while let Some(piece) = pieces.message().await? {
-            if wanted.is_none() {
-                wanted = Some(parse_hash(&piece.chunk)?);
-            }
-            if (bytes.len() + piece.data.len()) as u64 > CHUNK_BYTES {
-                return Err(Status::invalid_argument(format!(
-                    "a chunk has at most {CHUNK_BYTES} bytes"
-                )));
-            }
-            bytes.extend_from_slice(&piece.data);
-        }
-        let found = Hash::of(&bytes);
-        if wanted != Some(found) {
-            return Err(Status::invalid_argument(
-                "the chunk's bytes are not those that its hash names: send it again",
-            ));
-        }
+        let pieces = request.into_inner();
+        let bytes = received(pieces.map_ok(|piece| (piece.chunk, piece.data))).await?;
         let stored = self.store.put(bytes).await;
         stored.map_err(|error| refusal(&error))?;
         Ok(Response::new(v1::UploadReply {}))

@@ -30,19 +30,23 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub struct WorkersService {
     actor: mpsc::Sender<Request>,
     artifacts: ArtifactStore,
+    probe: Hash,
     counters: Arc<Counters>,
 }
 
 impl WorkersService {
-    /// Workers for the actor's core, which take what they work on from the store.
+    /// Workers for the actor's core, which take what they work on from the store: the one that holds
+    /// `probe`.
     pub fn new(
         actor: mpsc::Sender<Request>,
         artifacts: ArtifactStore,
+        probe: Hash,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
             actor,
             artifacts,
+            probe,
             counters,
         }
     }
@@ -51,6 +55,16 @@ impl WorkersService {
 #[tonic::async_trait]
 impl Workers for WorkersService {
     type AttachStream = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorMessage, Status>> + Send>>;
+
+    async fn workplace(
+        &self,
+        _request: tonic::Request<v1::WorkplaceRequest>,
+    ) -> Result<Response<v1::WorkplaceReply>, Status> {
+        Ok(Response::new(v1::WorkplaceReply {
+            artifacts: self.artifacts.url().to_owned(),
+            probe: self.probe.to_string(),
+        }))
+    }
 
     async fn attach(
         &self,

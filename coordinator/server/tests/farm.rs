@@ -2,6 +2,7 @@
 
 mod support;
 
+use longtake_common::conditioning::Conditioning;
 use longtake_common::ids::Hash;
 use longtake_common::task::Work;
 use longtake_proto::v1;
@@ -354,4 +355,46 @@ async fn a_cancelled_job_is_taken_from_its_workers() {
         .jobs;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].state(), v1::JobState::Cancelled);
+}
+
+#[tokio::test]
+async fn a_job_with_pictures_is_taken_once_they_are_stored() {
+    let folder = tempfile::tempdir().expect("folder");
+    let handle = start(folder.path()).await.expect("start");
+    let mut user = user(&handle).await;
+    let pack = b"pictures".to_vec();
+    let hash = Hash::of(&pack);
+    let held = longtake_common::JobSpec {
+        conditioning: vec![Conditioning {
+            packs: vec![hash],
+            frames: 1,
+            first_frame: 0,
+            strength: 1.0,
+        }],
+        ..spec()
+    };
+    let request = || v1::SubmitRequest {
+        spec: Some(longtake_server::convert::spec_to_proto(&held)),
+        isa: None,
+    };
+    let refused = user.submit(request()).await.expect_err("not stored");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(
+        refused
+            .message()
+            .contains("clip 1 of the job is not stored")
+    );
+    let mut store = async |artifact: String| {
+        let data = pack.clone();
+        let pieces = tokio_stream::iter([v1::StoreRequest { artifact, data }]);
+        user.store(pieces).await.map_err(|status| status.code())
+    };
+    let other = Hash::of(b"other").to_string();
+    assert_eq!(
+        store(other).await.expect_err("a lie"),
+        Code::InvalidArgument
+    );
+    store(hash.to_string()).await.expect("stored");
+    user.submit(request()).await.expect("taken");
+    handle.shutdown().await;
 }

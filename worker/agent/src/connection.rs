@@ -1,7 +1,8 @@
 //! One connection to the coordinator: registration, heartbeats, orders in, results out.
 
 use crate::dial::{CONNECT_DEADLINE, Dial, DialError, Dialler, Link, has_broken};
-use crate::error::AgentError;
+use crate::error::{AgentError, story};
+use longtake_common::artifact::{ArtifactError, ArtifactStore};
 use longtake_proto::v1;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -50,6 +51,9 @@ pub enum LostConnection {
     /// The other side said no.
     #[error("the coordinator refused: {0}")]
     Refused(String),
+    /// The artifacts cannot be reached from here.
+    #[error("{0}")]
+    Artifacts(String),
     /// Another connection has our name; perhaps that of a process that has just died.
     #[error("{0}")]
     NameTaken(String),
@@ -73,6 +77,41 @@ impl From<DialError> for LostConnection {
             other => Self::Barred(other),
         }
     }
+}
+
+/// Makes sure that what the coordinator stores can be read here, and that something can be stored,
+/// before anything is taken that would have to be given back.
+pub async fn check_artifacts(dialler: &Dialler) -> Result<(), LostConnection> {
+    let asked = async {
+        let mut workers = WorkersClient::new(dialler.connect().await?);
+        let reply = workers.workplace(v1::WorkplaceRequest {}).await;
+        Ok(reply.map(tonic::Response::into_inner))
+    };
+    let reply = match tokio::time::timeout(CONNECT_DEADLINE, asked).await {
+        Ok(reply) => reply.map_err(|error: DialError| LostConnection::from(error))?,
+        Err(_) => return Err(LostConnection::Silent(CONNECT_DEADLINE)),
+    };
+    let place = match reply {
+        Ok(place) => place,
+        // Another version: registering says which.
+        Err(status) if status.code() == tonic::Code::Unimplemented => return Ok(()),
+        Err(status) => return Err(refused(dialler, &status)),
+    };
+    let failed = |error: ArtifactError| LostConnection::Artifacts(story(&error));
+    let store = ArtifactStore::open(&place.artifacts).map_err(failed)?;
+    store.check().await.map_err(failed)?;
+    let Ok(probe) = place.probe.parse() else {
+        return Err(LostConnection::Refused(
+            "it named no artifact to look for".to_owned(),
+        ));
+    };
+    if store.exists(probe).await.map_err(failed)? {
+        return Ok(());
+    }
+    Err(LostConnection::Artifacts(format!(
+        "{} is something else here than it is for the coordinator: mount the same folder, or keep the artifacts in a bucket",
+        store.url()
+    )))
 }
 
 impl Connection {

@@ -27,6 +27,14 @@ pub enum AgentError {
         /// In its words.
         reason: String,
     },
+    /// What the coordinator stores cannot be reached from here.
+    #[error("cannot work for the coordinator at {url}: {reason}")]
+    Artifacts {
+        /// The coordinator.
+        url: String,
+        /// What is in the way.
+        reason: String,
+    },
     /// A thread could not be started.
     #[error("cannot start the {lane} thread: {source}; check the process limits (ulimit -u)")]
     Thread {

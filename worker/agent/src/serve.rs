@@ -108,7 +108,7 @@ impl Server {
             if self.may_leave(&drain) {
                 return Ok(());
             }
-            let lost = match Connection::open(&self.dialler, self.registration()).await {
+            let lost = match self.connect(met).await {
                 Ok(connection) => {
                     tracing::info!(worker = connection.terms.worker, "connected");
                     (met, backoff) = (true, BACKOFF_FIRST);
@@ -134,6 +134,12 @@ impl Server {
                         reason,
                     });
                 }
+                LostConnection::Artifacts(reason) => {
+                    return Err(AgentError::Artifacts {
+                        url: self.dialler.url().to_owned(),
+                        reason,
+                    });
+                }
                 other => other,
             };
             if !met && started.elapsed() >= self.patience {
@@ -149,6 +155,15 @@ impl Server {
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
+    }
+
+    /// Registers; at first only where the artifacts can be reached. Later they are not asked for: a
+    /// store that is away for all is waited for.
+    async fn connect(&self, met: bool) -> Result<Connection, LostConnection> {
+        if !met {
+            connection::check_artifacts(&self.dialler).await?;
+        }
+        Connection::open(&self.dialler, self.registration()).await
     }
 
     fn may_leave(&self, drain: &Drain) -> bool {

@@ -6,7 +6,7 @@ use longtake_common::conditioning::Conditioning;
 use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
 use longtake_common::spec::{Codec, Continuity, JobSpec, LoraRef, ModelRef, Shot, Transition};
-use longtake_common::task::{ENGINE, SeamScore};
+use longtake_common::task::SeamScore;
 use longtake_core::{
     ChunkView, Fetching, JobState, JobView, PartsView, SegmentView, WorkerTask, WorkerView,
 };
@@ -237,7 +237,7 @@ pub fn outline_to_proto(view: &JobView) -> v1::Job {
         segments_done: done.count() as u32,
         segments_total: view.segments.len() as u32,
         isa: view.isa.clone(),
-        engine: ENGINE.to_owned(),
+        engine: view.engine.clone(),
     }
 }
 
