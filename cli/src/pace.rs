@@ -18,17 +18,20 @@ const JOBS_MAX: usize = 5;
 const TAIL_HALO_FRAMES: u32 = 32;
 
 /// What is assumed of one thread where nothing was measured: ltxv-tiny on a server processor of
-/// 2023 with AVX-512. A larger model's figures are these times its bytes over ltxv-tiny's.
+/// 2023 with AVX-512, as `nice -n -10 longtake render PROMPT --seconds 12 --workers 1 --threads 1`
+/// leaves it in [`FILE`] (the median of three runs, beside other work). A larger model's figures are
+/// these times its bytes over ltxv-tiny's.
 const ASSUMED: Amounts = Amounts {
-    text: 0.01,
-    pass1: 6e-5,
-    decode: 7e-7,
-    encode: 8e-8,
-    seam: 6e-7,
-    mux: 1e-7,
+    text: 0.002,
+    pass1: 3.4e-4,
+    decode: 7.5e-7,
+    encode: 1.2e-7,
+    seam: 8.7e-7,
+    mux: 8e-8,
 };
-/// Peak memory of a worker over the pixels of all frames of a window, with ltxv-tiny.
-const ASSUMED_BYTES_PER_PIXEL: f64 = 60.0;
+/// Peak memory of a worker over the pixels of all frames of a window, with ltxv-tiny; from the same
+/// runs, less the model's files.
+const ASSUMED_BYTES_PER_PIXEL: f64 = 81.0;
 /// Bytes of ltxv-tiny's files.
 const TINY_BYTES: f64 = 1.6e7;
 
