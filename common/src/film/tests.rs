@@ -207,7 +207,7 @@ shots:
         timeline.keyframes,
         [
             keyframe("films/a.png", true, Place::End, 0.5, 0, 30),
-            keyframe("films/clips/b.mp4", false, Place::Frame(12), 1.0, 30, 48),
+            keyframe("films/clips/b.mp4", false, Place::Frame(16), 1.0, 30, 48),
             keyframe("/c.png", true, Place::Frame(0), 1.0, 30, 48),
         ]
     );
