@@ -144,17 +144,6 @@ fn seed(text: &str) -> Result<u64, String> {
         .map_err(|_| format!("use a whole number from 0 to {}", u64::MAX))
 }
 
-/// Reads `--device`.
-pub fn device(text: &str) -> Result<String, String> {
-    match text {
-        "cpu" => Ok(text.to_owned()),
-        cuda if cuda.starts_with("cuda") => {
-            Err("this build has no CUDA backend; use --device cpu".to_owned())
-        }
-        _ => Err("no such device; use cpu".to_owned()),
-    }
-}
-
 /// Where a model's weights are, and whether they are needed now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weights<'a> {

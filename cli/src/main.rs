@@ -10,6 +10,7 @@ mod access_args;
 mod client;
 mod commands;
 mod conditioning;
+mod device_args;
 mod download;
 mod enhance;
 mod estimate;

@@ -29,6 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "longtake-common",
             "longtake-cpu",
+            "longtake-cuda",
             "longtake-ltx",
             "longtake-proto",
             "longtake-stitch",

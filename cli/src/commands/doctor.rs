@@ -188,14 +188,17 @@ fn gpu() -> Check {
         .map(|(library, _)| format!("{} is missing: {}", library.name, library.hint))
         .collect();
     if !missing.is_empty() {
-        let message = format!("rendering uses the CPU; {}", missing.join("; "));
+        let message = format!("--device cuda:0 is not to be had; {}", missing.join("; "));
         return Check::new("gpu", Level::Warn, message);
     }
     match longtake_cuda::CudaBackend::open(longtake_cuda::CudaOptions::default()) {
         Ok(gpu) => {
-            let bits = gpu.options().precision;
+            let bits = match gpu.options().rows_scaled {
+                true => "8-bit models in 8 bits",
+                false => "8-bit models expanded to bf16",
+            };
             let message = format!(
-                "{}, {bits:?} products; `longtake bench` measures it, rendering still uses the CPU",
+                "{}, {bits}; rendered on with --device cuda:0",
                 gpu.device_name()
             );
             Check::new("gpu", Level::Ok, message)
@@ -203,7 +206,7 @@ fn gpu() -> Check {
         Err(error) => Check::new(
             "gpu",
             Level::Warn,
-            format!("rendering uses the CPU; {error}"),
+            format!("--device cuda:0 is not to be had; {error}"),
         ),
     }
 }

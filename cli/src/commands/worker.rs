@@ -2,7 +2,7 @@
 
 use crate::access_args::AccessArgs;
 use anyhow::{Context, Result, anyhow};
-use longtake_agent::{AgentConfig, ModelSettings};
+use longtake_agent::{AgentConfig, Device, ModelSettings};
 use longtake_server::NAME_BYTES_MAX;
 use std::io::Read;
 use std::path::Path;
@@ -20,9 +20,12 @@ pub struct WorkerArgs {
     coordinator: String,
     #[command(flatten)]
     access: AccessArgs,
-    /// What to render on: cpu
-    #[arg(long, default_value = "cpu", value_parser = crate::job_args::device)]
-    device: String,
+    /// What to render on: cpu, or an NVIDIA GPU like cuda:0
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Device,
+    /// Most of the GPU's memory to take, like 16GiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::bytes)]
+    max_vram: Option<u64>,
     /// Threads to render with [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -70,6 +73,7 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         coordinator: args.access.dial(&args.coordinator),
         name: args.name.unwrap_or_else(default_name),
         device: args.device,
+        memory_limit: args.max_vram,
         threads: args
             .threads
             .map_or_else(longtake_agent::host::cores, usize::from),

@@ -27,12 +27,12 @@ pub(super) async fn render(
     telemetry: &TelemetryArgs,
 ) -> Result<Report> {
     // Named even when nobody chose it: what an earlier run began on another level stays there.
-    let isa = longtake_agent::isa(args.isa.as_deref())?;
-    order.isa = Some(isa.name().to_owned());
+    let level = longtake_agent::level(args.device.first(), args.isa.as_deref())?;
+    order.isa = Some(level.clone());
     let state = State::prepare(args, order)?;
     let mut handle = start_coordinator(state.folder(), &state.artifacts()).await?;
     let setup = setup(args, &state, &handle, telemetry);
-    let of = args.installation(&order.wanted.spec, isa.name(), setup.threads);
+    let of = args.installation(&order.wanted.spec, &level, setup.threads);
     let outcome = drive(&setup, order, &state, of, &mut handle).await;
     handle.shutdown().await;
     let report = outcome?;
@@ -101,9 +101,9 @@ fn stopped(ended: Result<(), StartError>) -> anyhow::Error {
 /// Workers of our own, and threads of each.
 pub(super) fn crew(args: &RenderArgs) -> (usize, usize) {
     let cores = longtake_agent::host::cores();
-    let count = args
-        .workers
-        .map_or(cores.min(WORKERS_DEFAULT_MAX), usize::from);
+    let usual = args.device.gpus();
+    let usual = usual.unwrap_or(cores.min(WORKERS_DEFAULT_MAX));
+    let count = args.workers.map_or(usual, usize::from);
     let threads = args.threads.map_or((cores / count).max(1), usize::from);
     (count, threads)
 }
@@ -119,6 +119,7 @@ fn setup(
         count,
         threads,
         device: args.device.clone(),
+        max_vram: args.max_vram,
         isa: args.isa.clone(),
         coordinator: handle.url(),
         logs: state.folder().to_owned(),

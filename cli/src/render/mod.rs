@@ -10,6 +10,7 @@ pub use embedded::open_state;
 pub use state::has_database;
 
 use crate::client::{Client, FarmArgs};
+use crate::device_args::Devices;
 use crate::estimate::Estimate;
 use crate::exit::Interrupted;
 use crate::farm_model;
@@ -37,15 +38,18 @@ pub struct RenderArgs {
     pub job: JobArgs,
     #[command(flatten)]
     farm: FarmArgs,
-    /// Worker processes to start [default: one for each core, at most 2]
+    /// Worker processes to start [default: one for each GPU; else one for each core, at most 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
     /// Threads of each worker [default: cores / workers]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// What to render on: cpu
-    #[arg(long, default_value = "cpu", value_parser = crate::job_args::device)]
-    device: String,
+    /// What to render on: cpu, or NVIDIA GPUs like cuda:0 or cuda:0,1
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: Devices,
+    /// Most of each GPU's memory to take, like 16GiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::bytes)]
+    max_vram: Option<u64>,
     /// Instruction-set level: avx512, avx2 or scalar [default: the best that this machine has]
     #[arg(long)]
     isa: Option<String>,
@@ -136,8 +140,8 @@ impl RenderArgs {
         let (basis, workers) = match self.farm.url() {
             None => {
                 let (count, threads) = embedded::crew(self);
-                let isa = longtake_agent::isa(self.isa.as_deref()).ok()?;
-                let of = self.installation(spec, isa.name(), threads);
+                let level = longtake_agent::level(self.device.first(), self.isa.as_deref()).ok()?;
+                let of = self.installation(spec, &level, threads);
                 (pace::here(&of, model.as_deref()), count)
             }
             Some(_) => match self.ask_farm(&spec.model.location, model.as_deref()).await {
@@ -166,7 +170,7 @@ impl RenderArgs {
     fn installation(&self, spec: &JobSpec, isa: &str, threads: usize) -> Installation {
         Installation {
             model: spec.model.location.clone(),
-            device: self.device.clone(),
+            device: self.device.to_string(),
             isa: isa.to_owned(),
             threads,
         }

@@ -1,5 +1,6 @@
 //! Worker processes of an embedded render: started, watched, started again when they die.
 
+use crate::device_args::Devices;
 use anyhow::{Context, Result, anyhow};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,9 @@ pub struct WorkerSetup {
     /// Threads of each.
     pub threads: usize,
     /// What they render on.
-    pub device: String,
+    pub device: Devices,
+    /// Most bytes of a GPU's memory for each.
+    pub max_vram: Option<u64>,
     /// Instruction-set level, if chosen.
     pub isa: Option<String>,
     /// Address of the coordinator.
@@ -148,11 +151,14 @@ impl Slot {
         command.args(["--name", &format!("worker-{}", self.number)]);
         command.args([
             "--device",
-            &setup.device,
+            &setup.device.of_worker(self.number - 1).to_string(),
             "--threads",
             &setup.threads.to_string(),
         ]);
         command.arg("--scratch").arg(&setup.scratch);
+        if let Some(bytes) = setup.max_vram {
+            command.args(["--max-vram", &bytes.to_string()]);
+        }
         if let Some(isa) = &setup.isa {
             command.args(["--isa", isa]);
         }

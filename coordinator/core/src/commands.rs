@@ -14,6 +14,15 @@ use std::collections::BTreeMap;
 /// Instruction-set levels that workers may have, besides those that connected ones do have.
 const LEVELS: [&str; 3] = ["avx512", "avx2", "scalar"];
 
+/// Whether a level is one of a GPU: architecture and multiprocessors, like `sm_90x132`.
+fn is_gpu_level(level: &str) -> bool {
+    let parts = level
+        .strip_prefix("sm_")
+        .and_then(|rest| rest.split_once('x'));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    parts.is_some_and(|(arch, multiprocessors)| is_number(arch) && is_number(multiprocessors))
+}
+
 impl Core {
     /// Why a user's or operator's event would not be followed, as a sentence for him; `None` when
     /// it would be. Jobs that are not there are not told of here, nor are submissions.
@@ -121,7 +130,9 @@ impl Core {
     fn refuse_level(&self, isa: Option<&str>) -> Option<String> {
         let isa = isa?;
         let mut workers = self.workers.values();
-        let is_known = LEVELS.contains(&isa) || workers.any(|worker| worker.info.isa == isa);
+        let is_known = LEVELS.contains(&isa)
+            || is_gpu_level(isa)
+            || workers.any(|worker| worker.info.isa == isa);
         (!is_known).then(|| {
             format!(
                 "no worker can ever render on '{}': the instruction-set levels are {}",

@@ -11,6 +11,7 @@
 mod artifacts;
 mod connection;
 mod control;
+mod device;
 mod dial;
 mod drain;
 mod error;
@@ -23,6 +24,7 @@ mod serve;
 mod tls;
 mod work;
 
+pub use device::{Device, level};
 pub use dial::{Credentials, Dial, DialError, Dialler, Link, has_broken};
 pub use error::{AgentError, TaskError};
 pub use loading::{Loading, measure_loading};
@@ -57,8 +59,10 @@ pub struct AgentConfig {
     pub coordinator: Dial,
     /// Name shown in reports.
     pub name: String,
-    /// What to render on; `cpu`.
-    pub device: String,
+    /// What to render on.
+    pub device: Device,
+    /// Most bytes of a GPU's memory to take, if there is a limit.
+    pub memory_limit: Option<u64>,
     /// Threads to render with, at least 1.
     pub threads: usize,
     /// Instruction-set level by name; `None` takes the best that the processor has.
@@ -78,9 +82,7 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), AgentError> {
     let dialler = serve::dialler(&config.coordinator)?;
-    let isa = isa(config.isa.as_deref())?;
-    let backend = CpuBackend::new(config.threads, isa)
-        .map_err(|error| AgentError::Device(error.to_string()))?;
+    let level = level(config.device, config.isa.as_deref())?;
     // May read for minutes, the first time.
     let opened = tokio::task::spawn_blocking(move || Shelf::open(config.models));
     let shelf = opened
@@ -88,14 +90,23 @@ pub async fn run(
         .map_err(|error| AgentError::Model(error.to_string()))??;
     let shelf = Arc::new(shelf);
     let runtime = Handle::current();
-    let lanes = Lanes::start(
-        DeviceExecutor::new(backend, shelf.clone(), runtime.clone()),
-        HostExecutor::new(runtime, config.threads, config.scratch)?,
-    )?;
+    let host = HostExecutor::new(runtime.clone(), config.threads, config.scratch)?;
+    let lanes = match config.device {
+        Device::Cpu => {
+            let isa = isa(config.isa.as_deref())?;
+            let backend = CpuBackend::new(config.threads, isa)
+                .map_err(|error| AgentError::Device(error.to_string()))?;
+            Lanes::start(DeviceExecutor::new(backend, shelf.clone(), runtime), host)?
+        }
+        Device::Cuda(ordinal) => {
+            let backend = device::open_gpu(ordinal, config.memory_limit)?;
+            Lanes::start(DeviceExecutor::new(backend, shelf.clone(), runtime), host)?
+        }
+    };
     let identity = Identity {
         name: config.name,
-        device: config.device,
-        isa: isa.name().to_owned(),
+        device: config.device.to_string(),
+        isa: level,
         threads: config.threads as u32,
         instance: instance(),
     };

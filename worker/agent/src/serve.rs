@@ -25,9 +25,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 pub struct Identity {
     /// Name for people.
     pub name: String,
-    /// `cpu`, later `cuda:0`.
+    /// `cpu` or `cuda:0`.
     pub device: String,
-    /// Instruction-set level in use.
+    /// Instruction-set level in use, or the GPU's.
     pub isa: String,
     /// Threads of the device lane.
     pub threads: u32,

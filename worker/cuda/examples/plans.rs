@@ -48,7 +48,7 @@ fn main() {
         attention(32, 64, 13376, 13376),
         attention(4, 64, 640, 640),
     ] {
-        for form in [SdpaForm::Unified, SdpaForm::Composite] {
+        for form in [SdpaForm::Unified, SdpaForm::Composite, SdpaForm::Fp8] {
             report(format!("{form:?} {shape:?}"), || {
                 shape.plan(&target, form, 1 << 30)
             });

@@ -45,6 +45,16 @@ static __device__ __forceinline__ u32 f2e4m3x2(float lo, float hi) {
 }
 #endif
 
+#if __CUDA_ARCH__ >= 890
+// Eight floats times `by` as E4M3.
+static __device__ __forceinline__ uint2 pack8_e4m3(const float* x, float by) {
+    uint2 q;
+    q.x = f2e4m3x2(x[0] * by, x[1] * by) | f2e4m3x2(x[2] * by, x[3] * by) << 16;
+    q.y = f2e4m3x2(x[4] * by, x[5] * by) | f2e4m3x2(x[6] * by, x[7] * by) << 16;
+    return q;
+}
+#endif
+
 // Value of an E4M3 byte, as plain arithmetic: also for architectures without the conversion.
 static __device__ __forceinline__ float e4m3f(u32 b) {
     // The exponent's bias is 7 there and 127 here: 2^120 moves one onto the other, subnormals too.
@@ -82,11 +92,38 @@ static __device__ __forceinline__ Vec16 pack8(const float* x) {
     return v;
 }
 
+// Eight neighbouring values that this block reads once: kept out of the first-level cache, where the
+// tables lie.
+static __device__ __forceinline__ Vec16 load_once(const Vec16* p) {
+    Vec16 v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3]) : "l"(p));
+    return v;
+}
+
 static __device__ __forceinline__ void load8_f32(const float* p, float* out) {
     float4 a = *reinterpret_cast<const float4*>(p);
     float4 b = *reinterpret_cast<const float4*>(p + 4);
     out[0] = a.x; out[1] = a.y; out[2] = a.z; out[3] = a.w;
     out[4] = b.x; out[5] = b.y; out[6] = b.z; out[7] = b.w;
+}
+
+// Two sums over a block of COUNT threads with one barrier; as `block_reduce`.
+template <int COUNT>
+static __device__ __forceinline__ float2 block_sum2(float2 x, float2* buffer) {
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) {
+        x.x += __shfl_xor_sync(0xffffffffu, x.x, d);
+        x.y += __shfl_xor_sync(0xffffffffu, x.y, d);
+    }
+    constexpr int WARP_COUNT = COUNT / 32;
+    if (WARP_COUNT == 1) return x;
+    if ((threadIdx.x & 31) == 0) buffer[threadIdx.x >> 5] = x;
+    __syncthreads();
+    x = buffer[0];
+#pragma unroll
+    for (int i = 1; i < WARP_COUNT; i++) x.x += buffer[i].x, x.y += buffer[i].y;
+    return x;
 }
 
 // Sum or maximum over a block of COUNT threads in a fixed order, the same in every thread.

@@ -12,9 +12,10 @@
 #define V ((VECS + GROUP - 1) / GROUP)
 
 extern "C" __global__ __launch_bounds__(256) void NAME(
-    const Vec16* x, Vec16* out, const float* scale, const float* shift, float eps, u64 cells,
-    u64 cells_of_frame, int frames, int front, int back) {
-    u64 cell = ((u64)blockIdx.x * 256 + threadIdx.x) / GROUP;
+    const Vec16* x, Vec16* out, const float* scale, const float* shift, float eps, u32 cells,
+    u32 cells_of_frame, int frames, int front, int back) {
+    // 32 bits: a division in 64 costs as much as all the rest.
+    u32 cell = blockIdx.x * (256 / GROUP) + threadIdx.x / GROUP;
     int lane = threadIdx.x % GROUP;
     bool inside = cell < cells;
     float a[8 * V];
@@ -23,7 +24,7 @@ extern "C" __global__ __launch_bounds__(256) void NAME(
     for (int i = 0; i < V; i++) {
         int v = lane + i * GROUP;
         if (!inside || v >= VECS) continue;
-        unpack8(x[cell * VECS + v], a + 8 * i);
+        unpack8(x[(u64)cell * VECS + v], a + 8 * i);
 #pragma unroll
         for (int j = 8 * i; j < 8 * i + 8; j++) sum += a[j] * a[j];
     }
@@ -34,15 +35,20 @@ extern "C" __global__ __launch_bounds__(256) void NAME(
     int frame = (int)(cell / cells_of_frame);
     int from = frame == 0 ? 0 : frame + front;
     int to = frame + front + (frame == frames - 1 ? back : 0);
-    u64 in_frame = cell % cells_of_frame;
+    u32 in_frame = cell - (u32)frame * cells_of_frame;
 #pragma unroll
     for (int i = 0; i < V; i++) {
         int v = lane + i * GROUP;
         if (v >= VECS) continue;
+        float by[8], plus[8];
+        if (scale) {
+            load8_f32(scale + 8 * v, by);
+            load8_f32(shift + 8 * v, plus);
+        }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             float r = a[8 * i + j] * factor;
-            if (scale) r = r * (1.0f + scale[8 * v + j]) + shift[8 * v + j];
+            if (scale) r = r * (1.0f + by[j]) + plus[j];
             a[8 * i + j] = SILU ? silu(r) : r;
         }
         Vec16 packed = pack8(a + 8 * i);

@@ -7,14 +7,14 @@
 //
 // Shapes: x, y, xo [L, D] row-major, bf16 (x and xo f32 with X_F32); tables f32 [T, R, D] of which a
 // token takes row set index[token]; out [L, D].
-// One block takes `rows_per_block` neighbouring rows; each thread keeps the same V*8 channels for
-// all of them, and the tables' values in registers for as long as the index stays the same.
+// A block takes every gridDim-th row, the next one on its way while one is worked on; each thread has
+// the same V*8 channels of all. Tables are read anew for each row, from the first-level cache: they
+// would take more registers than all else, and with them the blocks that hide the memory's latency.
 // Requires D % 8 == 0 and 16-byte aligned rows.
 //
-// Bytes a row: D * (2 or 4 for x, 2 for y, 2 or 4 for xo, 2 or 1 for out); tables come from L2 once a
-// block. Runs at memory bandwidth.
+// Bytes a row: D * (2 or 4 for x, 2 for y, 2 or 4 for xo, 2 or 1 for out). Runs at memory bandwidth.
 //
-// Defines: D, THREADS, X_F32, ACT, RES (0 no, 1 x + y, 2 gated), NORM (0, 1 rms, 2 layer),
+// Defines: D, THREADS, BLOCKS (a multiprocessor), X_F32, ACT, RES (0 no, 1 x + y, 2 gated), NORM (0, 1 rms, 2 layer),
 // MOD (0 none, 1 table, 2 weight), OUT (0 none, 1 bf16, 2 e4m3), NAME.
 
 #define VECS (D / 8)
@@ -33,51 +33,36 @@ static __device__ __forceinline__ void fetch_x(Raw& raw, const void* x, u64 row)
         u64 at = row * VECS + threadIdx.x + i * THREADS;
         const Vec16* p = static_cast<const Vec16*>(x);
         if (X_F32) {
-            raw.v[2 * i] = p[2 * at];
-            raw.v[2 * i + (X_F32 ? 1 : 0)] = p[2 * at + 1];
+            raw.v[2 * i] = load_once(p + 2 * at);
+            raw.v[2 * i + (X_F32 ? 1 : 0)] = load_once(p + 2 * at + 1);
         } else {
-            raw.v[i] = p[at];
+            raw.v[i] = load_once(p + at);
         }
     }
 }
 
 static __device__ __forceinline__ void fetch_y(Vec16* raw, const void* y, u64 row) {
 #pragma unroll
-    for (int i = 0; i < V; i++) {
-        if (HAS(i)) raw[i] = static_cast<const Vec16*>(y)[row * VECS + threadIdx.x + i * THREADS];
-    }
+    for (int i = 0; i < V; i++)
+        if (HAS(i)) raw[i] = load_once(static_cast<const Vec16*>(y) + row * VECS + threadIdx.x + i * THREADS);
 }
 
-static __device__ __forceinline__ void fetch_table(float* to, const float* row) {
-#pragma unroll
-    for (int i = 0; i < V; i++) {
-        if (HAS(i)) load8_f32(row + 8 * (threadIdx.x + i * THREADS), to + 8 * i);
-    }
-}
-
-extern "C" __global__ __launch_bounds__(THREADS) void NAME(
+extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void NAME(
     const void* x, const void* y, void* xo, void* out, float* scales,
     const float* gate_table, const u32* gate_index, int gate_rows, int gate_row,
     const float* mod_table, const u32* mod_index, int mod_rows, int shift_row, int scale_row,
-    float eps, int rows, int rows_per_block) {
+    float eps, int rows) {
     __shared__ float reduce[2][32];
     int turn = 0;
-    int row = blockIdx.x * rows_per_block;
-    int end = min(row + rows_per_block, rows);
-    if (row >= end) return;
-
-    float gate[RES == 2 ? 8 * V : 1];
-    float scale[MOD != 0 ? 8 * V : 1];
-    float shift[MOD == 1 ? 8 * V : 1];
-    u32 gate_have = 0xffffffffu, mod_have = 0xffffffffu;
-    if (MOD == 2) fetch_table(scale, mod_table);
+    int row = blockIdx.x;
+    if (row >= rows) return;
 
     Raw next_x;
     Vec16 next_y[RES ? V : 1];
     fetch_x(next_x, x, row);
     if (RES) fetch_y(next_y, y, row);
 
-    for (; row < end; row++) {
+    for (; row < rows; row += gridDim.x) {
         float a[8 * V];
 #pragma unroll
         for (int i = 0; i < V; i++) {
@@ -94,42 +79,32 @@ extern "C" __global__ __launch_bounds__(THREADS) void NAME(
                 unpack8(next_x.v[i], a + 8 * i);
             }
         }
-        float add[RES ? 8 * V : 1];
-        if (RES) {
-#pragma unroll
-            for (int i = 0; i < V; i++)
-                if (HAS(i)) unpack8(next_y[i], add + 8 * i);
-        }
-        // The next row is on its way while this one is worked on.
-        if (row + 1 < end) {
-            fetch_x(next_x, x, row + 1);
-            if (RES) fetch_y(next_y, y, row + 1);
-        }
         if (ACT) {
 #pragma unroll
             for (int j = 0; j < 8 * V; j++) a[j] = activate(a[j], ACT);
         }
-        if (RES == 2) {
-            u32 set = gate_index[row];
-            if (set != gate_have) {
-                fetch_table(gate, gate_table + ((u64)set * gate_rows + gate_row) * D);
-                gate_have = set;
+        if (RES) {
+            const float* gates = 0;
+            if (RES == 2) gates = gate_table + ((u64)gate_index[row] * gate_rows + gate_row) * D;
+#pragma unroll
+            for (int i = 0; i < V; i++) {
+                if (!HAS(i)) continue;
+                float add[8], gate[8];
+                unpack8(next_y[i], add);
+                if (RES == 2) load8_f32(gates + 8 * (threadIdx.x + i * THREADS), gate);
+#pragma unroll
+                for (int j = 0; j < 8; j++) a[8 * i + j] += RES == 2 ? gate[j] * add[j] : add[j];
             }
         }
-        if (MOD == 1) {
-            u32 set = mod_index[row];
-            if (set != mod_have) {
-                fetch_table(scale, mod_table + ((u64)set * mod_rows + scale_row) * D);
-                fetch_table(shift, mod_table + ((u64)set * mod_rows + shift_row) * D);
-                mod_have = set;
-            }
+        // The next row is on its way while this one is worked on.
+        if (row + gridDim.x < rows) {
+            fetch_x(next_x, x, row + gridDim.x);
+            if (RES) fetch_y(next_y, y, row + gridDim.x);
         }
         if (RES) {
 #pragma unroll
             for (int i = 0; i < V; i++) {
                 if (!HAS(i)) continue;
-#pragma unroll
-                for (int j = 8 * i; j < 8 * i + 8; j++) a[j] += RES == 2 ? gate[j] * add[j] : add[j];
                 u64 at = (u64)row * VECS + threadIdx.x + i * THREADS;
                 if (X_F32) {
                     float4* to = static_cast<float4*>(xo) + 2 * at;
@@ -167,14 +142,25 @@ extern "C" __global__ __launch_bounds__(THREADS) void NAME(
             factor = 1.0f / sqrtf(sum * (1.0f / D) + eps);
         }
         float most = 0.0f;
+        const float *scale_at = 0, *shift_at = 0;
+        if (MOD == 1) {
+            const float* set = mod_table + (u64)mod_index[row] * mod_rows * D;
+            scale_at = set + (u64)scale_row * D;
+            shift_at = set + (u64)shift_row * D;
+        }
+        if (MOD == 2) scale_at = mod_table;
 #pragma unroll
         for (int i = 0; i < V; i++) {
             if (!HAS(i)) continue;
+            float scale[8], shift[8];
+            if (MOD) load8_f32(scale_at + 8 * (threadIdx.x + i * THREADS), scale);
+            if (MOD == 1) load8_f32(shift_at + 8 * (threadIdx.x + i * THREADS), shift);
 #pragma unroll
-            for (int j = 8 * i; j < 8 * i + 8; j++) {
+            for (int k = 0; k < 8; k++) {
+                int j = 8 * i + k;
                 if (NORM) a[j] *= factor;
-                if (MOD == 1) a[j] = a[j] * (1.0f + scale[j]) + shift[j];
-                if (MOD == 2) a[j] *= scale[j];
+                if (MOD == 1) a[j] = a[j] * (1.0f + scale[k]) + shift[k];
+                if (MOD == 2) a[j] *= scale[k];
                 if (OUT == 2) most = fmaxf(most, fabsf(a[j]));
             }
         }
@@ -193,11 +179,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void NAME(
 #pragma unroll
         for (int i = 0; i < V; i++) {
             if (!HAS(i)) continue;
-            const float* b = a + 8 * i;
-            uint2 q;
-            q.x = f2e4m3x2(b[0] * inverse, b[1] * inverse) | f2e4m3x2(b[2] * inverse, b[3] * inverse) << 16;
-            q.y = f2e4m3x2(b[4] * inverse, b[5] * inverse) | f2e4m3x2(b[6] * inverse, b[7] * inverse) << 16;
-            static_cast<uint2*>(out)[(u64)row * VECS + threadIdx.x + i * THREADS] = q;
+            u64 at = (u64)row * VECS + threadIdx.x + i * THREADS;
+            static_cast<uint2*>(out)[at] = pack8_e4m3(a + 8 * i, inverse);
         }
 #endif
     }

@@ -1,12 +1,13 @@
 //! Attention: cuDNN's for what is large, the kernel of this crate for the rest.
 
-use crate::backend::CudaBackend;
+use crate::backend::{AttentionBits, CudaBackend, unsupported};
 use crate::device::Arg;
 use crate::dnn::sdpa::{K, O, Q, SCALE, V};
 use crate::dnn::{Binding, Plan, SdpaForm, SdpaShape};
 use crate::error::{CudaError, Result};
 use crate::kernels::{ATTENTION_TILE, ATTENTION_WARPS, attention_spec};
 use crate::tensor::{Buffer, CudaTensor, Element};
+use crate::timing::Work;
 use longtake_tensor::{AttentionBias, Tensor};
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -40,6 +41,22 @@ impl CudaBackend {
         scale: f32,
         bias: &AttentionBias<'_, Self>,
     ) -> Result<CudaTensor> {
+        let length = q.shape().rows();
+        if self.options().attention == AttentionBits::Fp8
+            && bias.keys.is_none()
+            && bias.positions.is_none()
+            && length >= DNN_LENGTH_MIN
+        {
+            let shape = SdpaShape {
+                heads,
+                head_dim: q.shape().last() / heads,
+                lq: length,
+                lk: k.shape().rows(),
+            };
+            if let Some(done) = self.attend8([q, k, v], shape, scale)? {
+                return Ok(done);
+            }
+        }
         self.rotate(&[q, k])?;
         let (q_at, k_at, v_at) = (self.bf16(q)?, self.bf16(k)?, self.bf16(v)?);
         let mut shape = SdpaShape {
@@ -82,46 +99,73 @@ impl CudaBackend {
         o: u64,
         scale: f32,
     ) -> Result<bool> {
-        let mut plans = self.plans();
-        let key = (shape, scale.to_bits());
-        if let Entry::Vacant(place) = plans.sdpa.entry(key) {
-            let made = self.dnn(|dnn| {
-                let workspace = self.options().dnn_workspace_bytes;
-                let plan = |form| shape.plan(dnn.target(), form, workspace);
-                plan(SdpaForm::Unified).or_else(|_| plan(SdpaForm::Composite))
-            });
-            let made = match made {
-                Ok(plan) => {
-                    tracing::debug!(?shape, engine = plan.engine(), "attention plan");
-                    let scale = Box::new(scale);
-                    Some(SdpaPlan { plan, scale })
-                }
-                Err(error) => {
-                    tracing::warn!(?shape, %error, "cuDNN has no attention for this; using our own kernel");
-                    None
-                }
-            };
-            place.insert(made);
+        let forms = [SdpaForm::Unified, SdpaForm::Composite];
+        let mut form = None;
+        for candidate in forms {
+            if form.is_none() && self.plan_sdpa(shape, scale, candidate)? {
+                form = Some(candidate);
+            }
         }
-        let Some(Some(SdpaPlan { plan, scale })) = plans.sdpa.get(&key) else {
+        let Some(form) = form else {
             return Ok(false);
         };
-        let workspace = self.device().take(plan.workspace_bytes())?;
         let bind = |id, address| Binding { id, address };
-        let bindings = [
-            bind(Q, q),
-            bind(K, k),
-            bind(V, v),
-            bind(O, o),
-            bind(
-                SCALE,
-                std::ptr::from_ref::<f32>(scale).expose_provenance() as u64,
-            ),
-        ];
+        self.run_sdpa(shape, scale, form, |scale| {
+            vec![
+                bind(Q, q),
+                bind(K, k),
+                bind(V, v),
+                bind(O, o),
+                bind(SCALE, scale),
+            ]
+        })?;
+        let SdpaShape { lq, lk, .. } = shape;
+        let label = || (format!("attention {lq} x {lk}"), Work::Flops(shape.flops()));
+        self.device().watch.saw(self.device(), label)?;
+        Ok(true)
+    }
+
+    /// Whether cuDNN has an engine for an attention of this form; makes the plan at the first call.
+    pub(crate) fn plan_sdpa(&self, shape: SdpaShape, scale: f32, form: SdpaForm) -> Result<bool> {
+        let mut plans = self.plans();
+        let place = match plans.sdpa.entry((shape, scale.to_bits(), form)) {
+            Entry::Occupied(known) => return Ok(known.get().is_some()),
+            Entry::Vacant(place) => place,
+        };
+        self.device().bind()?;
+        let workspace = self.options().dnn_workspace_bytes;
+        let made = match self.dnn(|dnn| shape.plan(dnn.target(), form, workspace)) {
+            Ok(plan) => {
+                tracing::debug!(?shape, ?form, engine = plan.engine(), "attention plan");
+                let scale = Box::new(scale);
+                Some(SdpaPlan { plan, scale })
+            }
+            Err(error) => {
+                tracing::warn!(?shape, ?form, %error, "cuDNN has no attention for this");
+                None
+            }
+        };
+        Ok(place.insert(made).is_some())
+    }
+
+    /// Runs a plan that there is, on what `bindings` names; it is given the factor's address.
+    pub(crate) fn run_sdpa(
+        &self,
+        shape: SdpaShape,
+        scale: f32,
+        form: SdpaForm,
+        bindings: impl FnOnce(u64) -> Vec<Binding>,
+    ) -> Result<()> {
+        let plans = self.plans();
+        let key = (shape, scale.to_bits(), form);
+        let Some(Some(SdpaPlan { plan, scale })) = plans.sdpa.get(&key) else {
+            return unsupported(format!("attention {shape:?} {form:?}"));
+        };
+        let workspace = self.device().take(plan.workspace_bytes())?;
+        let bindings = bindings(std::ptr::from_ref::<f32>(scale).expose_provenance() as u64);
         self.device().bind()?;
         // SAFETY: the tensors have the sizes of `shape`; the factor lives as long as the plan.
-        self.dnn(|dnn| unsafe { dnn.run(plan, &bindings, workspace.address()) })?;
-        Ok(true)
+        self.dnn(|dnn| unsafe { dnn.run(plan, &bindings, workspace.address()) })
     }
 
     fn attend_own(

@@ -3,7 +3,7 @@
 use crate::attention::SdpaPlan;
 use crate::check::{check_index, check_same, check_table, check_vector};
 use crate::device::Device;
-use crate::dnn::{ConvShape, Dnn, Plan, SdpaShape};
+use crate::dnn::{ConvShape, Dnn, Plan, SdpaForm, SdpaShape};
 use crate::error::{CudaError, InOp, Result};
 use crate::matmul::Matmuls;
 use crate::small::With;
@@ -11,10 +11,11 @@ use crate::tensor::{
     CudaConv, CudaIndex, CudaMatrix, CudaTensor, Element, Norm, Pending, TableRow,
 };
 use longtake_tensor::{
-    Activation, AttentionBias, Backend, Error, Gate, Loader, Modulation, Recording, Rope, Shape,
-    Tensor, WeightView,
+    Activation, AttentionBias, Backend, Error, Gate, Interrupt, Loader, Modulation, Recording,
+    Rope, Shape, Tensor, WeightView,
 };
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 type Op<T> = longtake_tensor::Result<T>;
@@ -22,10 +23,21 @@ type Op<T> = longtake_tensor::Result<T>;
 /// In how many bits the layers compute that repeat from block to block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// E4M3 with a scale a row of both operands.
+    /// E4M3 with a scale a row of both operands where the file has 8 bits, bf16 elsewhere.
+    AsStored,
+    /// E4M3 with a scale a row of both operands, whatever the file has.
     Fp8,
     /// bf16.
     Bf16,
+}
+
+/// In how many bits self-attention multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionBits {
+    /// bf16.
+    Bf16,
+    /// E4M3, where cuDNN has an engine for it.
+    Fp8,
 }
 
 /// How a device is used.
@@ -33,8 +45,13 @@ pub enum Precision {
 pub struct CudaOptions {
     /// Which device.
     pub ordinal: usize,
-    /// Bits of the repeating layers; bf16 on devices whose FP8 products take no scale a row.
+    /// Bits of the repeating layers.
     pub precision: Precision,
+    /// Whether products take E4M3 with a scale a row; if not, such weights stay in 8 bits and are
+    /// expanded to bf16 for each product. Switched off where the device cannot.
+    pub rows_scaled: bool,
+    /// Bits of self-attention.
+    pub attention: AttentionBits,
     /// Most bytes of device memory to take, if there is a limit.
     pub memory_limit: Option<usize>,
     /// Whether steps are recorded as graphs.
@@ -50,7 +67,9 @@ impl Default for CudaOptions {
         let off = |name: &str| std::env::var_os(name).is_some_and(|v| v == "0");
         Self {
             ordinal: 0,
-            precision: Precision::Fp8,
+            precision: Precision::AsStored,
+            rows_scaled: !off("LONGTAKE_CUDA_FP8"),
+            attention: AttentionBits::Bf16,
             memory_limit: None,
             graphs: !off("LONGTAKE_CUDA_GRAPHS"),
             stream_f32: false,
@@ -62,7 +81,7 @@ impl Default for CudaOptions {
 /// Plans of cuDNN's, made at their first use; `None` where it has no engine.
 #[derive(Default)]
 pub(crate) struct Plans {
-    pub sdpa: HashMap<(SdpaShape, u32), Option<SdpaPlan>>,
+    pub sdpa: HashMap<(SdpaShape, u32, SdpaForm), Option<SdpaPlan>>,
     pub conv: HashMap<ConvShape, Plan>,
 }
 
@@ -73,6 +92,7 @@ struct Inner {
     matmuls: Mutex<Matmuls>,
     device: Device,
     options: CudaOptions,
+    interrupt: Interrupt,
 }
 
 // SAFETY: plans are used under their lock, by one thread at a time.
@@ -88,18 +108,20 @@ pub struct CudaBackend {
 
 impl CudaBackend {
     /// Opens a device.
-    pub fn open(mut options: CudaOptions) -> Result<Self> {
+    pub fn open(options: CudaOptions) -> Result<Self> {
+        crate::libs::guarded(|| Self::open_unguarded(options))
+    }
+
+    fn open_unguarded(mut options: CudaOptions) -> Result<Self> {
         let device = Device::open(options.ordinal, options.memory_limit)?;
         device.bind()?;
         // cuBLASLt takes a scale a row on compute capability 9.0 alone.
-        let rows_scaled = device.arch.0 == 90 && device.has_fp8();
-        let forced = std::env::var_os("LONGTAKE_CUDA_FP8").is_some_and(|v| v == "0");
-        if options.precision == Precision::Fp8 && (!rows_scaled || forced) {
+        options.rows_scaled &= device.arch.0 == 90;
+        if !options.rows_scaled {
             tracing::info!(
-                device = device.name,
-                "8-bit weights are expanded to bf16 on this device"
+                device = device.card.name,
+                "8-bit weights are expanded to bf16 for each product on this device"
             );
-            options.precision = Precision::Bf16;
         }
         let stream = device.stream.cu_stream();
         Ok(Self {
@@ -109,8 +131,14 @@ impl CudaBackend {
                 matmuls: Mutex::new(Matmuls::open()?),
                 device,
                 options,
+                interrupt: Interrupt::default(),
             }),
         })
+    }
+
+    /// Fails once nobody wants the result any more.
+    pub(crate) fn check_wanted(&self) -> Op<()> {
+        self.inner.interrupt.check()
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -134,9 +162,14 @@ impl CudaBackend {
         &self.inner.options
     }
 
+    /// What the bits of a result depend on besides the job; see [`crate::Card::level`].
+    pub fn level(&self) -> String {
+        self.inner.device.card.level()
+    }
+
     /// The device's name.
     pub fn device_name(&self) -> &str {
-        &self.inner.device.name
+        &self.inner.device.card.name
     }
 
     /// Most bytes of device memory that tensors and weights ever had.
@@ -246,6 +279,10 @@ impl Backend for CudaBackend {
         recording.with(|memory| self.replay(memory, inputs, compute))
     }
 
+    fn interrupt_by(&self, stop: &Arc<AtomicBool>) {
+        self.inner.interrupt.watch(stop);
+    }
+
     fn download(&self, x: &CudaTensor) -> Op<Vec<f32>> {
         self.download_f32(x).in_op("download")
     }
@@ -282,6 +319,7 @@ impl Backend for CudaBackend {
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaMatrix, act: Activation) -> Op<CudaTensor> {
+        self.check_wanted()?;
         if x.shape().last() != w.k {
             let rule = "as many channels as the matrix has columns";
             return Err(Error::mismatch(

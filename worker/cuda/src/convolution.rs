@@ -1,13 +1,14 @@
 //! Convolutions: preparing kernels, padding in time, cuDNN.
 
 use crate::arena::Block;
-use crate::backend::{CudaBackend, unsupported};
+use crate::backend::CudaBackend;
 use crate::check::cells;
 use crate::device::Arg;
 use crate::dnn::conv::{BIAS, SKIP, W, X, Y};
 use crate::dnn::{Binding, ConvShape};
 use crate::error::{InOp, Result};
 use crate::tensor::{Buffer, CudaConv, CudaTensor, Element, Pending};
+use crate::timing::Work;
 use longtake_tensor::{DType, Error, Tensor, TimePadding, WeightView};
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -82,6 +83,7 @@ impl CudaBackend {
         skip: Option<&CudaTensor>,
     ) -> longtake_tensor::Result<CudaTensor> {
         let op = "conv3d";
+        self.check_wanted()?;
         let from = cells(op, x.shape())?;
         if from.channels != conv.c {
             let kernel = longtake_tensor::Shape::from([conv.n, conv.c]);
@@ -95,14 +97,10 @@ impl CudaBackend {
             let kt = conv.size[0];
             let (front, back) = match padding {
                 TimePadding::Causal => (kt - 1, 0),
-                TimePadding::Symmetric => ((kt - 1) / 2, (kt - 1) / 2),
-                TimePadding::Zeros if kt == 1 => (0, 0),
-                TimePadding::Zeros => {
-                    let what = "a convolution with frames of zeros around, as in a latent upscaler";
-                    return unsupported(what.to_owned());
-                }
+                TimePadding::Symmetric | TimePadding::Zeros => ((kt - 1) / 2, (kt - 1) / 2),
             };
-            let input = self.conv_input(x, conv, front, back)?;
+            let zeros = padding == TimePadding::Zeros && front + back > 0;
+            let input = self.conv_input(x, conv, [front, back], zeros)?;
             // A skip with padded channels would need a copy; no known model has one.
             let fused = skip.filter(|_| conv.n == conv.n_padded);
             let size = ConvShape {
@@ -129,20 +127,22 @@ impl CudaBackend {
         go().in_op(op)
     }
 
-    /// `x` in bf16 with padded channels and repeated first and last frames; written so by the kernel
-    /// that produces it where that is possible.
+    /// `x` in bf16 with padded channels and first and last frames repeated, or zeros in their place;
+    /// written so by the kernel that produces it where that is possible.
     fn conv_input(
         &self,
         x: &CudaTensor,
         conv: &CudaConv,
-        front: usize,
-        back: usize,
+        [front, back]: [usize; 2],
+        zeros: bool,
     ) -> Result<Input> {
         let same_channels = conv.c == conv.c_padded;
         let note = {
             let state = x.node.lock();
             match (&state.values, &state.pending) {
-                (None, Some(Pending::PixelNorm { x, eps, modulation })) if same_channels => {
+                (None, Some(Pending::PixelNorm { x, eps, modulation }))
+                    if same_channels && !zeros =>
+                {
                     Some((x.clone(), *eps, modulation.clone()))
                 }
                 _ => None,
@@ -171,6 +171,7 @@ impl CudaBackend {
             Arg::U64(cells as u64),
             Arg::I32(frames as i32),
             Arg::I32(front as i32),
+            Arg::I32(i32::from(zeros)),
         ];
         self.layout("pad", vecs, &args)?;
         Ok(Input::Padded(block))
@@ -203,6 +204,13 @@ impl CudaBackend {
         }
         self.device().bind()?;
         // SAFETY: the tensors have the sizes of `size`; blocks are aligned to 256 bytes.
-        self.dnn(|dnn| unsafe { dnn.run(plan, &bindings, workspace.address()) })
+        self.dnn(|dnn| unsafe { dnn.run(plan, &bindings, workspace.address()) })?;
+        let label = || {
+            let [kt, kh, kw] = size.kernel;
+            let kernel = format!("{kt}x{kh}x{kw}");
+            let label = format!("convolution {} to {}, {kernel}", size.c, size.n);
+            (label, Work::Flops(size.flops()))
+        };
+        self.device().watch.saw(self.device(), label)
     }
 }

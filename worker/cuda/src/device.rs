@@ -4,14 +4,27 @@ use crate::arena::{Arena, Block};
 use crate::compile::{Arch, Compiler, cache_folder};
 use crate::error::{CudaError, During, Result};
 use crate::kernels::KernelSpec;
+use crate::timing::{Watch, Work};
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex};
 
 /// A loaded kernel.
-#[derive(Clone, Copy)]
-pub(crate) struct Function(sys::CUfunction);
+#[derive(Clone)]
+pub(crate) struct Function {
+    handle: sys::CUfunction,
+    name: Arc<str>,
+    work: Work,
+}
+
+impl Function {
+    /// The same, for a launch that moves so many bytes.
+    pub fn moving(self, bytes: usize) -> Self {
+        let work = Work::Bytes(bytes as f64);
+        Self { work, ..self }
+    }
+}
 
 // SAFETY: a handle of the context, usable from every thread that has the context bound.
 unsafe impl Send for Function {}
@@ -27,19 +40,73 @@ pub(crate) enum Arg {
     F32(f32),
 }
 
+/// What a device is, learned without taking any of its memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// Its name.
+    pub name: String,
+    /// Architecture, such as 90.
+    pub arch: u32,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+}
+
+impl Card {
+    /// Device `ordinal`.
+    pub fn probe(ordinal: usize) -> Result<Self> {
+        crate::libs::guarded(|| {
+            crate::libs::require()?;
+            result::init().during("start the driver")?;
+            let count = result::device::get_count().during("count the devices")? as usize;
+            if ordinal >= count {
+                return Err(CudaError::NoDevice { ordinal, count });
+            }
+            let device = result::device::get(ordinal as i32).during("find the device")?;
+            let name = result::device::get_name(device).during("name the device")?;
+            let attribute = |of: sys::CUdevice_attribute| {
+                // SAFETY: the driver has just given the device.
+                unsafe { result::device::get_attribute(device, of) }.during("ask what it can do")
+            };
+            use sys::CUdevice_attribute as A;
+            let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+            let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+            if major < 8 {
+                let device = name;
+                return Err(CudaError::OldDevice {
+                    device,
+                    major,
+                    minor,
+                });
+            }
+            Ok(Self {
+                name,
+                arch: (major * 10 + minor) as u32,
+                multiprocessors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            })
+        })
+    }
+
+    /// What the bits of a result depend on besides the job: libraries choose their algorithms by the
+    /// architecture and the number of multiprocessors.
+    pub fn level(&self) -> String {
+        format!("sm_{}x{}", self.arch, self.multiprocessors)
+    }
+}
+
 /// Everything that belongs to one device.
 pub(crate) struct Device {
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
     pub arena: Arena,
-    pub name: String,
+    pub card: Card,
     pub arch: Arch,
-    pub multiprocessors: u32,
     compiler: Compiler,
     /// Where blocks come from instead of `arena` while a computation is recorded.
     private: Mutex<Option<Arena>>,
     functions: Mutex<HashMap<(KernelSpec, &'static str), Function>>,
     staging: Mutex<Staging>,
+    /// What is launched while somebody looks.
+    pub(crate) watch: Watch,
 }
 
 /// Most bytes of one copy between host and device that go through pinned memory at a time.
@@ -64,42 +131,24 @@ unsafe impl Send for Pinned {}
 impl Device {
     /// Opens device `ordinal`, taking at most `limit` bytes of its memory.
     pub fn open(ordinal: usize, limit: Option<usize>) -> Result<Self> {
-        crate::libs::require()?;
-        let count = CudaContext::device_count().during("count the devices")? as usize;
-        if ordinal >= count {
-            return Err(CudaError::NoDevice { ordinal, count });
-        }
+        let card = Card::probe(ordinal)?;
         let context = CudaContext::new(ordinal).during("open the device")?;
         // SAFETY: all work goes to one stream, in order; no slice needs an event of its own, and
         // events would break graph capture.
         unsafe { context.disable_event_tracking() };
-        let name = context.name().during("name the device")?;
-        let (major, minor) = context
-            .compute_capability()
-            .during("ask for its capability")?;
-        if major < 8 {
-            return Err(CudaError::OldDevice {
-                device: name,
-                major,
-                minor,
-            });
-        }
-        let arch = Arch((major * 10 + minor) as u32);
-        let multiprocessors = context
-            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .during("count its multiprocessors")?;
+        let arch = Arch(card.arch);
         let stream = context.new_stream().during("create a stream")?;
         Ok(Self {
             arena: Arena::new(Arc::clone(&context), limit.unwrap_or(usize::MAX)),
             compiler: Compiler::new(arch, cache_folder())?,
             context,
             stream,
-            name,
+            card,
             arch,
-            multiprocessors: multiprocessors as u32,
             private: Mutex::default(),
             functions: Mutex::default(),
             staging: Mutex::default(),
+            watch: Watch::default(),
         })
     }
 
@@ -133,7 +182,7 @@ impl Device {
         let mut functions = self.functions.lock().unwrap_or_else(|e| e.into_inner());
         let key = (spec.clone(), entry);
         if let Some(function) = functions.get(&key) {
-            return Ok(*function);
+            return Ok(function.clone());
         }
         let cubin = self.compiler.cubin(spec)?;
         let name = if entry.is_empty() {
@@ -141,6 +190,7 @@ impl Device {
         } else {
             entry.to_owned()
         };
+        let label = Arc::from(name.as_str());
         let name = CString::new(name).map_err(|e| CudaError::Unsupported(e.to_string()))?;
         self.bind()?;
         // SAFETY: `cubin` is a whole cubin of NVRTC's; modules stay loaded as long as the context.
@@ -149,8 +199,12 @@ impl Device {
                 result::module::load_data(cubin.as_ptr().cast()).during("load a kernel")?;
             result::module::get_function(module, name).during("find a kernel")?
         };
-        let function = Function(function);
-        functions.insert(key, function);
+        let function = Function {
+            handle: function,
+            name: label,
+            work: Work::Unknown,
+        };
+        functions.insert(key, function.clone());
         Ok(function)
     }
 
@@ -173,7 +227,11 @@ impl Device {
                 sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: `function` is loaded.
             unsafe {
-                result::function::set_function_attribute(function.0, attribute, shared_bytes as i32)
+                result::function::set_function_attribute(
+                    function.handle,
+                    attribute,
+                    shared_bytes as i32,
+                )
             }
             .during("ask for shared memory")?;
         }
@@ -189,7 +247,7 @@ impl Device {
         // which copies what they point to.
         unsafe {
             result::launch_kernel(
-                function.0,
+                function.handle,
                 (grid[0], grid[1], 1),
                 (threads, 1, 1),
                 shared_bytes,
@@ -197,7 +255,9 @@ impl Device {
                 &mut pointers,
             )
         }
-        .during("launch a kernel")
+        .during("launch a kernel")?;
+        self.watch
+            .saw(self, || (function.name.to_string(), function.work))
     }
 
     /// Copies `bytes` to `to`, which must have room. Returns when `bytes` may be changed.
@@ -263,12 +323,23 @@ impl Device {
             // SAFETY: the copy into the buffer is waited for; ranges fit.
             unsafe {
                 result::event::synchronize(buffer.free).during("wait for a copy")?;
-                let length = range.len();
-                let to = &mut bytes[range];
-                std::ptr::copy_nonoverlapping(buffer.memory, to.as_mut_ptr(), length);
+                let filled = std::slice::from_raw_parts(buffer.memory, range.len());
+                copy_by_many(filled, &mut bytes[range]);
             }
         }
-        Ok(())
+        let bytes = total as f64;
+        self.watch
+            .saw(self, || ("to the host".to_owned(), Work::Bytes(bytes)))
+    }
+
+    /// Fills a block with zeros.
+    pub fn zero(&self, block: &Block) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the block has so many bytes.
+        unsafe {
+            result::memset_d8_async(block.address(), 0, block.size(), self.stream.cu_stream())
+        }
+        .during("fill with zeros")
     }
 
     /// Copies within the device.
@@ -276,7 +347,10 @@ impl Device {
         self.bind()?;
         // SAFETY: callers pass blocks that have `bytes` bytes.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
-            .during("copy on the device")
+            .during("copy on the device")?;
+        self.watch.saw(self, || {
+            ("copy".to_owned(), Work::Bytes(2.0 * bytes as f64))
+        })
     }
 
     /// Waits until everything is done, and learns whether it failed.
@@ -284,6 +358,24 @@ impl Device {
         self.bind()?;
         self.stream.synchronize().during("wait for the device")
     }
+}
+
+/// Copies with several threads where it pays: memory that was never touched is slow to touch first.
+fn copy_by_many(from: &[u8], to: &mut [u8]) {
+    const EACH_MIN: usize = 1 << 20;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(8).min(from.len() / EACH_MIN).max(1);
+    let each = from.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let mut parts = from.chunks(each).zip(to.chunks_mut(each));
+        let first = parts.next();
+        for (from, to) in parts {
+            scope.spawn(|| to.copy_from_slice(from));
+        }
+        if let Some((from, to)) = first {
+            to.copy_from_slice(from);
+        }
+    });
 }
 
 impl Pinned {

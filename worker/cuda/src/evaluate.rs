@@ -61,6 +61,11 @@ impl CudaBackend {
             if let Some(values) = &state.values {
                 return Ok(Arc::clone(values));
             }
+            if let (Some(quantised), None) = (&state.quantised, &state.pending) {
+                let quantised = Arc::clone(quantised);
+                drop(state);
+                return self.widened(x, &quantised);
+            }
             match &state.pending {
                 // These are done in place where nobody else holds what they work on: no copy of
                 // the note may hold it.
@@ -107,6 +112,15 @@ impl CudaBackend {
         let mut state = x.node.lock();
         state.values = Some(Arc::clone(&values));
         state.pending = None;
+        Ok(values)
+    }
+
+    /// The values of a tensor that was computed in 8 bits.
+    fn widened(&self, x: &CudaTensor, from: &Quantised) -> Result<Arc<Buffer>> {
+        let shape = x.node.shape;
+        let (rows, d) = (shape.rows(), shape.last());
+        let values = bf16_buffer(self.expanded(&from.values, &from.scales, rows, d)?);
+        x.node.lock().values = Some(Arc::clone(&values));
         Ok(values)
     }
 
@@ -318,8 +332,18 @@ impl CudaBackend {
                 Form::E4m3 => 2,
             },
         };
-        let function = device.function(&kernel.spec(), "")?;
-        let (grid, rows_a_block) = self.row_grid(rows);
+        let stream_bytes = input.element.bytes();
+        let bytes = stream_bytes
+            + branch.as_ref().map_or(0, |_| 2 + stream_bytes)
+            + match form {
+                Form::Stream => 0,
+                Form::Bf16 => 2,
+                Form::E4m3 => 1,
+            };
+        let function = device
+            .function(&kernel.spec(), "")?
+            .moving(rows * d * bytes);
+        let grid = self.row_grid(rows, d, kernel.is_heavy());
         let out = match (&bf16, &quantised) {
             (Some(block), _) => block.address(),
             (_, Some(q)) => q.values.address(),
@@ -342,11 +366,10 @@ impl CudaBackend {
             Arg::I32(scale_row as i32),
             Arg::F32(shaping.eps),
             Arg::I32(rows as i32),
-            Arg::I32(rows_a_block as i32),
         ];
         // SAFETY: buffers have rows * d values; tables and indices were checked when the notes were
         // made; the arguments are those of `rows.cu`, in order.
-        unsafe { device.launch(function, [grid, 1], kernels::row_threads(d), 0, &args) }?;
+        unsafe { device.launch(function, grid, kernels::row_threads(d), 0, &args) }?;
         Ok(Written {
             stream,
             bf16,
@@ -354,11 +377,13 @@ impl CudaBackend {
         })
     }
 
-    /// Blocks, and rows a block: few enough rows that every multiprocessor has several blocks.
-    pub(crate) fn row_grid(&self, rows: usize) -> (u32, usize) {
-        let blocks = self.device().multiprocessors as usize * 8;
-        let each = rows.div_ceil(blocks).clamp(1, 8);
-        (rows.div_ceil(each) as u32, each)
+    /// Blocks of a kernel over rows of `d` channels: as many as the device holds at once.
+    pub(crate) fn row_grid(&self, rows: usize, d: usize, heavy: bool) -> [u32; 2] {
+        let each = kernels::row_blocks(d, heavy);
+        [
+            (self.device().card.multiprocessors * each).min(rows as u32),
+            1,
+        ]
     }
 
     /// Addresses of table and index, rows of the table, the row.
@@ -430,10 +455,12 @@ impl CudaBackend {
                 targets.push(tensor);
             }
             let last = buffers.len() - 1;
+            let bytes = 4 * step + if rope.is_some() { 2 } else { 0 };
             let function = self
                 .device()
-                .function(&qk_spec(d, step as u32, rope.is_some()), "")?;
-            let (grid, rows_a_block) = self.row_grid(rows);
+                .function(&qk_spec(d, step as u32, rope.is_some(), None), "")?
+                .moving(rows * d * bytes);
+            let grid = self.row_grid(rows, d, step == 2);
             let args = [
                 Arg::U64(buffers[0].block.address()),
                 Arg::U64(buffers[last].block.address()),
@@ -442,13 +469,15 @@ impl CudaBackend {
                 Arg::U64(rope.as_ref().map_or(0, |block| block.address())),
                 Arg::F32(eps),
                 Arg::I32(rows as i32),
-                Arg::I32(rows_a_block as i32),
+                Arg::U64(0),
+                Arg::U64(0),
+                Arg::F32(0.0),
             ];
             // SAFETY: buffers have rows * d values, weights d, the rotation rows * d / 2 pairs; the
             // arguments are those of `qk.cu`, in order.
             unsafe {
                 self.device()
-                    .launch(function, [grid, 1], kernels::row_threads(d), 0, &args)
+                    .launch(function, grid, kernels::row_threads(d), 0, &args)
             }?;
             for (tensor, buffer) in targets.into_iter().zip(buffers) {
                 tensor.node.lock().values = Some(buffer);
@@ -458,7 +487,7 @@ impl CudaBackend {
     }
 
     /// Cosines and sines side by side in fp16, packed at their first use.
-    fn packed_rope(&self, cos: &CudaTensor, sin: &CudaTensor) -> Result<Arc<Block>> {
+    pub(crate) fn packed_rope(&self, cos: &CudaTensor, sin: &CudaTensor) -> Result<Arc<Block>> {
         if let Some(packed) = &cos.node.lock().rope {
             return Ok(Arc::clone(packed));
         }

@@ -15,8 +15,12 @@ pub enum Source {
     Skinny,
     /// Norm over channels of VAE activations.
     Norms,
+    /// Norm over groups of channels.
+    GroupNorm,
     /// Moving values of VAE activations.
     Layout,
+    /// One factor for a whole tensor.
+    TensorScale,
     /// Attention beside cuDNN's.
     Attention,
 }
@@ -29,7 +33,9 @@ impl Source {
             Self::Elementwise => include_str!("../kernels/elementwise.cu"),
             Self::Skinny => include_str!("../kernels/skinny.cu"),
             Self::Norms => include_str!("../kernels/norms.cu"),
+            Self::GroupNorm => include_str!("../kernels/group_norm.cu"),
             Self::Layout => include_str!("../kernels/layout.cu"),
+            Self::TensorScale => include_str!("../kernels/tensor_scale.cu"),
             Self::Attention => include_str!("../kernels/attention.cu"),
         }
     }
@@ -112,7 +118,19 @@ pub(crate) fn row_threads(d: usize) -> u32 {
     (vectors.next_multiple_of(32)).clamp(32, 512) as u32
 }
 
+/// Blocks of a kernel over rows of `d` channels that a multiprocessor shall hold: 1024 threads leave
+/// each 64 registers, 768 leave `heavy` ones 80.
+pub(crate) fn row_blocks(d: usize, heavy: bool) -> u32 {
+    let threads = if heavy { 768 } else { 1024 };
+    (threads / row_threads(d)).clamp(1, 16)
+}
+
 impl RowKernel {
+    /// Whether it needs many registers.
+    pub(crate) fn is_heavy(&self) -> bool {
+        self.residual == 2 && self.modulation == 1
+    }
+
     /// Its kernel.
     pub fn spec(&self) -> KernelSpec {
         KernelSpec::new(
@@ -120,6 +138,7 @@ impl RowKernel {
             &[
                 ("D", self.d as u32),
                 ("THREADS", row_threads(self.d)),
+                ("BLOCKS", row_blocks(self.d, self.is_heavy())),
                 ("X_F32", u32::from(self.x_f32)),
                 ("ACT", self.act),
                 ("RES", self.residual),
@@ -131,13 +150,17 @@ impl RowKernel {
     }
 }
 
-/// Norm and rotation of one tensor or of query and key together.
-pub fn qk_spec(d: usize, tensors: u32, rope: bool) -> KernelSpec {
+/// Norm and rotation of one tensor or of query and key together; in 8 bits for heads of so many
+/// channels.
+pub fn qk_spec(d: usize, tensors: u32, rope: bool, e4m3_heads: Option<usize>) -> KernelSpec {
     let defines = [
         ("D", d as u32),
         ("THREADS", row_threads(d)),
+        ("BLOCKS", row_blocks(d, tensors == 2)),
         ("TENSORS", tensors),
         ("ROPE", u32::from(rope)),
+        ("E4M3", u32::from(e4m3_heads.is_some())),
+        ("HD", e4m3_heads.unwrap_or(8) as u32),
     ];
     KernelSpec::new(Source::Qk, &defines)
 }
@@ -178,6 +201,16 @@ pub fn pixel_norm_spec(c: usize, silu: bool) -> KernelSpec {
     KernelSpec::new(Source::Norms, &defines)
 }
 
+/// Both kernels that give a tensor one factor.
+pub fn tensor_scale_spec() -> KernelSpec {
+    KernelSpec::new(Source::TensorScale, &[])
+}
+
+/// Both kernels of a norm over groups of channels.
+pub fn group_norm_spec() -> KernelSpec {
+    KernelSpec::new(Source::GroupNorm, &[])
+}
+
 /// All kernels that move values.
 pub fn layout_spec() -> KernelSpec {
     KernelSpec::new(Source::Layout, &[])
@@ -202,7 +235,7 @@ pub fn attention_spec(head_dim: usize, key_bias: bool, positions: bool) -> Kerne
 /// One kernel of each kind, and on Hopper those of the known models' shapes: what a check compiles.
 pub fn known_kernels(arch: crate::compile::Arch) -> Vec<KernelSpec> {
     let quantised = if arch.0 >= 89 { 2 } else { 1 };
-    let mut all = vec![layout_spec()];
+    let mut all = vec![layout_spec(), group_norm_spec(), tensor_scale_spec()];
     let widths: &[usize] = if arch.0 == 90 {
         &[256, 2048, 4096]
     } else {
@@ -266,7 +299,10 @@ pub fn known_kernels(arch: crate::compile::Arch) -> Vec<KernelSpec> {
         ];
         all.extend(variants.iter().map(RowKernel::spec));
         for (tensors, rope) in [(1, false), (1, true), (2, true)] {
-            all.push(qk_spec(d, tensors, rope));
+            all.push(qk_spec(d, tensors, rope, None));
+        }
+        if arch.0 >= 89 {
+            all.push(qk_spec(d, 2, true, Some(if d == 4096 { 128 } else { 64 })));
         }
     }
     all.extend((0..=8).map(|op| elementwise_spec(op, op % 2 == 0, true, op != 1)));

@@ -10,6 +10,7 @@
 
 pub mod arena;
 mod attention;
+mod attention8;
 mod backend;
 mod check;
 pub mod compile;
@@ -18,6 +19,7 @@ mod device;
 pub mod dnn;
 pub mod error;
 mod evaluate;
+mod group_norm;
 pub mod kernels;
 pub mod libs;
 mod linear;
@@ -28,6 +30,7 @@ mod tensor;
 pub mod timing;
 mod vae;
 
-pub use backend::{CudaBackend, CudaOptions, Precision};
+pub use backend::{AttentionBits, CudaBackend, CudaOptions, Precision};
+pub use device::Card;
 pub use error::CudaError;
 pub use tensor::{CudaConv, CudaIndex, CudaMatrix, CudaTensor};

@@ -101,6 +101,25 @@ pub fn survey() -> Vec<(Library, bool)> {
     LIBRARIES.iter().map(|l| (*l, (l.present)())).collect()
 }
 
+/// Runs `f`, in which bindings panic when a library is too old to have what they look for.
+pub(crate) fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    // Nothing of a half opened device is used after a panic.
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+    outcome.unwrap_or_else(|payload| {
+        let words = payload
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| payload.downcast_ref::<&str>().copied());
+        Err(CudaError::Library {
+            name: "a library of CUDA's",
+            hint: format!(
+                "driver 580, CUDA 13.0 and cuDNN 9.13 or newer are needed ({})",
+                words.unwrap_or("one of them is older")
+            ),
+        })
+    })
+}
+
 fn require_all(needed: &[Library]) -> Result<()> {
     preload();
     match needed.iter().find(|library| !(library.present)()) {

@@ -7,6 +7,7 @@ use crate::error::{CudaError, Result};
 use crate::kernels::{RowKernel, layout_spec, row_threads, skinny_spec};
 use crate::matmul::{MatmulShape, Operands, WORKSPACE_BYTES};
 use crate::tensor::{CudaMatrix, CudaTensor, Element, Pending, Weight};
+use crate::timing::Work;
 use half::bf16;
 use longtake_tensor::{Activation, DType, Shape, Tensor, WeightView};
 
@@ -61,20 +62,25 @@ impl CudaBackend {
             return Err(CudaError::Unsupported(format!("a matrix {}", view.shape())));
         };
         let aligned = n.is_multiple_of(16) && k.is_multiple_of(16);
-        let fp8 = repeats && aligned && self.options().precision == Precision::Fp8;
-        let weight = match (view.dtype(), fp8) {
-            (DType::F8E4M3, true) => {
-                let values = self.device().take(n * k)?;
-                self.device().upload(values.address(), view.bytes())?;
-                let scales = match view.scale() {
-                    Some(rows) if rows.len() == n => self.upload_f32(rows)?,
-                    one => self.upload_f32(&vec![one.map_or(1.0, |s| s[0]); n])?,
-                };
+        let stored = view.dtype() == DType::F8E4M3;
+        let fp8 = repeats
+            && aligned
+            && match self.options().precision {
+                Precision::Fp8 => stored || self.device().has_fp8(),
+                Precision::AsStored => stored,
+                Precision::Bf16 => false,
+            };
+        let weight = match (stored, fp8) {
+            (true, true) => {
+                let (values, scales) = self.stored(view, n)?;
                 Weight::E4m3 { values, scales }
             }
-            (DType::F8E4M3, false) => Weight::Bf16(self.expanded(view, n, k)?),
-            (_, true) => self.quantised_weight(self.wide(view)?, n, k)?,
-            (_, false) => Weight::Bf16(self.wide(view)?),
+            (true, false) if k.is_multiple_of(8) => {
+                let (values, scales) = self.stored(view, n)?;
+                Weight::Bf16(self.expanded(&values, &scales, n, k)?)
+            }
+            (false, true) => self.quantised_weight(self.wide(view)?, n, k)?,
+            _ => Weight::Bf16(self.wide(view)?),
         };
         let bias = bias.map(|bias| self.upload_bf16(bias)).transpose()?;
         Ok(CudaMatrix { n, k, weight, bias })
@@ -90,25 +96,41 @@ impl CudaBackend {
         self.upload_bf16(&view.to_f32())
     }
 
-    /// An E4M3 weight expanded to bf16.
-    fn expanded(&self, view: &WeightView<'_>, n: usize, k: usize) -> Result<Block> {
+    /// An E4M3 weight as it is stored, with a scale a row.
+    fn stored(&self, view: &WeightView<'_>, n: usize) -> Result<(Block, Block)> {
+        let values = self.device().take(view.bytes().len())?;
+        self.device().upload(values.address(), view.bytes())?;
+        let scales = match view.scale() {
+            Some(rows) if rows.len() == n => self.upload_f32(rows)?,
+            one => self.upload_f32(&vec![one.map_or(1.0, |s| s[0]); n])?,
+        };
+        Ok((values, scales))
+    }
+
+    /// An E4M3 weight `[n, k]` in bf16.
+    pub(crate) fn expanded(
+        &self,
+        values: &Block,
+        scales: &Block,
+        n: usize,
+        k: usize,
+    ) -> Result<Block> {
         let device = self.device();
-        let stored = device.take(n * k)?;
-        device.upload(stored.address(), view.bytes())?;
-        let scale = view.scale().map(|s| self.upload_f32(s)).transpose()?;
         let out = device.take(n * k * 2)?;
-        let function = device.function(&layout_spec(), "expand_e4m3")?;
-        let per_row = view.scale().is_some_and(|s| s.len() > 1);
+        let function = device
+            .function(&layout_spec(), "expand_e4m3")?
+            .moving(n * k * 3);
+        let vecs = n * k / 8;
         let args = [
-            Arg::U64(stored.address()),
-            Arg::U64(scale.as_ref().map_or(0, Block::address)),
+            Arg::U64(values.address()),
+            Arg::U64(scales.address()),
             Arg::U64(out.address()),
-            Arg::U64((n * k) as u64),
-            Arg::U64(k as u64),
-            Arg::I32(i32::from(per_row)),
+            Arg::I32(vecs as i32),
+            Arg::I32((k / 8) as i32),
+            Arg::I32(1),
         ];
-        // SAFETY: both blocks have n * k values, the scale n or one; arguments as in `layout.cu`.
-        unsafe { device.launch(function, [(n * k).div_ceil(256) as u32, 1], 256, 0, &args) }?;
+        // SAFETY: both blocks have n * k values, the scale n; arguments as in `layout.cu`.
+        unsafe { device.launch(function, [vecs.div_ceil(256) as u32, 1], 256, 0, &args) }?;
         Ok(out)
     }
 
@@ -126,7 +148,6 @@ impl CudaBackend {
             out: 2,
         };
         let function = device.function(&kernel.spec(), "")?;
-        let (grid, rows) = self.row_grid(n);
         let nothing = Arg::U64(0);
         let args = [
             Arg::U64(wide.address()),
@@ -145,11 +166,18 @@ impl CudaBackend {
             Arg::I32(0),
             Arg::F32(0.0),
             Arg::I32(n as i32),
-            Arg::I32(rows as i32),
         ];
         // SAFETY: `wide` and `values` have n rows of k values, `scales` n; arguments as in `rows.cu`,
         // of which this kernel reads no table.
-        unsafe { device.launch(function, [grid, 1], row_threads(k), 0, &args) }?;
+        unsafe {
+            device.launch(
+                function,
+                self.row_grid(n, k, false),
+                row_threads(k),
+                0,
+                &args,
+            )
+        }?;
         Ok(Weight::E4m3 { values, scales })
     }
 
@@ -166,46 +194,59 @@ impl CudaBackend {
             let values = self.f32(x)?;
             return self.skinny(values.block.address(), rows, w, act, shape);
         }
-        let fp8 = matches!(w.weight, Weight::E4m3 { .. });
-        // In 8 bits the kernel that quantises the result for the next layer applies GELU; else the
-        // product's epilogue does.
-        let gelu = act == Activation::GeluTanh && !fp8;
-        let product = MatmulShape {
+        let mut product = MatmulShape {
             m: rows,
             n: w.n,
             k: w.k,
-            fp8,
+            fp8: matches!(w.weight, Weight::E4m3 { .. }),
             bias: w.bias.is_some(),
-            gelu,
+            gelu: false,
         };
+        product.fp8 = product.fp8 && self.takes_rows_scaled(product)?;
+        // In 8 bits the kernel that quantises the result for the next layer applies GELU; else the
+        // product's epilogue does.
+        product.gelu = act == Activation::GeluTanh && !product.fp8;
         let y = self.device().take(rows * w.n * 2)?;
-        let bias = w.bias.as_ref().map_or(0, Block::address);
-        let at = |x: u64, x_scale: u64, w: u64, w_scale: u64| Operands {
-            x,
-            x_scale,
-            w,
-            w_scale,
-            bias,
+        let at = Operands {
+            x: 0,
+            x_scale: 0,
+            w: 0,
+            w_scale: 0,
+            bias: w.bias.as_ref().map_or(0, Block::address),
             y: y.address(),
         };
         match &w.weight {
-            Weight::E4m3 { values, scales } => {
+            Weight::E4m3 { values, scales } if product.fp8 => {
                 let q = self.quantised(x)?;
-                let at = at(
-                    q.values.address(),
-                    q.scales.address(),
-                    values.address(),
-                    scales.address(),
-                );
+                let at = Operands {
+                    x: q.values.address(),
+                    x_scale: q.scales.address(),
+                    w: values.address(),
+                    w_scale: scales.address(),
+                    ..at
+                };
                 self.product(product, &at)?;
             }
-            Weight::Bf16(values) => {
+            weight => {
+                let expanded;
+                let wide = match weight {
+                    Weight::Bf16(values) => values,
+                    Weight::E4m3 { values, scales } => {
+                        expanded = self.expanded(values, scales, w.n, w.k)?;
+                        &expanded
+                    }
+                };
                 let x = self.bf16(x)?;
-                self.product(product, &at(x.block.address(), 0, values.address(), 0))?;
+                let (x, w) = (x.block.address(), wide.address());
+                self.product(product, &Operands { x, w, ..at })?;
             }
         }
         let plain = CudaTensor::ready(shape, y, Element::Bf16);
-        let act = if gelu { 0 } else { activation_number(act) };
+        let act = if product.gelu {
+            0
+        } else {
+            activation_number(act)
+        };
         if act == 0 {
             return Ok(plain);
         }
@@ -215,12 +256,29 @@ impl CudaBackend {
         ))
     }
 
+    /// Whether a product of 8-bit operands with a scale a row is to be had: for odd sizes cuBLASLt has
+    /// none, on other architectures than 9.0 none at all.
+    fn takes_rows_scaled(&self, shape: MatmulShape) -> Result<bool> {
+        if !self.options().rows_scaled {
+            return Ok(false);
+        }
+        self.device().bind()?;
+        self.matmuls(|m| m.takes(shape))
+    }
+
     fn product(&self, shape: MatmulShape, at: &Operands) -> Result<()> {
         let workspace = self.device().take(WORKSPACE_BYTES)?;
         self.device().bind()?;
         let stream = self.device().stream.cu_stream();
         // SAFETY: the operands were made with these sizes; blocks are aligned to 256 bytes.
-        self.matmuls(|m| unsafe { m.run(shape, at, workspace.address(), stream) })
+        self.matmuls(|m| unsafe { m.run(shape, at, workspace.address(), stream) })?;
+        let label = || {
+            let MatmulShape { m, n, k, fp8, .. } = shape;
+            let bits = if fp8 { "fp8" } else { "bf16" };
+            let flops = 2.0 * m as f64 * n as f64 * k as f64;
+            (format!("linear {k} to {n}, {bits}"), Work::Flops(flops))
+        };
+        self.device().watch.saw(self.device(), label)
     }
 
     fn skinny(

@@ -58,7 +58,8 @@ impl Drop for Prepared {
 /// cuBLASLt and the products it has prepared.
 pub(crate) struct Matmuls {
     handle: sys::cublasLtHandle_t,
-    prepared: HashMap<MatmulShape, Prepared>,
+    /// `None` where the library has no algorithm.
+    prepared: HashMap<MatmulShape, Option<Prepared>>,
 }
 
 // SAFETY: handle and descriptors are used under one lock.
@@ -101,11 +102,13 @@ impl Matmuls {
         workspace: u64,
         stream: cudarc::driver::sys::CUstream,
     ) -> Result<()> {
-        if !self.prepared.contains_key(&shape) {
-            let prepared = self.prepare(shape)?;
-            self.prepared.insert(shape, prepared);
-        }
-        let p = &self.prepared[&shape];
+        self.takes(shape)?;
+        let Some(Some(p)) = self.prepared.get(&shape) else {
+            return Err(CudaError::Matmul {
+                call: format!("choose an algorithm for {shape:?}"),
+                source: CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED),
+            });
+        };
         if shape.fp8 {
             set(
                 p.desc,
@@ -151,7 +154,21 @@ impl Matmuls {
         named(outcome, &format!("multiply {shape:?}"))
     }
 
-    fn prepare(&self, s: MatmulShape) -> Result<Prepared> {
+    /// Whether the library has an algorithm for a product; finds it out and remembers.
+    pub fn takes(&mut self, shape: MatmulShape) -> Result<bool> {
+        if let Some(known) = self.prepared.get(&shape) {
+            return Ok(known.is_some());
+        }
+        let prepared = self.prepare(shape)?;
+        if prepared.is_none() {
+            tracing::debug!(?shape, "cuBLASLt has no algorithm for this product");
+        }
+        let takes = prepared.is_some();
+        self.prepared.insert(shape, prepared);
+        Ok(takes)
+    }
+
+    fn prepare(&self, s: MatmulShape) -> Result<Option<Prepared>> {
         use sys::cudaDataType_t as DataType;
         let operand = if s.fp8 {
             DataType::CUDA_R_8F_E4M3
@@ -225,12 +242,15 @@ impl Matmuls {
                 bf16 as u32,
             )?;
         }
-        p.algorithm = self.choose(&p, s)?;
-        Ok(p)
+        let Some(algorithm) = self.choose(&p, s)? else {
+            return Ok(None);
+        };
+        p.algorithm = algorithm;
+        Ok(Some(p))
     }
 
-    /// The heuristic's first choice.
-    fn choose(&self, p: &Prepared, s: MatmulShape) -> Result<sys::cublasLtMatmulAlgo_t> {
+    /// The heuristic's first choice, if it has one.
+    fn choose(&self, p: &Prepared, s: MatmulShape) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
         let preference = named(lt::create_matmul_pref(), "create a preference")?;
         let limit = WORKSPACE_BYTES;
         // SAFETY: everything is valid; one result is asked for and there is room for it.
@@ -259,15 +279,13 @@ impl Matmuls {
             let _ = lt::destroy_matmul_pref(preference);
             (set.and(status.result()), found, count)
         };
+        let unsupported = CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
+        if outcome == Err(unsupported) {
+            return Ok(None);
+        }
         named(outcome, &format!("choose an algorithm for {s:?}"))?;
         let success = sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
-        if count == 0 || found.state != success {
-            return Err(CudaError::Matmul {
-                call: format!("choose an algorithm for {s:?}"),
-                source: CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED),
-            });
-        }
-        Ok(found.algo)
+        Ok((count > 0 && found.state == success).then_some(found.algo))
     }
 }
 

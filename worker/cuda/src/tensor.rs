@@ -167,6 +167,15 @@ impl CudaTensor {
         Self::with(shape, state, host)
     }
 
+    /// A tensor whose values are there in 8 bits.
+    pub(crate) fn in_8_bits(shape: Shape, quantised: Quantised) -> Self {
+        let state = State {
+            quantised: Some(Arc::new(quantised)),
+            ..State::default()
+        };
+        Self::with(shape, state, None)
+    }
+
     /// A tensor whose values are to be computed.
     pub(crate) fn pending(shape: Shape, pending: Pending) -> Self {
         let state = State {

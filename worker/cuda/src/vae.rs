@@ -2,7 +2,7 @@
 
 use crate::arena::Block;
 use crate::backend::{CudaBackend, unsupported};
-use crate::check::cells;
+use crate::check::{cells, check_same, check_vector};
 use crate::device::Arg;
 use crate::error::{InOp, Result};
 use crate::kernels::{norm_lanes, pixel_norm_spec};
@@ -44,7 +44,10 @@ impl CudaBackend {
         let out = self
             .device()
             .take((front + frames + back) * in_frame * c * 2)?;
-        let function = self.device().function(&pixel_norm_spec(c, true), "")?;
+        let function = self
+            .device()
+            .function(&pixel_norm_spec(c, true), "")?
+            .moving((2 * frames + front + back) * in_frame * c * 2);
         let blocks = (rows * norm_lanes(c) as usize).div_ceil(256);
         let args = [
             Arg::U64(values.block.address()),
@@ -52,8 +55,8 @@ impl CudaBackend {
             Arg::U64(scale),
             Arg::U64(shift),
             Arg::F32(eps),
-            Arg::U64(rows as u64),
-            Arg::U64(in_frame as u64),
+            Arg::I32(rows as i32),
+            Arg::I32(in_frame as i32),
             Arg::I32(frames as i32),
             Arg::I32(front as i32),
             Arg::I32(back as i32),
@@ -251,12 +254,23 @@ impl VaeOps for CudaBackend {
 
     fn group_norm_silu(
         &self,
-        _: &CudaTensor,
-        _: &GroupNorm<'_, Self>,
-        _: Option<&CudaTensor>,
+        x: &CudaTensor,
+        norm: &GroupNorm<'_, Self>,
+        skip: Option<&CudaTensor>,
     ) -> Op<CudaTensor> {
-        let what = "a norm over groups of channels, as in a latent upscaler";
-        unsupported(what.to_owned()).in_op("group_norm_silu")
+        let op = "group_norm_silu";
+        let from = cells(op, x.shape())?;
+        for side in [norm.weight, norm.bias] {
+            check_vector(op, x.shape(), side.shape())?;
+        }
+        if norm.groups == 0 || !from.channels.is_multiple_of(norm.groups) {
+            let rule = "the channels must divide by the groups";
+            return Err(Error::operand(op, x.shape(), rule));
+        }
+        if let Some(skip) = skip {
+            check_same(op, x.shape(), skip.shape())?;
+        }
+        self.group_normed(x, norm, skip).in_op(op)
     }
 
     fn repeat_first_frame(&self, x: &CudaTensor, n: usize) -> Op<CudaTensor> {

@@ -1,7 +1,7 @@
 //! `bench vae`: decoding a window's latents to 8-bit pictures, with random weights of the true size.
 
 use super::dit::latent_cells;
-use super::gpu::{GpuArgs, Report, time};
+use super::gpu::{GpuArgs, Parts, Report, time};
 use super::random_model::{RandomFile, normals};
 use anyhow::{Context, Result};
 use longtake_ltx::config::VaeConfig;
@@ -9,7 +9,6 @@ use longtake_ltx::names::Part;
 use longtake_ltx::vae::Decoder;
 use longtake_ltx::weights::{Scrutiny, Weights};
 use longtake_tensor::{Backend, Loader, Shape};
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Flags of `bench vae`.
@@ -76,13 +75,20 @@ pub fn run(args: &VaeArgs) -> Result<()> {
     .iter()
     .map(|&(cells, weights)| 54.0 * cells as f64 * weights as f64)
     .sum();
+    let peak_bytes = b.device_used_bytes()?;
+    let parts = Parts::of(&b, || {
+        let pictures = decoder.forward(&b, &latents, 0.05)?;
+        b.download_rgb8(&pictures)?;
+        Ok(())
+    })?;
     let report = Report {
         key: format!("vae {}", args.size),
         device: b.device_name().to_owned(),
         tflops: flops / times.median_ms / 1e9,
         times,
-        peak_bytes: b.device_used_bytes()?,
-        parts: BTreeMap::new(),
+        peak_bytes,
+        parts: parts.ms,
+        rates: parts.rates,
         first_result_s: first.unwrap_or_default(),
         ratio: None,
     };

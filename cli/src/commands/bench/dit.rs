@@ -1,7 +1,7 @@
 //! `bench dit`: one denoising step of the transformer, with random weights of the true size.
 
-use super::gpu::{Bits, GpuArgs, Report, time};
-use super::random_model::{RandomFile, bf16_bytes, normals};
+use super::gpu::{Bits, GpuArgs, Parts, Report, time};
+use super::random_model::{RandomFile, normals};
 use anyhow::{Context, Result, bail};
 use longtake_cuda::{CudaBackend, CudaTensor};
 use longtake_ltx::Prompt;
@@ -9,8 +9,7 @@ use longtake_ltx::config::TransformerConfig;
 use longtake_ltx::names::Part;
 use longtake_ltx::transformer::{Around, Perturbation, Transformer};
 use longtake_ltx::weights::{Scrutiny, Weights};
-use longtake_tensor::{Activation, AttentionBias, Backend, Loader, Recording, Rope, Shape};
-use std::collections::BTreeMap;
+use longtake_tensor::{Backend, Loader, Recording, Rope, Shape};
 use std::time::Instant;
 
 /// Tokens of a prompt.
@@ -163,80 +162,38 @@ pub fn run(args: &DitArgs) -> Result<()> {
         Ok(())
     })?;
     let peak_bytes = b.device_used_bytes()?;
-    let parts = parts(&b, args, tokens, heads, head_dim, layers, times.median_ms)?;
+    let parts = Parts::of(&b, || {
+        let around = Around {
+            text: &text,
+            index: &index,
+            rope: &step.rope,
+            perturbation: Perturbation::NONE,
+        };
+        let v = transformer.forward_at(&b, &step.x, &step.sinusoid, &around)?;
+        Ok(b.settle(&v)?)
+    })?;
     let per_layer = 28.0 * (tokens * dim * dim) as f64 // q, k, v, out, q, out, and 8 of the MLP
         + 4.0 * (tokens * tokens * dim) as f64
         + 4.0 * (tokens * TEXT_TOKENS * dim) as f64;
     let bits = match args.gpu.precision {
-        Bits::Fp8 => "fp8",
+        Bits::Fp8 if b.options().rows_scaled => "fp8",
+        Bits::Fp8 => "fp8-expanded",
         Bits::Bf16 => "bf16",
     };
+    let attention = match args.gpu.attention {
+        Bits::Fp8 => ", fp8 attention",
+        Bits::Bf16 => "",
+    };
     let report = Report {
-        key: format!("dit {tokens} {bits}"),
+        key: format!("dit {tokens} {bits}{attention}"),
         device: b.device_name().to_owned(),
         tflops: per_layer * layers as f64 / times.median_ms / 1e9,
         times,
         peak_bytes,
-        parts,
+        parts: parts.ms,
+        rates: parts.rates,
         first_result_s: first.unwrap_or_default(),
         ratio: None,
     };
     report.print(&args.gpu)
-}
-
-/// The products and attentions of a step, measured one by one; what is left is everything else.
-fn parts(
-    b: &CudaBackend,
-    args: &DitArgs,
-    tokens: usize,
-    heads: usize,
-    head_dim: usize,
-    layers: usize,
-    whole_ms: f64,
-) -> Result<BTreeMap<String, f64>> {
-    let dim = heads * head_dim;
-    let mut parts = BTreeMap::new();
-    let mut left = whole_ms;
-    for (name, n, k, count) in [
-        ("linear D x D", dim, dim, 6),
-        ("linear 4D x D", 4 * dim, dim, 1),
-        ("linear D x 4D", dim, 4 * dim, 1),
-    ] {
-        let values = normals(21, n * k / 64);
-        let drawn = values.iter().flat_map(|v| bf16_bytes(v * 0.02));
-        let bytes = drawn.collect::<Vec<u8>>().repeat(64);
-        let shape = Shape::from([n, k]);
-        let view =
-            longtake_tensor::WeightView::new(shape, longtake_tensor::DType::BF16, &bytes, None)?;
-        let w = b.block_matrix(&view, Some(&vec![0.0; n]))?;
-        let x = b.upload(Shape::from([tokens, k]), &normals(22, tokens * k))?;
-        // `x` is kept quantised after the first run: what is timed is the product alone.
-        let t = time(b, 3, args.gpu.runs, || {
-            b.linear(&x, &w, Activation::None)?;
-            Ok(())
-        })?;
-        let ms = t.median_ms * (count * layers) as f64;
-        left -= ms;
-        parts.insert(name.to_owned(), ms);
-    }
-    let tensor = |seed, rows: usize| -> Result<CudaTensor> {
-        Ok(b.upload(Shape::from([rows, dim]), &normals(seed, rows * dim))?)
-    };
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let q = tensor(31, tokens)?;
-    for (name, rows) in [
-        ("attention, self", tokens),
-        ("attention, text", TEXT_TOKENS),
-    ] {
-        let (k, v) = (tensor(32, rows)?, tensor(33, rows)?);
-        let t = time(b, 3, args.gpu.runs, || {
-            b.attention(&q, &k, &v, heads, scale, &AttentionBias::NONE)?;
-            Ok(())
-        })?;
-        let ms = t.median_ms * layers as f64;
-        left -= ms;
-        parts.insert(name.to_owned(), ms);
-    }
-    parts.insert("everything else".to_owned(), left);
-    Ok(parts)
 }

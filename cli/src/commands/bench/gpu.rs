@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use longtake_cuda::{CudaBackend, CudaOptions, Precision};
+use longtake_cuda::{AttentionBits, CudaBackend, CudaOptions, Precision};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -25,6 +25,9 @@ pub struct GpuArgs {
     /// Bits of the layers that repeat from block to block
     #[arg(long, value_name = "BITS", default_value = "fp8")]
     pub precision: Bits,
+    /// Bits of self-attention
+    #[arg(long, value_name = "BITS", default_value = "bf16")]
+    pub attention: Bits,
     /// Measured runs, after three that warm up
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
@@ -46,16 +49,14 @@ impl GpuArgs {
         let options = CudaOptions {
             ordinal: self.device,
             precision,
+            attention: match self.attention {
+                Bits::Fp8 => AttentionBits::Fp8,
+                Bits::Bf16 => AttentionBits::Bf16,
+            },
             ..CudaOptions::default()
         };
         let backend =
             CudaBackend::open(options).context("open the GPU; `longtake doctor` says more")?;
-        if backend.options().precision != precision {
-            bail!(
-                "{} computes no 8-bit products with a scale a row; measure --precision bf16",
-                backend.device_name()
-            );
-        }
         Ok(backend)
     }
 }
@@ -101,6 +102,44 @@ pub fn time(
     })
 }
 
+/// Runs of which parts are the mean.
+const PART_RUNS: u32 = 3;
+
+/// Milliseconds of one run by part, and what that makes a second where work is known.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// By part.
+    pub ms: BTreeMap<String, f64>,
+    /// By part: TFLOP/s of products, GB/s of what only moves memory.
+    pub rates: BTreeMap<String, String>,
+}
+
+impl Parts {
+    /// Takes a run apart; `f` must launch everything itself, without replaying a graph.
+    pub fn of(b: &CudaBackend, mut f: impl FnMut() -> Result<()>) -> Result<Self> {
+        let mut parts = Self::default();
+        let mut run = || {
+            for _ in 0..PART_RUNS {
+                f()?;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        for (label, part) in b.watched(&mut run)? {
+            let seconds = part.ms / 1e3;
+            let rate = match (part.flops > 0.0, part.bytes > 0.0) {
+                (true, _) => format!("{:.0} TFLOP/s", part.flops / seconds / 1e12),
+                (_, true) => format!("{:.0} GB/s", part.bytes / seconds / 1e9),
+                _ => String::new(),
+            };
+            let count = part.count as f64 / f64::from(PART_RUNS);
+            let rate = format!("{count:.0} launches  {rate}");
+            parts.rates.insert(label.clone(), rate.trim().to_owned());
+            parts.ms.insert(label, part.ms / f64::from(PART_RUNS));
+        }
+        Ok(parts)
+    }
+}
+
 /// What a bench prints.
 #[derive(Serialize)]
 pub struct Report {
@@ -114,8 +153,10 @@ pub struct Report {
     pub tflops: f64,
     /// Device memory of the process.
     pub peak_bytes: usize,
-    /// Milliseconds by part.
+    /// Milliseconds of a run by part.
     pub parts: BTreeMap<String, f64>,
+    /// Launches of each part, and TFLOP/s or GB/s.
+    pub rates: BTreeMap<String, String>,
     /// Seconds until the first result, loading included.
     pub first_result_s: f64,
     /// Median over that of `--against`.
@@ -158,9 +199,12 @@ impl Report {
         if let Some(ratio) = self.ratio {
             crate::terminal::print(format_args!("  {ratio:.3} of the other"))?;
         }
-        for (part, ms) in &self.parts {
+        let mut parts: Vec<_> = self.parts.iter().collect();
+        parts.sort_by(|a, b| b.1.total_cmp(a.1));
+        for (part, ms) in parts {
             let share = 100.0 * ms / median_ms;
-            crate::terminal::print(format_args!("  {part:28} {ms:9.3} ms {share:5.1}%"))?;
+            let rate = self.rates.get(part).map_or("", String::as_str);
+            crate::terminal::print(format_args!("  {ms:9.3} ms {share:5.1}%  {part:44} {rate}"))?;
         }
         Ok(())
     }

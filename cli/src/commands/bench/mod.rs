@@ -1,5 +1,6 @@
 //! `bench`: figures of this build on this machine. What each means is in `docs/bench.md`.
 
+mod attention;
 mod decode;
 mod dispatch;
 mod dit;
@@ -30,6 +31,8 @@ enum What {
     Dit(dit::DitArgs),
     /// Measure decoding a window on a GPU
     Vae(decode::VaeArgs),
+    /// Measure self-attention on a GPU, and judge its 8-bit form
+    Attention(attention::AttentionArgs),
     /// Compare every operation of the GPU with the CPU's
     Ops(ops::OpsArgs),
 }
@@ -41,6 +44,7 @@ pub async fn run(args: BenchArgs) -> Result<()> {
         What::Model(args) => model::run(&args),
         What::Dit(args) => tokio::task::block_in_place(|| dit::run(&args)),
         What::Vae(args) => tokio::task::block_in_place(|| decode::run(&args)),
+        What::Attention(args) => tokio::task::block_in_place(|| attention::run(&args)),
         What::Ops(args) => tokio::task::block_in_place(|| ops::run(&args)),
     }
 }

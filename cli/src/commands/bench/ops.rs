@@ -6,8 +6,8 @@ use longtake_cpu::{CpuBackend, Isa};
 use longtake_cuda::{CudaBackend, CudaOptions, Precision};
 use longtake_tensor::dtype::f8e4m3_to_f32;
 use longtake_tensor::{
-    Activation, AttentionBias, Backend, ChannelModulation, DType, Gate, Modulation, Rope, Shape,
-    TimePadding, WeightView,
+    Activation, AttentionBias, Backend, ChannelModulation, DType, Gate, GroupNorm, Modulation,
+    Rope, Shape, TimePadding, WeightView,
 };
 
 /// Largest relative error of an operation in bf16.
@@ -242,6 +242,12 @@ impl<B: Backend> Side<'_, B> {
                 let x = self.tensor(&[5, 16, 20, 24])?;
                 b.conv3d(&x, &self.conv(48, 24, 3)?, TimePadding::Symmetric)?
             }
+            "conv3d, zeros around" => {
+                let x = self.tensor(&[4, 6, 8, 64])?;
+                b.conv3d(&x, &self.conv(64, 64, 3)?, TimePadding::Zeros)?
+            }
+            "group_norm, skip, all frames" => self.grouped([5, 14, 25, 512], false)?,
+            "group_norm by frame" => self.grouped([3, 6, 9, 64], true)?,
             "depth_to_space_add" => {
                 let (x, skip) = (self.tensor(&[3, 5, 6, 512])?, self.tensor(&[3, 5, 6, 128])?);
                 b.depth_to_space_add(&x, Some(&skip), [2, 2, 2])?
@@ -267,6 +273,20 @@ impl<B: Backend> Side<'_, B> {
             other => bail!("there is no case {other}"),
         };
         Ok(b.download(&out)?)
+    }
+
+    fn grouped(&self, dims: [usize; 4], by_frame: bool) -> Result<B::Tensor> {
+        let (x, skip) = (self.tensor(&dims)?, self.tensor(&dims)?);
+        let (weight, bias) = (self.tensor(&dims[3..])?, self.tensor(&dims[3..])?);
+        let norm = GroupNorm {
+            groups: 32,
+            eps: 1e-5,
+            weight: &weight,
+            bias: &bias,
+            by_frame,
+        };
+        let skip = (!by_frame).then_some(&skip);
+        Ok(self.b.group_norm_silu(&x, &norm, skip)?)
     }
 
     fn modulated(&self, d: usize, rms: bool) -> Result<B::Tensor> {
@@ -359,6 +379,9 @@ const CASES: &[(&str, f64)] = &[
     ("pixel_norm 24", BF16),
     ("pixel_norm 2048", BF16),
     ("conv3d 24 to 48", BF16),
+    ("conv3d, zeros around", BF16),
+    ("group_norm, skip, all frames", BF16),
+    ("group_norm by frame", BF16),
     ("depth_to_space_add", BF16),
     ("depth_to_space", BF16),
     ("space_to_depth_add", BF16),

@@ -84,6 +84,7 @@ impl Descriptor {
 }
 
 pub(super) const BF16: dn::cudnnDataType_t = dn::cudnnDataType_t::CUDNN_DATA_BFLOAT16;
+pub(super) const E4M3: dn::cudnnDataType_t = dn::cudnnDataType_t::CUDNN_DATA_FP8_E4M3;
 pub(super) const F32: dn::cudnnDataType_t = dn::cudnnDataType_t::CUDNN_DATA_FLOAT;
 
 /// Where a tensor of a graph lives.

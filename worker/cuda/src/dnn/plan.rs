@@ -9,11 +9,19 @@ use dn::{
 };
 
 /// Operations, in order, and what they refer to.
+#[derive(Default)]
 pub(super) struct Graph {
     pub operations: Vec<Descriptor>,
     /// Kept as long as the operations, which refer to them.
-    #[expect(dead_code, reason = "held, not read")]
     pub parts: Vec<Descriptor>,
+}
+
+impl Graph {
+    /// Adds an operation and the mode that it refers to.
+    pub fn push(&mut self, [operation, mode]: [Descriptor; 2]) {
+        self.operations.push(operation);
+        self.parts.push(mode);
+    }
 }
 
 /// What a plan is made for.
