@@ -207,10 +207,12 @@ impl Backend for CpuBackend {
         })
     }
 
-    fn download_rgb8(&self, x: &CpuTensor) -> Result<Vec<u8>> {
-        let mut rgb = vec![0; x.values().len()];
+    fn download_rgb8(&self, x: &CpuTensor, rgb: &mut Vec<u8>) -> Result<()> {
+        let before = rgb.len();
+        rgb.resize(before + x.values().len(), 0);
         self.pool.install(|| {
-            rgb.par_chunks_mut(1 << 14)
+            rgb[before..]
+                .par_chunks_mut(1 << 14)
                 .zip(x.values().par_chunks(1 << 14))
                 .for_each(|(rgb, x)| {
                     for (rgb, &v) in rgb.iter_mut().zip(x) {
@@ -218,7 +220,7 @@ impl Backend for CpuBackend {
                     }
                 });
         });
-        Ok(rgb)
+        Ok(())
     }
 
     fn linear(&self, x: &CpuTensor, w: &CpuMatrix, act: Activation) -> Result<CpuTensor> {

@@ -72,19 +72,20 @@ impl Cells {
 }
 
 /// Depth to space: see `Backend::depth_to_space_add`. `x` has the cells `from`; `skip` has the
-/// same cells and `skip_channels` channels.
+/// same cells and `skip_channels` channels. The first `dropped` frames are left out.
 pub(crate) fn depth_to_space(
     x: &[f32],
     from: Cells,
     skip: Option<(&[f32], usize)>,
     [st, sh, sw]: [usize; 3],
+    dropped: usize,
     out: &mut [f32],
 ) {
     let block = st * sh * sw;
     let channels = from.channels / block;
     let width = from.width * sw;
     for_rows(out, width * channels, |line, out| {
-        let frame = line / (from.height * sh) + st - 1;
+        let frame = line / (from.height * sh) + dropped;
         let row = line % (from.height * sh);
         // Offset of (it, ih, 0) among the `block` values of an output channel.
         let sub = (frame % st * sh + row % sh) * sw;

@@ -9,12 +9,14 @@ use crate::weights::CpuConv;
 use longtake_tensor::{
     ChannelModulation, Error, GroupNorm, Result, Shape, Tensor, TimePadding, VaeOps,
 };
+use std::ops::Range;
 
 fn temporal(padding: TimePadding) -> TemporalPadding {
     match padding {
         TimePadding::Causal => TemporalPadding::Causal,
         TimePadding::Symmetric => TemporalPadding::Symmetric,
         TimePadding::Zeros => TemporalPadding::Zeros,
+        TimePadding::Part { begins, ends } => TemporalPadding::Part { begins, ends },
     }
 }
 
@@ -36,7 +38,12 @@ impl CpuBackend {
                 "as many channels",
             ));
         }
-        let shape = x.shape().with_last(conv.channels()[0]);
+        let kt = conv.packed().kernel()[0];
+        let Some(frames) = padding.frames_out(from.frames, kt) else {
+            let rule = "as many frames as the kernel are needed";
+            return Err(Error::operand("conv3d", x.shape(), rule));
+        };
+        let shape = Shape::from([frames, from.height, from.width, conv.channels()[0]]);
         if let Some(skip) = skip {
             check_same("conv3d", shape, skip.shape())?;
         }
@@ -136,6 +143,38 @@ impl VaeOps for CpuBackend {
         })
     }
 
+    fn frames(&self, x: &CpuTensor, range: Range<usize>) -> Result<CpuTensor> {
+        let from = cells("frames", x.shape())?;
+        if range.is_empty() || range.end > from.frames {
+            let rule = "there are fewer frames";
+            return Err(Error::operand("frames", x.shape(), rule));
+        }
+        let frame = from.height * from.width * from.channels;
+        let shape = Shape::from([range.len(), from.height, from.width, from.channels]);
+        let values = &x.values()[range.start * frame..range.end * frame];
+        self.produce(shape, |out| out.copy_from_slice(values))
+    }
+
+    fn join_frames(&self, before: &CpuTensor, x: &CpuTensor) -> Result<CpuTensor> {
+        let op = "join_frames";
+        let (first, from) = (cells(op, before.shape())?, cells(op, x.shape())?);
+        let frames = first.frames + from.frames;
+        let shape = Shape::from([frames, from.height, from.width, from.channels]);
+        if shape.count() != before.values().len() + x.values().len() {
+            return Err(Error::mismatch(
+                op,
+                before.shape(),
+                x.shape(),
+                "equal frames",
+            ));
+        }
+        self.produce(shape, |out| {
+            let (front, rest) = out.split_at_mut(before.values().len());
+            front.copy_from_slice(before.values());
+            rest.copy_from_slice(x.values());
+        })
+    }
+
     fn repeat_first_frame(&self, x: &CpuTensor, n: usize) -> Result<CpuTensor> {
         let from = cells("repeat_first_frame", x.shape())?;
         let frame = from.height * from.width * from.channels;
@@ -154,6 +193,7 @@ impl VaeOps for CpuBackend {
         x: &CpuTensor,
         skip: Option<&CpuTensor>,
         stride: [usize; 3],
+        begins: bool,
     ) -> Result<CpuTensor> {
         let op = "depth_to_space_add";
         let from = cells(op, x.shape())?;
@@ -182,11 +222,12 @@ impl VaeOps for CpuBackend {
             }
         }
         let [st, sh, sw] = stride;
-        let frames = from.frames * st - (st - 1);
+        let dropped = if begins { st - 1 } else { 0 };
+        let frames = from.frames * st - dropped;
         let shape = Shape::from([frames, from.height * sh, from.width * sw, channels]);
         self.produce(shape, |out| {
             let skip = skip.map(|skip| (skip.values(), skip.shape().last()));
-            glue::depth_to_space(x.values(), from, skip, stride, out);
+            glue::depth_to_space(x.values(), from, skip, stride, dropped, out);
         })
     }
 

@@ -92,7 +92,9 @@ fn patches_come_back() {
 fn depth_and_space_undo_each_other() {
     let b = backend();
     let x = ramp(&b, &[3, 2, 2, 16]);
-    let spread = b.depth_to_space_add(&x, None, [2, 2, 2]).expect("spread");
+    let spread = b
+        .depth_to_space_add(&x, None, [2, 2, 2], true)
+        .expect("spread");
     assert_eq!(spread.shape().dims(), [5, 4, 4, 2]);
     // The first frame was dropped: without its pair the rest starts at the second latent frame.
     let later = b.repeat_first_frame(&spread, 1).expect("later");
@@ -111,7 +113,7 @@ fn skips_are_repeated_and_averaged() {
     let b = backend();
     let zeros = |dims: &[usize]| b.upload(Shape::new(dims), &vec![0.0; dims.iter().product()]);
     let x = ramp(&b, &[1, 1, 1, 4]);
-    let spread = b.depth_to_space_add(&zeros(&[1, 1, 1, 8]).expect("x"), Some(&x), [1, 2, 2]);
+    let spread = b.depth_to_space_add(&zeros(&[1, 1, 1, 8]).expect("x"), Some(&x), [1, 2, 2], true);
     // One skipped channel for two: [1, 2, 2, 2], each cell twice the same.
     let twice: Vec<f32> = x.values().iter().flat_map(|v| [*v, *v]).collect();
     assert_eq!(spread.expect("spread").values(), twice);
@@ -128,11 +130,17 @@ fn pictures_survive_the_way_there_and_back() {
     let b = backend();
     let rgb: Vec<u8> = (0..2 * 8 * 8 * 3).map(|i| (i * 7 % 256) as u8).collect();
     let x = b.upload_rgb8(2, 8, 8, &rgb).expect("pictures");
-    assert_eq!(b.download_rgb8(&x).expect("samples"), rgb);
+    let samples = |x| {
+        let mut rgb = vec![7];
+        b.download_rgb8(x, &mut rgb).expect("samples");
+        assert_eq!(rgb.remove(0), 7, "samples are appended");
+        rgb
+    };
+    assert_eq!(samples(&x), rgb);
     let wild = b
         .upload(Shape::from([1, 1, 1, 3]), &[-7.0, f32::NAN, 7.0])
         .expect("wild");
-    assert_eq!(b.download_rgb8(&wild).expect("samples"), [0, 0, 255]);
+    assert_eq!(samples(&wild), [0, 0, 255]);
 }
 
 #[test]
@@ -192,7 +200,7 @@ fn operands_that_do_not_fit_are_refused_by_name() {
         ),
         (
             "depth_to_space_add",
-            b.depth_to_space_add(&cells, None, [2, 2, 2]),
+            b.depth_to_space_add(&cells, None, [2, 2, 2], true),
         ),
         (
             "space_to_depth_add",

@@ -7,12 +7,13 @@ static __device__ __forceinline__ float value(const void* p, u64 i, bool f32) {
 // pad: x [F, P, C] (bf16, or f32) to bf16 [front + F + back, P, CP], first and last frame repeated or
 // zeros in their place, channels C..CP zero. Eight channels a thread of `out`. Reads 2 or 4, writes 2 bytes a value.
 extern "C" __global__ __launch_bounds__(256) void pad(
-    const void* x, Vec16* out, int x_f32, u64 vecs, int c, int cp, u64 cells_of_frame, int frames,
+    const void* x, Vec16* out, int x_f32, u32 vecs, int c, int cp, u32 cells_of_frame, int frames,
     int front, int zeros) {
-    u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
+    u32 i = blockIdx.x * 256 + threadIdx.x;
     if (i >= vecs) return;
-    int channel = (int)(i % (cp / 8)) * 8;
-    u64 cell = i / (cp / 8);
+    // 32 bits: a division in 64 costs as much as all the rest.
+    u32 cell = i / (cp / 8);
+    int channel = (int)(i - cell * (cp / 8)) * 8;
     int at = (int)(cell / cells_of_frame) - front, frame = min(max(at, 0), frames - 1);
     if (zeros && at != frame) {
         out[i] = Vec16{};
@@ -30,12 +31,12 @@ extern "C" __global__ __launch_bounds__(256) void pad(
 }
 
 // depth_to_space_add: channels (c, st, sh, sw) of x [F, H, W, CX] spread over space and time without
-// the first st - 1 frames, plus `skip` [F, H, W, CS], spread alike and repeated over channels.
+// the first `dropped` frames, plus `skip` [F, H, W, CS], spread alike and repeated over channels.
 // A block an input cell: both are read whole into shared memory (coalesced), and each of the block's
 // cells is written whole. Shared bytes: 2 (CX + CS). Bytes: 2 CX read, 2 CS read, 2 CX written.
 extern "C" __global__ __launch_bounds__(256) void depth_to_space(
     const u16* x, const u16* skip, u16* out, int height, int width, int cx, int cs, int st, int sh,
-    int sw) {
+    int sw, int dropped) {
     extern __shared__ u16 cell[];
     u64 at = blockIdx.x;
     for (int i = threadIdx.x; i < cx / 8; i += 256)
@@ -52,7 +53,7 @@ extern "C" __global__ __launch_bounds__(256) void depth_to_space(
     for (int i = threadIdx.x; i < cx / 2; i += 256) {
         int sub = i / (c / 2), channel = i % (c / 2) * 2;
         int it = sub / (sh * sw), ih = sub / sw % sh, iw = sub % sw;
-        int to_frame = frame * st + it - (st - 1);
+        int to_frame = frame * st + it - dropped;
         if (to_frame < 0) continue;
         float a = bf2f(cell[channel * block + sub]), b = bf2f(cell[(channel + 1) * block + sub]);
         if (skip) {

@@ -6,6 +6,7 @@
 
 use crate::error::{CudaError, During, Result};
 use cudarc::driver::{CudaContext, result};
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -136,7 +137,7 @@ impl Arena {
         Ok(Block {
             address,
             size,
-            shared: Arc::clone(&self.shared),
+            home: Home::Pool(Arc::clone(&self.shared)),
         })
     }
 
@@ -256,14 +257,37 @@ impl Drop for Shared {
     }
 }
 
-/// Device memory that goes back to its pool when dropped.
+/// What a block's memory belongs to.
+enum Home {
+    /// A pool, to which it goes back.
+    Pool(Arc<Shared>),
+    /// Another block, which is kept.
+    #[expect(dead_code, reason = "held, not read")]
+    Whole(Arc<dyn Any + Send + Sync>),
+}
+
+/// Device memory that goes back to its pool when dropped, or a part of such memory.
 pub struct Block {
     address: u64,
     size: usize,
-    shared: Arc<Shared>,
+    home: Home,
 }
 
 impl Block {
+    /// Bytes from `offset` on of `whole`, whose memory starts at `address` and which is kept alive.
+    pub(crate) fn part_of(
+        whole: Arc<dyn Any + Send + Sync>,
+        address: u64,
+        offset: usize,
+        size: usize,
+    ) -> Self {
+        Self {
+            address: address + offset as u64,
+            size,
+            home: Home::Whole(whole),
+        }
+    }
+
     /// Where it is, for the device.
     pub fn address(&self) -> u64 {
         self.address
@@ -277,7 +301,9 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.shared.lock().put_back(self.address, self.size);
+        if let Home::Pool(shared) = &self.home {
+            shared.lock().put_back(self.address, self.size);
+        }
     }
 }
 

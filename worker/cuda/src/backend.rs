@@ -64,12 +64,19 @@ pub struct CudaOptions {
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        let off = |name: &str| std::env::var_os(name).is_some_and(|v| v == "0");
+        let is = |name: &str, value: &str| std::env::var_os(name).is_some_and(|v| v == value);
+        let off = |name: &str| is(name, "0");
         Self {
             ordinal: 0,
-            precision: Precision::AsStored,
+            precision: match is("LONGTAKE_CUDA_BITS", "fp8") {
+                true => Precision::Fp8,
+                false => Precision::AsStored,
+            },
             rows_scaled: !off("LONGTAKE_CUDA_FP8"),
-            attention: AttentionBits::Bf16,
+            attention: match is("LONGTAKE_CUDA_ATTENTION", "fp8") {
+                true => AttentionBits::Fp8,
+                false => AttentionBits::Bf16,
+            },
             memory_limit: None,
             graphs: !off("LONGTAKE_CUDA_GRAPHS"),
             stream_f32: false,
@@ -314,8 +321,8 @@ impl Backend for CudaBackend {
         self.pictures_in(shape, rgb).in_op(op)
     }
 
-    fn download_rgb8(&self, x: &CudaTensor) -> Op<Vec<u8>> {
-        self.pictures_out(x).in_op("download_rgb8")
+    fn download_rgb8(&self, x: &CudaTensor, rgb: &mut Vec<u8>) -> Op<()> {
+        self.pictures_out(x, rgb).in_op("download_rgb8")
     }
 
     fn linear(&self, x: &CudaTensor, w: &CudaMatrix, act: Activation) -> Op<CudaTensor> {

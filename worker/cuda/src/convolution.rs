@@ -9,9 +9,20 @@ use crate::dnn::{Binding, ConvShape};
 use crate::error::{InOp, Result};
 use crate::tensor::{Buffer, CudaConv, CudaTensor, Element, Pending};
 use crate::timing::Work;
-use longtake_tensor::{DType, Error, Tensor, TimePadding, WeightView};
+use longtake_tensor::{DType, Error, Shape, Tensor, TimePadding, WeightView};
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+
+/// A norm that `x` still waits for: of what, epsilon, modulation.
+fn pending_norm(x: &CudaTensor) -> Option<(CudaTensor, f32, Option<(CudaTensor, usize, usize)>)> {
+    let state = x.node.lock();
+    match (&state.values, &state.pending) {
+        (None, Some(Pending::PixelNorm { x, eps, modulation })) => {
+            Some((x.clone(), *eps, modulation.clone()))
+        }
+        _ => None,
+    }
+}
 
 /// Either a block of its own or a tensor's values.
 enum Input {
@@ -86,25 +97,25 @@ impl CudaBackend {
         self.check_wanted()?;
         let from = cells(op, x.shape())?;
         if from.channels != conv.c {
-            let kernel = longtake_tensor::Shape::from([conv.n, conv.c]);
+            let kernel = Shape::from([conv.n, conv.c]);
             return Err(Error::mismatch(op, x.shape(), kernel, "as many channels"));
         }
-        let shape = x.shape().with_last(conv.n);
+        let Some(frames) = padding.frames_out(from.frames, conv.size[0]) else {
+            let rule = "as many frames as the kernel are needed";
+            return Err(Error::operand(op, x.shape(), rule));
+        };
+        let shape = Shape::from([frames, from.height, from.width, conv.n]);
         if let Some(skip) = skip {
             crate::check::check_same(op, shape, skip.shape())?;
         }
         let go = || -> Result<CudaTensor> {
-            let kt = conv.size[0];
-            let (front, back) = match padding {
-                TimePadding::Causal => (kt - 1, 0),
-                TimePadding::Symmetric | TimePadding::Zeros => ((kt - 1) / 2, (kt - 1) / 2),
-            };
-            let zeros = padding == TimePadding::Zeros && front + back > 0;
-            let input = self.conv_input(x, conv, [front, back], zeros)?;
+            let ends = padding.frames(conv.size[0]);
+            let zeros = padding == TimePadding::Zeros && ends != [0, 0];
+            let input = self.conv_input(x, conv, ends, zeros)?;
             // A skip with padded channels would need a copy; no known model has one.
             let fused = skip.filter(|_| conv.n == conv.n_padded);
             let size = ConvShape {
-                frames: from.frames,
+                frames,
                 height: from.height,
                 width: from.width,
                 c: conv.c_padded,
@@ -137,20 +148,11 @@ impl CudaBackend {
         zeros: bool,
     ) -> Result<Input> {
         let same_channels = conv.c == conv.c_padded;
-        let note = {
-            let state = x.node.lock();
-            match (&state.values, &state.pending) {
-                (None, Some(Pending::PixelNorm { x, eps, modulation }))
-                    if same_channels && !zeros =>
-                {
-                    Some((x.clone(), *eps, modulation.clone()))
-                }
-                _ => None,
-            }
-        };
-        if let Some((source, eps, modulation)) = note {
-            let block = self.pixel_norm(&source, eps, modulation.as_ref(), front, back)?;
-            return Ok(Input::Padded(block));
+        if same_channels
+            && !zeros
+            && let Some(input) = self.normed_input(x, front, back)?
+        {
+            return Ok(input);
         }
         let values = self.values(x)?;
         if front + back == 0 && same_channels && values.element == Element::Bf16 {
@@ -165,16 +167,61 @@ impl CudaBackend {
             Arg::U64(values.block.address()),
             Arg::U64(block.address()),
             Arg::I32(i32::from(values.element.is_f32())),
-            Arg::U64(vecs as u64),
+            Arg::I32(vecs as i32),
             Arg::I32(conv.c as i32),
             Arg::I32(conv.c_padded as i32),
-            Arg::U64(cells as u64),
+            Arg::I32(cells as i32),
             Arg::I32(frames as i32),
             Arg::I32(front as i32),
             Arg::I32(i32::from(zeros)),
         ];
         self.layout("pad", vecs, &args)?;
         Ok(Input::Padded(block))
+    }
+
+    /// The input of a convolution that a norm still has to write, alone or behind the frames that are
+    /// kept of the part before. The values are then there for whoever wants some of them later.
+    fn normed_input(&self, x: &CudaTensor, front: usize, back: usize) -> Result<Option<Input>> {
+        let note = {
+            let state = x.node.lock();
+            match (&state.values, &state.pending) {
+                (None, Some(Pending::PixelNorm { .. })) => (None, x.clone()),
+                (None, Some(Pending::Joined { before, x })) => (Some(before.clone()), x.clone()),
+                _ => return Ok(None),
+            }
+        };
+        let (before, source) = note;
+        let Some((of, eps, modulation)) = pending_norm(&source) else {
+            return Ok(None);
+        };
+        let Some(before) = before else {
+            let block = self.pixel_norm(&of, eps, modulation.as_ref(), front, back)?;
+            return Ok(Some(Input::Padded(block)));
+        };
+        // What is kept goes where the norm's copies of its first frame would be, or behind one of them.
+        let kept = self.bf16(&before)?;
+        let kept_frames = before.shape().dims()[0];
+        let frame = before.shape().count() / kept_frames * 2;
+        let block = self.pixel_norm(&of, eps, modulation.as_ref(), front + kept_frames, back)?;
+        let to = block.address() + (front * frame) as u64;
+        let device = self.device();
+        device.copy(to, kept.block.address(), kept_frames * frame)?;
+        if front > 0 {
+            for i in 0..front {
+                let to = block.address() + (i * frame) as u64;
+                device.copy(to, kept.block.address(), frame)?;
+            }
+        }
+        let address = block.address();
+        let whole = Arc::new(block);
+        let size = x.shape().count() * 2;
+        let values = Block::part_of(whole.clone(), address, front * frame, size);
+        x.node.lock().values = Some(Arc::new(Buffer {
+            block: values,
+            element: Element::Bf16,
+        }));
+        let all = (front + back) * frame + size;
+        Ok(Some(Input::Padded(Block::part_of(whole, address, 0, all))))
     }
 
     fn run_conv(&self, size: ConvShape, conv: &CudaConv, x: u64, skip: u64, y: u64) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::timing::{Watch, Work};
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex};
 
 /// A loaded kernel.
@@ -288,7 +289,8 @@ impl Device {
     }
 
     /// Copies from `from`, which must have as many bytes, and waits.
-    pub fn download(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+    pub fn download(&self, from: u64, bytes: &mut [MaybeUninit<u8>]) -> Result<()> {
+        prefer_large_pages(bytes);
         self.bind()?;
         let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
         while staging.buffers.len() < 2 {
@@ -360,8 +362,24 @@ impl Device {
     }
 }
 
+/// Asks for large pages below memory that is about to be filled: with small ones, touching it for the
+/// first time takes longer than filling it. Only advice: it may well be refused.
+fn prefer_large_pages(memory: &mut [MaybeUninit<u8>]) {
+    const PAGE: usize = 2 << 20;
+    let start = memory.as_mut_ptr().addr();
+    let (first, end) = (
+        start.next_multiple_of(PAGE),
+        (start + memory.len()) / PAGE * PAGE,
+    );
+    if first < end {
+        let at = memory.as_mut_ptr().wrapping_add(first - start).cast();
+        // SAFETY: whole pages inside `memory`, whose contents the advice does not change.
+        unsafe { libc::madvise(at, end - first, libc::MADV_HUGEPAGE) };
+    }
+}
+
 /// Copies with several threads where it pays: memory that was never touched is slow to touch first.
-fn copy_by_many(from: &[u8], to: &mut [u8]) {
+fn copy_by_many(from: &[u8], to: &mut [MaybeUninit<u8>]) {
     const EACH_MIN: usize = 1 << 20;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.min(8).min(from.len() / EACH_MIN).max(1);
@@ -370,10 +388,12 @@ fn copy_by_many(from: &[u8], to: &mut [u8]) {
         let mut parts = from.chunks(each).zip(to.chunks_mut(each));
         let first = parts.next();
         for (from, to) in parts {
-            scope.spawn(|| to.copy_from_slice(from));
+            scope.spawn(|| {
+                to.write_copy_of_slice(from);
+            });
         }
         if let Some((from, to)) = first {
-            to.copy_from_slice(from);
+            to.write_copy_of_slice(from);
         }
     });
 }

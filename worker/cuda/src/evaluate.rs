@@ -103,6 +103,7 @@ impl CudaBackend {
                 let block = self.pixel_norm(&x, eps, modulation.as_ref(), 0, 0)?;
                 Some(bf16_buffer(block))
             }
+            Pending::Joined { before, x } => Some(self.joined(&before, &x)?),
             Pending::Unpatched { x, patch } => Some(Arc::new(Buffer {
                 block: self.unpatch(&x, patch)?,
                 element: Element::F32,

@@ -96,6 +96,8 @@ pub(crate) enum Pending {
         /// Shift and scale by channel.
         modulation: Option<(CudaTensor, usize, usize)>,
     },
+    /// Frames of `x` behind those of `before`.
+    Joined { before: CudaTensor, x: CudaTensor },
     /// Cells to pixels.
     Unpatched { x: CudaTensor, patch: usize },
 }

@@ -7,9 +7,11 @@ use crate::device::Arg;
 use crate::error::{InOp, Result};
 use crate::kernels::{norm_lanes, pixel_norm_spec};
 use crate::small::With;
-use crate::tensor::{CudaConv, CudaTensor, Element, Pending};
+use crate::tensor::{Buffer, CudaConv, CudaTensor, Element, Pending};
 use half::bf16;
 use longtake_tensor::{ChannelModulation, Error, GroupNorm, Shape, Tensor, TimePadding, VaeOps};
+use std::ops::Range;
+use std::sync::Arc;
 
 type Op<T> = longtake_tensor::Result<T>;
 
@@ -70,6 +72,21 @@ impl CudaBackend {
         Ok(out)
     }
 
+    /// Frames behind others, in bf16.
+    pub(crate) fn joined(&self, before: &CudaTensor, x: &CudaTensor) -> Result<Arc<Buffer>> {
+        let (first, second) = (self.bf16(before)?, self.bf16(x)?);
+        let [a, b] = [before, x].map(|x| x.shape().count() * 2);
+        let block = self.device().take(a + b)?;
+        self.device()
+            .copy(block.address(), first.block.address(), a)?;
+        let to = block.address() + a as u64;
+        self.device().copy(to, second.block.address(), b)?;
+        Ok(Arc::new(Buffer {
+            block,
+            element: Element::Bf16,
+        }))
+    }
+
     /// Pixels in f32.
     pub(crate) fn unpatch(&self, x: &CudaTensor, patch: usize) -> Result<Block> {
         let values = self.bf16(x)?;
@@ -91,8 +108,8 @@ impl CudaBackend {
         Ok(block)
     }
 
-    /// 8-bit samples of `x`; straight from the cells where the pixels were never needed.
-    pub(crate) fn pictures_out(&self, x: &CudaTensor) -> Result<Vec<u8>> {
+    /// Appends 8-bit samples of `x`; straight from the cells where the pixels were never needed.
+    pub(crate) fn pictures_out(&self, x: &CudaTensor, rgb: &mut Vec<u8>) -> Result<()> {
         let count = x.shape().count();
         let block = self.device().take(count)?;
         let note = {
@@ -128,9 +145,12 @@ impl CudaBackend {
             ];
             self.layout("rgb8", count, &args)?;
         }
-        let mut rgb = vec![0; count];
-        self.device().download(block.address(), &mut rgb)?;
-        Ok(rgb)
+        rgb.reserve(count);
+        let room = &mut rgb.spare_capacity_mut()[..count];
+        self.device().download(block.address(), room)?;
+        // SAFETY: `download` has written all of the `count` bytes behind those that were there.
+        unsafe { rgb.set_len(rgb.len() + count) };
+        Ok(())
     }
 
     pub(crate) fn pictures_in(&self, shape: Shape, rgb: &[u8]) -> Result<CudaTensor> {
@@ -149,8 +169,12 @@ impl CudaBackend {
     pub(crate) fn download_f32(&self, x: &CudaTensor) -> Result<Vec<f32>> {
         let values = self.values(x)?;
         let count = x.shape().count();
-        let mut bytes = vec![0; count * values.element.bytes()];
-        self.device().download(values.block.address(), &mut bytes)?;
+        let size = count * values.element.bytes();
+        let mut bytes: Vec<u8> = Vec::with_capacity(size);
+        let room = &mut bytes.spare_capacity_mut()[..size];
+        self.device().download(values.block.address(), room)?;
+        // SAFETY: `download` has written all of them.
+        unsafe { bytes.set_len(size) };
         Ok(match values.element {
             Element::F32 => bytes
                 .as_chunks::<4>()
@@ -273,6 +297,49 @@ impl VaeOps for CudaBackend {
         self.group_normed(x, norm, skip).in_op(op)
     }
 
+    fn frames(&self, x: &CudaTensor, range: Range<usize>) -> Op<CudaTensor> {
+        let op = "frames";
+        let from = cells(op, x.shape())?;
+        if range.is_empty() || range.end > from.frames {
+            return Err(Error::operand(op, x.shape(), "there are fewer frames"));
+        }
+        let shape = Shape::from([range.len(), from.height, from.width, from.channels]);
+        let go = || -> Result<CudaTensor> {
+            let values = self.values(x)?;
+            let frame = shape.count() / range.len() * values.element.bytes();
+            let (offset, size) = (range.start * frame, range.len() * frame);
+            let (address, element) = (values.block.address(), values.element);
+            // A small part is copied, so that the whole need not be kept for it.
+            if range.len() * 2 < from.frames {
+                let block = self.device().take(size)?;
+                self.device()
+                    .copy(block.address(), address + offset as u64, size)?;
+                return Ok(CudaTensor::ready(shape, block, element));
+            }
+            let block = Block::part_of(values, address, offset, size);
+            Ok(CudaTensor::ready(shape, block, element))
+        };
+        go().in_op(op)
+    }
+
+    fn join_frames(&self, before: &CudaTensor, x: &CudaTensor) -> Op<CudaTensor> {
+        let op = "join_frames";
+        let (first, from) = (cells(op, before.shape())?, cells(op, x.shape())?);
+        let frame = |cells: &crate::check::Cells| [cells.height, cells.width, cells.channels];
+        if frame(&first) != frame(&from) {
+            return Err(Error::mismatch(
+                op,
+                before.shape(),
+                x.shape(),
+                "equal frames",
+            ));
+        }
+        let frames = first.frames + from.frames;
+        let shape = Shape::from([frames, from.height, from.width, from.channels]);
+        let (before, x) = (before.clone(), x.clone());
+        Ok(CudaTensor::pending(shape, Pending::Joined { before, x }))
+    }
+
     fn repeat_first_frame(&self, x: &CudaTensor, n: usize) -> Op<CudaTensor> {
         let op = "repeat_first_frame";
         let from = cells(op, x.shape())?;
@@ -298,6 +365,7 @@ impl VaeOps for CudaBackend {
         x: &CudaTensor,
         skip: Option<&CudaTensor>,
         stride: [usize; 3],
+        begins: bool,
     ) -> Op<CudaTensor> {
         let op = "depth_to_space_add";
         let from = cells(op, x.shape())?;
@@ -325,7 +393,8 @@ impl VaeOps for CudaBackend {
             }
         }
         let [st, sh, sw] = stride;
-        let frames = from.frames * st - (st - 1);
+        let dropped = if begins { st - 1 } else { 0 };
+        let frames = from.frames * st - dropped;
         let shape = Shape::from([frames, from.height * sh, from.width * sw, channels]);
         let go = || -> Result<CudaTensor> {
             let values = self.bf16(x)?;
@@ -344,6 +413,7 @@ impl VaeOps for CudaBackend {
                 Arg::I32(st as i32),
                 Arg::I32(sh as i32),
                 Arg::I32(sw as i32),
+                Arg::I32(dropped as i32),
             ];
             let shared = (from.channels + skip_channels) * 2;
             // SAFETY: a block a cell of `x`; sizes were checked; arguments as in `layout.cu`.

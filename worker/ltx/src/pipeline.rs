@@ -16,6 +16,9 @@ use longtake_tensor::{Backend, Shape, Tensor};
 /// (21 latents), but what lies further away hardly shows.
 pub const TAIL_HALO: usize = 4;
 
+/// Values of an activation above which pictures are decoded in parts of some frames each.
+pub const PART_VALUES_MAX: usize = 192 << 20;
+
 fn refuse<T>(what: &'static str, message: String) -> Result<T> {
     Err(Error::Request { what, message })
 }
@@ -102,17 +105,26 @@ pub(crate) fn decode<B: Backend>(
             mix(decoder.denormalise(b, &tone_map(b, z, request.tone_map).in_part(part)?)?)?
         }
     };
-    let pictures = decoder.forward(b, &z, request.timestep)?;
-    let &[frames, height, width, _] = pictures.shape().dims() else {
-        return refuse("latents", format!("decoded to {}", pictures.shape()));
+    let [time, space] = config.vae.ratios();
+    let cells = visible.height * visible.width * space * space;
+    let samples = ((visible.frames - 1) * time + 1) * cells * 3;
+    let mut video = Video {
+        frames: 0,
+        height: 0,
+        width: 0,
+        rgb: Vec::with_capacity(samples),
     };
-    let rgb = b.download_rgb8(&pictures).in_part(|| "pictures".into())?;
-    Ok(Video {
-        frames,
-        height,
-        width,
-        rgb,
-    })
+    let mut take = |pictures: B::Tensor| {
+        let &[frames, height, width, _] = pictures.shape().dims() else {
+            return refuse("latents", format!("decoded to {}", pictures.shape()));
+        };
+        (video.height, video.width) = (height, width);
+        video.frames += frames;
+        b.download_rgb8(&pictures, &mut video.rgb)
+            .in_part(|| "pictures".into())
+    };
+    decoder.forward_in_parts(b, &z, request.timestep, PART_VALUES_MAX, &mut take)?;
+    Ok(video)
 }
 
 /// Compresses values beyond 1: `x (1 - 0.8 s sigmoid(4 s (|x| - 1)))` with `s = 0.75 ratio`.

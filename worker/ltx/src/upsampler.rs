@@ -220,7 +220,7 @@ impl<B: Backend> LatentUpsampler<B> {
             x = block.forward(b, &x)?;
         }
         let x = b.conv3d(&x, &self.upsampler, TimePadding::Zeros)?;
-        let mut x = b.depth_to_space_add(&x, None, STRIDE)?;
+        let mut x = b.depth_to_space_add(&x, None, STRIDE, true)?;
         for block in &self.post_upsample_res_blocks {
             x = block.forward(b, &x)?;
         }

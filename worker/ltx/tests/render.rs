@@ -9,6 +9,7 @@ use longtake_ltx::{
     DecodeRequest, DenoiseRequest, Drawn, Encoded, Held, Latents, Model, Pass, Pictures, Steps,
     Video, check_model,
 };
+use longtake_tensor::{Backend, Loader, Shape};
 use std::ops::ControlFlow;
 
 const DECODE: DecodeRequest = DecodeRequest {
@@ -218,4 +219,34 @@ fn the_shipped_model_meets_images_and_clips() {
          up to {led_to:.1} dB"
     );
     assert!(first >= 28.0 && keyframe >= 18.0 && kept >= 23.0 && led_to >= 22.0);
+}
+
+#[test]
+fn decoding_in_parts_changes_no_bit() {
+    let b = backend(2);
+    let model = Model::load(tiny_model(), b.clone()).expect("model");
+    let shape = Shape::from([4, 2, 3, 128]);
+    let values: Vec<f32> = (0..shape.count())
+        .map(|i| (i % 97) as f32 / 40.0 - 1.2)
+        .collect();
+    let latents = b.upload(shape, &values).expect("latents");
+    let whole = model.decoder().forward(&b, &latents, 0.05).expect("whole");
+    let whole = b.download(&whole).expect("pictures");
+    let mut counts = Vec::new();
+    // From all at once to one frame of a stage's input a part.
+    for values_max in [1 << 30, 60_000, 30_000, 8_000, 1] {
+        let (mut pictures, mut count) = (Vec::new(), 0);
+        let mut take = |part| {
+            pictures.extend(b.download(&part).expect("part"));
+            count += 1;
+            Ok(())
+        };
+        let decoder = model.decoder();
+        let decoded = decoder.forward_in_parts(&b, &latents, 0.05, values_max, &mut take);
+        decoded.expect("parts");
+        assert!(pictures == whole, "{values_max}");
+        counts.push(count);
+    }
+    assert_eq!(counts[0], 1);
+    assert!(counts.is_sorted() && counts[4] > 3, "{counts:?}");
 }

@@ -13,6 +13,7 @@ use crate::dtype::WeightView;
 use crate::error::{Error, Result};
 use crate::shape::Shape;
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -43,6 +44,34 @@ pub enum TimePadding {
     Symmetric,
     /// `(kt - 1) / 2` black frames, all zeros, at either end.
     Zeros,
+    /// As `Symmetric`, for a part of the frames: copies only where the whole begins or ends, so that
+    /// fewer frames come out than go in elsewhere.
+    Part {
+        /// Whether the first frame is the whole's.
+        begins: bool,
+        /// Whether the last frame is the whole's.
+        ends: bool,
+    },
+}
+
+impl TimePadding {
+    /// Frames that are added in front and behind for a kernel of `kt` frames.
+    pub fn frames(self, kt: usize) -> [usize; 2] {
+        let half = (kt - 1) / 2;
+        match self {
+            Self::Causal => [kt - 1, 0],
+            Self::Symmetric | Self::Zeros => [half, half],
+            Self::Part { begins, ends } => [half * usize::from(begins), half * usize::from(ends)],
+        }
+    }
+
+    /// Frames that come out of `frames`; `None` where they are too few for the kernel.
+    pub fn frames_out(self, frames: usize, kt: usize) -> Option<usize> {
+        let [front, back] = self.frames(kt);
+        (frames + front + back + 1)
+            .checked_sub(kt)
+            .filter(|&out| out > 0)
+    }
 }
 
 /// Shift and scale that a token picks by its timestep: `y * (1 + scale) + shift`.
@@ -170,7 +199,8 @@ pub trait Loader {
 
 /// The operations of the VAE, on activations `[F, H, W, C]`. What holds for [`Backend`] holds here.
 pub trait VaeOps: Loader + Sized {
-    /// Convolution, zero-padded in space, padded in time as `padding` says; keeps F, H and W.
+    /// Convolution, zero-padded in space, padded in time as `padding` says; keeps H and W, and F
+    /// except for parts.
     fn conv3d(
         &self,
         x: &Self::Tensor,
@@ -199,15 +229,21 @@ pub trait VaeOps: Loader + Sized {
         norm: &GroupNorm<'_, Self>,
         skip: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor>;
+    /// Frames `range` of `x`.
+    fn frames(&self, x: &Self::Tensor, range: Range<usize>) -> Result<Self::Tensor>;
+    /// The frames of `x` behind those of `before`.
+    fn join_frames(&self, before: &Self::Tensor, x: &Self::Tensor) -> Result<Self::Tensor>;
     /// `n` copies of the first frame in front of `x`.
     fn repeat_first_frame(&self, x: &Self::Tensor, n: usize) -> Result<Self::Tensor>;
     /// Channels `(c, st, sh, sw)` of `x` spread over `stride` = `[st, sh, sw]`, without the first
-    /// `st - 1` frames; plus `skip`, spread the same way and repeated over channels, if given.
+    /// `st - 1` frames where `x` `begins` the whole; plus `skip`, spread the same way and repeated over
+    /// channels, if given.
     fn depth_to_space_add(
         &self,
         x: &Self::Tensor,
         skip: Option<&Self::Tensor>,
         stride: [usize; 3],
+        begins: bool,
     ) -> Result<Self::Tensor>;
     /// Cells of `x` gathered to channels `(c, st, sh, sw)`, plus `skip` gathered the same way and
     /// averaged over groups of neighbouring channels.
@@ -264,8 +300,9 @@ pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
         width: usize,
         rgb: &[u8],
     ) -> Result<Self::Tensor>;
-    /// Values around -1..1 `[F, H, W, 3]` as 8-bit samples: `round(clamp(x / 2 + 0.5) * 255)`, ties to even.
-    fn download_rgb8(&self, x: &Self::Tensor) -> Result<Vec<u8>>;
+    /// Appends values around -1..1 `[F, H, W, 3]` as 8-bit samples to `rgb`: `round(clamp(x / 2 + 0.5) *
+    /// 255)`, ties to even.
+    fn download_rgb8(&self, x: &Self::Tensor, rgb: &mut Vec<u8>) -> Result<()>;
 
     // ---- tokens
 

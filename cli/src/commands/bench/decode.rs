@@ -2,10 +2,10 @@
 
 use super::dit::latent_cells;
 use super::gpu::{GpuArgs, Parts, Report, time};
-use super::random_model::{RandomFile, normals};
+use super::random_model::{RandomFile, normals, vae_config};
 use anyhow::{Context, Result};
-use longtake_ltx::config::VaeConfig;
 use longtake_ltx::names::Part;
+use longtake_ltx::pipeline::PART_VALUES_MAX;
 use longtake_ltx::vae::Decoder;
 use longtake_ltx::weights::{Scrutiny, Weights};
 use longtake_tensor::{Backend, Loader, Shape};
@@ -38,15 +38,7 @@ pub fn run(args: &VaeArgs) -> Result<()> {
     RandomFile::decoder().write(&file, 1)?;
     // As if the file had been there: writing it does not count.
     let start = Instant::now() - opening;
-    let config = VaeConfig {
-        decoder_block_out_channels: vec![256, 512, 1024],
-        decoder_layers_per_block: vec![5; 4],
-        decoder_spatio_temporal_scaling: vec![true; 3],
-        upsample_residual: vec![true; 3],
-        upsample_factor: vec![2; 3],
-        timestep_conditioning: true,
-        ..VaeConfig::default()
-    };
+    let config = vae_config();
     let weights = Weights::open(
         folder.path(),
         "diffusion_pytorch_model",
@@ -56,10 +48,22 @@ pub fn run(args: &VaeArgs) -> Result<()> {
     let decoder = Decoder::load(&b, &weights, &config)?;
     let latents = normals(7, frames * height * width * 128);
     let latents = b.upload(Shape::from([frames, height, width, 128]), &latents)?;
+    let samples = ((frames - 1) * 8 + 1) * height * width * 32 * 32 * 3;
+    let decode = || -> Result<()> {
+        let mut rgb = Vec::with_capacity(samples);
+        decoder.forward_in_parts(&b, &latents, 0.05, PART_VALUES_MAX, &mut |part| {
+            let downloaded = b.download_rgb8(&part, &mut rgb);
+            downloaded.map_err(|source| longtake_ltx::Error::Backend {
+                part: "pictures".to_owned(),
+                source,
+            })
+        })?;
+        anyhow::ensure!(rgb.len() == samples, "{} samples came out", rgb.len());
+        Ok(())
+    };
     let mut first = None;
     let times = time(&b, 2, args.gpu.runs, || {
-        let pictures = decoder.forward(&b, &latents, 0.05)?;
-        b.download_rgb8(&pictures)?;
+        decode()?;
         first.get_or_insert_with(|| start.elapsed().as_secs_f64());
         Ok(())
     })?;
@@ -77,8 +81,7 @@ pub fn run(args: &VaeArgs) -> Result<()> {
     .sum();
     let peak_bytes = b.device_used_bytes()?;
     let parts = Parts::of(&b, || {
-        let pictures = decoder.forward(&b, &latents, 0.05)?;
-        b.download_rgb8(&pictures)?;
+        decode()?;
         Ok(())
     })?;
     let report = Report {

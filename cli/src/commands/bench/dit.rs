@@ -41,7 +41,7 @@ pub struct DitArgs {
 }
 
 /// Layers, heads, channels of a head.
-fn sizes(model: &str) -> Result<[usize; 3]> {
+pub fn sizes(model: &str) -> Result<[usize; 3]> {
     match model {
         name if name.starts_with("ltxv-13b") => Ok([48, 32, 128]),
         name if name.starts_with("ltxv-2b") => Ok([28, 32, 64]),

@@ -4,6 +4,7 @@ mod attention;
 mod decode;
 mod dispatch;
 mod dit;
+mod e2e;
 mod farm;
 mod gpu;
 mod load;
@@ -29,6 +30,8 @@ enum What {
     Model(model::ModelBenchArgs),
     /// Measure a denoising step of the transformer on a GPU
     Dit(dit::DitArgs),
+    /// Measure a whole render on a GPU, from the prompt to decoded pictures
+    E2e(e2e::EndToEndArgs),
     /// Measure decoding a window on a GPU
     Vae(decode::VaeArgs),
     /// Measure self-attention on a GPU, and judge its 8-bit form
@@ -43,6 +46,7 @@ pub async fn run(args: BenchArgs) -> Result<()> {
         What::Dispatch(args) => dispatch::run(args).await,
         What::Model(args) => model::run(&args),
         What::Dit(args) => tokio::task::block_in_place(|| dit::run(&args)),
+        What::E2e(args) => tokio::task::block_in_place(|| e2e::run(&args)),
         What::Vae(args) => tokio::task::block_in_place(|| decode::run(&args)),
         What::Attention(args) => tokio::task::block_in_place(|| attention::run(&args)),
         What::Ops(args) => tokio::task::block_in_place(|| ops::run(&args)),

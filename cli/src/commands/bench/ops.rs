@@ -248,12 +248,23 @@ impl<B: Backend> Side<'_, B> {
             }
             "group_norm, skip, all frames" => self.grouped([5, 14, 25, 512], false)?,
             "group_norm by frame" => self.grouped([3, 6, 9, 64], true)?,
+            "norm, conv3d of a part" => {
+                let (before, x) = (self.tensor(&[2, 6, 8, 64])?, self.tensor(&[3, 6, 8, 64])?);
+                let x = b.join_frames(&before, &b.pixel_norm_silu(&x, 1e-8, None)?)?;
+                let padding = TimePadding::Part {
+                    begins: false,
+                    ends: true,
+                };
+                let y = b.conv3d(&x, &self.conv(64, 64, 3)?, padding)?;
+                let kept = b.frames(&x, 3..5)?;
+                b.join_frames(&b.frames(&y, 0..3)?, &kept)?
+            }
             "depth_to_space_add" => {
                 let (x, skip) = (self.tensor(&[3, 5, 6, 512])?, self.tensor(&[3, 5, 6, 128])?);
-                b.depth_to_space_add(&x, Some(&skip), [2, 2, 2])?
+                b.depth_to_space_add(&x, Some(&skip), [2, 2, 2], true)?
             }
             "depth_to_space" => {
-                b.depth_to_space_add(&self.tensor(&[3, 5, 6, 256])?, None, [1, 2, 2])?
+                b.depth_to_space_add(&self.tensor(&[3, 5, 6, 256])?, None, [1, 2, 2], false)?
             }
             "space_to_depth_add" => {
                 let (x, skip) = (self.tensor(&[4, 6, 8, 32])?, self.tensor(&[4, 6, 8, 64])?);
@@ -264,7 +275,9 @@ impl<B: Backend> Side<'_, B> {
             "unpatchify" => b.unpatchify(&self.tensor(&[2, 3, 5, 48])?, 4)?,
             "unpatchify to rgb8" => {
                 let x = b.unpatchify(&self.tensor(&[2, 3, 5, 48])?, 4)?;
-                return Ok(b.download_rgb8(&x)?.into_iter().map(f32::from).collect());
+                let mut rgb = Vec::new();
+                b.download_rgb8(&x, &mut rgb)?;
+                return Ok(rgb.into_iter().map(f32::from).collect());
             }
             "upload_rgb8" => {
                 let rgb: Vec<u8> = (0..2 * 4 * 6 * 3).map(|i| (i * 37 % 256) as u8).collect();
@@ -382,6 +395,7 @@ const CASES: &[(&str, f64)] = &[
     ("conv3d, zeros around", BF16),
     ("group_norm, skip, all frames", BF16),
     ("group_norm by frame", BF16),
+    ("norm, conv3d of a part", BF16),
     ("depth_to_space_add", BF16),
     ("depth_to_space", BF16),
     ("space_to_depth_add", BF16),

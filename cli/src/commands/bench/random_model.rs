@@ -2,6 +2,7 @@
 //! needs, and what a download would be.
 
 use anyhow::{Context, Result};
+use longtake_ltx::config::{T5Config, TransformerConfig, VaeConfig};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -29,6 +30,8 @@ struct Entry {
 #[derive(Default)]
 pub struct RandomFile {
     entries: Vec<Entry>,
+    /// Text of the entry `config` in the file's own metadata.
+    config: Option<String>,
 }
 
 /// Values that are drawn; tensors repeat them. Prime, so that rows of a matrix differ.
@@ -67,6 +70,11 @@ impl RandomFile {
     }
 
     fn linear(&mut self, name: &str, n: usize, k: usize, fp8: bool) {
+        self.matrix(name, n, k, fp8);
+        self.vector(&format!("{name}.bias"), &[n], 0.0, 0.02);
+    }
+
+    fn matrix(&mut self, name: &str, n: usize, k: usize, fp8: bool) {
         let deviation = 1.0 / (k as f32).sqrt();
         if fp8 {
             self.add(&format!("{name}.weight"), &[n, k], Draw::E4m3);
@@ -83,7 +91,6 @@ impl RandomFile {
         } else {
             self.vector(&format!("{name}.weight"), &[n, k], 0.0, deviation);
         }
-        self.vector(&format!("{name}.bias"), &[n], 0.0, 0.02);
     }
 
     fn conv(&mut self, name: &str, n: usize, c: usize) {
@@ -123,6 +130,96 @@ impl RandomFile {
         }
         f.vector("scale_shift_table", &[2, dim], 0.0, 0.1);
         f.linear("proj_out", 128, dim, false);
+        file
+    }
+
+    /// The whole VAE of LTX-Video 0.9.7 and later.
+    fn vae(config: &VaeConfig) -> Self {
+        let mut file = Self::decoder();
+        let f = &mut file;
+        let channels = &config.block_out_channels;
+        let resnets = |f: &mut Self, name: &str, count: usize, c: usize| {
+            for i in 0..count {
+                f.conv(&format!("{name}.resnets.{i}.conv1.conv"), c, c);
+                f.conv(&format!("{name}.resnets.{i}.conv2.conv"), c, c);
+            }
+        };
+        f.conv("encoder.conv_in.conv", channels[0], 48);
+        for (i, kind) in config.downsample_type.iter().enumerate() {
+            let name = format!("encoder.down_blocks.{i}");
+            resnets(f, &name, config.layers_per_block[i], channels[i]);
+            let folds = match kind.as_str() {
+                "spatial" => 4,
+                "temporal" => 2,
+                _ => 8,
+            };
+            let conv = format!("{name}.downsamplers.0.conv.conv");
+            f.conv(&conv, channels[i + 1] / folds, channels[i]);
+        }
+        let (layers, last) = (config.layers_per_block[4], channels[4]);
+        resnets(f, "encoder.mid_block", layers, last);
+        f.conv("encoder.conv_out.conv", 129, last);
+        file
+    }
+
+    /// The encoder of T5 v1.1, its matrices in 8 bits.
+    fn t5(config: &T5Config) -> Self {
+        let mut file = Self::default();
+        let f = &mut file;
+        let (d, inner) = (config.d_model, config.num_heads * config.d_kv);
+        f.vector("shared.weight", &[config.vocab_size, d], 0.0, 1.0);
+        for i in 0..config.num_layers {
+            let block = format!("encoder.block.{i}");
+            let attention = format!("{block}.layer.0.SelfAttention");
+            // No scaling of scores: queries are as small as the model has learned to make them.
+            f.matrix(&format!("{attention}.q"), inner, d, true);
+            for layer in ["k", "v"] {
+                f.matrix(&format!("{attention}.{layer}"), inner, d, true);
+            }
+            f.matrix(&format!("{attention}.o"), d, inner, true);
+            let ff = format!("{block}.layer.1.DenseReluDense");
+            f.matrix(&format!("{ff}.wi_0"), config.d_ff, d, true);
+            f.matrix(&format!("{ff}.wi_1"), config.d_ff, d, true);
+            f.matrix(&format!("{ff}.wo"), d, config.d_ff, true);
+            for layer in 0..2 {
+                let norm = format!("{block}.layer.{layer}.layer_norm.weight");
+                f.vector(&norm, &[d], 0.3, 0.05);
+            }
+        }
+        let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+        let buckets = config.relative_attention_num_buckets;
+        f.vector(bias, &[buckets, config.num_heads], 0.0, 0.5);
+        f.vector("encoder.final_layer_norm.weight", &[d], 1.0, 0.1);
+        file
+    }
+
+    /// The spatial latent upscaler of LTX-Video 0.9.8.
+    fn upscaler() -> Self {
+        let mut file = Self::default();
+        let f = &mut file;
+        let mid = 512;
+        let norm = |f: &mut Self, name: &str| {
+            f.vector(&format!("{name}.weight"), &[mid], 1.0, 0.1);
+            f.vector(&format!("{name}.bias"), &[mid], 0.0, 0.02);
+        };
+        f.conv("initial_conv", mid, 128);
+        norm(f, "initial_norm");
+        for stage in ["res_blocks", "post_upsample_res_blocks"] {
+            for i in 0..4 {
+                for part in 1..=2 {
+                    f.conv(&format!("{stage}.{i}.conv{part}"), mid, mid);
+                    norm(f, &format!("{stage}.{i}.norm{part}"));
+                }
+            }
+        }
+        let deviation = 1.0 / (9.0 * mid as f32).sqrt();
+        f.vector("upsampler.0.weight", &[4 * mid, mid, 3, 3], 0.0, deviation);
+        f.vector("upsampler.0.bias", &[4 * mid], 0.0, 0.02);
+        f.conv("final_conv", 128, mid);
+        file.config = Some(
+            r#"{"in_channels":128,"mid_channels":512,"num_blocks_per_stage":4,"dims":3,"spatial_upsample":true,"temporal_upsample":false}"#
+                .to_owned(),
+        );
         file
     }
 
@@ -179,6 +276,10 @@ impl RandomFile {
 
     fn write_to(&self, mut out: impl Write, seed: u64) -> Result<()> {
         let (mut header, mut offset) = (String::from("{"), 0);
+        if let Some(config) = &self.config {
+            let metadata = serde_json::json!({ "config": config });
+            write!(header, r#""__metadata__":{metadata},"#)?;
+        }
         for (i, entry) in self.entries.iter().enumerate() {
             let (dtype, bytes) = match entry.draw {
                 Draw::Bf16 { .. } => ("BF16", 2),
@@ -223,6 +324,98 @@ impl RandomFile {
     }
 }
 
+/// A transformer's configuration: `[layers, heads, channels of a head]`.
+pub fn transformer_config([layers, heads, head_dim]: [usize; 3]) -> TransformerConfig {
+    TransformerConfig {
+        num_layers: layers,
+        num_attention_heads: heads,
+        attention_head_dim: head_dim,
+        cross_attention_dim: heads * head_dim,
+        ..TransformerConfig::default()
+    }
+}
+
+/// The VAE of LTX-Video 0.9.7 and later.
+pub fn vae_config() -> VaeConfig {
+    VaeConfig {
+        block_out_channels: vec![128, 256, 512, 1024, 2048],
+        down_block_types: vec!["LTXVideo095DownBlock3D".into(); 4],
+        layers_per_block: vec![4, 6, 6, 2, 2],
+        spatio_temporal_scaling: vec![true; 4],
+        downsample_type: ["spatial", "temporal", "spatiotemporal", "spatiotemporal"]
+            .map(String::from)
+            .to_vec(),
+        decoder_block_out_channels: vec![256, 512, 1024],
+        decoder_layers_per_block: vec![5; 4],
+        decoder_spatio_temporal_scaling: vec![true; 3],
+        decoder_inject_noise: vec![false; 4],
+        upsample_residual: vec![true; 3],
+        upsample_factor: vec![2; 3],
+        timestep_conditioning: true,
+        ..VaeConfig::default()
+    }
+}
+
+/// Writes a whole model to `folder` as diffusers lays it out, and its upscaler beside it. Tokenizer and
+/// scheduler are those of the small model that is shipped.
+pub fn write_model(folder: &Path, sizes: [usize; 3]) -> Result<()> {
+    let t5 = T5Config {
+        vocab_size: 141,
+        d_model: 4096,
+        d_kv: 64,
+        d_ff: 10240,
+        num_layers: 24,
+        num_heads: 64,
+        feed_forward_proj: "gated-gelu".into(),
+        ..T5Config::default()
+    };
+    let vae = vae_config();
+    let shipped = longtake_common::model::find_model("ltxv-tiny")?;
+    let copy = |name: &str| -> Result<()> {
+        let (from, to) = (shipped.join(name), folder.join(name));
+        std::fs::create_dir_all(to.parent().unwrap_or(folder))?;
+        std::fs::copy(&from, to).with_context(|| format!("copy {}", from.display()))?;
+        Ok(())
+    };
+    copy("model_index.json")?;
+    copy("scheduler/scheduler_config.json")?;
+    for name in [
+        "spiece.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ] {
+        copy(&format!("tokenizer/{name}"))?;
+    }
+    let transformer = transformer_config(sizes);
+    let part = |name: &str, config: String, stem: &str, file: RandomFile| -> Result<()> {
+        let part = folder.join(name);
+        std::fs::create_dir_all(&part)?;
+        std::fs::write(part.join("config.json"), config)?;
+        file.write(&part.join(format!("{stem}.safetensors")), 1)
+    };
+    let stem = "diffusion_pytorch_model";
+    let blocks = RandomFile::transformer(sizes[0], sizes[1] * sizes[2]);
+    part(
+        "transformer",
+        serde_json::to_string(&transformer)?,
+        stem,
+        blocks,
+    )?;
+    part(
+        "vae",
+        serde_json::to_string(&vae)?,
+        stem,
+        RandomFile::vae(&vae),
+    )?;
+    part(
+        "text_encoder",
+        serde_json::to_string(&t5)?,
+        "model",
+        RandomFile::t5(&t5),
+    )?;
+    RandomFile::upscaler().write(&folder.join("upscaler.safetensors"), 2)
+}
+
 /// Writes `bytes` bytes of `block`, again and again.
 fn repeat(out: &mut impl Write, block: &[u8], mut bytes: usize) -> Result<()> {
     while bytes > 0 {
@@ -258,7 +451,6 @@ mod tests {
 
     #[test]
     fn a_written_model_can_be_loaded() {
-        use longtake_ltx::config::TransformerConfig;
         use longtake_ltx::names::Part;
         use longtake_ltx::transformer::Transformer;
         use longtake_ltx::weights::{Scrutiny, Weights};

@@ -34,17 +34,24 @@ pub enum TemporalPadding {
     Symmetric,
     /// (kt - 1) / 2 frames of zeros are added in front, and as many behind.
     Zeros,
-    /// Nothing is added: kt - 1 frames fewer come out. For input that brings its own context.
-    Valid,
+    /// As symmetric, for a part of the frames that brings its neighbours' along: copies are added only
+    /// in front where the whole begins, and behind where it ends.
+    Part {
+        /// Whether the first frame is the whole's.
+        begins: bool,
+        /// Whether the last frame is the whole's.
+        ends: bool,
+    },
 }
 
 impl TemporalPadding {
     /// Frames that come out for `frames` in.
     pub fn output_frames(self, frames: usize, kt: usize) -> usize {
-        match self {
-            TemporalPadding::Valid => (frames + 1).saturating_sub(kt),
-            TemporalPadding::Causal | TemporalPadding::Symmetric | TemporalPadding::Zeros => frames,
-        }
+        let TemporalPadding::Part { ends, .. } = self else {
+            return frames;
+        };
+        let back = (kt - 1 - (kt - 1) / 2) * usize::from(ends);
+        (frames + self.front(kt) + back + 1).saturating_sub(kt)
     }
 
     /// Frames added in front.
@@ -52,7 +59,7 @@ impl TemporalPadding {
         match self {
             TemporalPadding::Causal => kt - 1,
             TemporalPadding::Symmetric | TemporalPadding::Zeros => (kt - 1) / 2,
-            TemporalPadding::Valid => 0,
+            TemporalPadding::Part { begins, .. } => (kt - 1) / 2 * usize::from(begins),
         }
     }
 }

@@ -17,7 +17,7 @@ fn reference(case: &Case, x: &[f32], w: &[f32], bias: &[f32], residual: &[f32]) 
     let front = match case.padding {
         TemporalPadding::Causal => kt - 1,
         TemporalPadding::Symmetric | TemporalPadding::Zeros => (kt - 1) / 2,
-        TemporalPadding::Valid => 0,
+        TemporalPadding::Part { begins, .. } => (kt - 1) / 2 * usize::from(begins),
     };
     let mut y = Vec::new();
     for i in 0..residual.len() {
@@ -70,12 +70,18 @@ fn check(case: &Case, seed: u64) {
     }
 }
 
-const PADDINGS: [TemporalPadding; 4] = [
+const PADDINGS: [TemporalPadding; 6] = [
     TemporalPadding::Causal,
     TemporalPadding::Symmetric,
     TemporalPadding::Zeros,
-    TemporalPadding::Valid,
+    part(false, false),
+    part(true, false),
+    part(false, true),
 ];
+
+const fn part(begins: bool, ends: bool) -> TemporalPadding {
+    TemporalPadding::Part { begins, ends }
+}
 
 #[test]
 fn random_shapes_match_f64() {
@@ -153,7 +159,7 @@ fn valid_padding_gives_the_inner_frames_bit_for_bit() {
             &x,
             size,
             &packed,
-            TemporalPadding::Valid,
+            part(false, false),
             None,
             None,
             &mut inner,

@@ -1,5 +1,6 @@
 //! Blocks that encoder and decoder share.
 
+use super::stream::Line;
 use crate::error::Result;
 use crate::weights::Weights;
 use longtake_tensor::{Backend, ChannelModulation, Loader, Shape, Tensor, TimePadding};
@@ -48,27 +49,71 @@ impl<B: Loader> ResnetBlock<B> {
     }
 }
 
+/// The frames that a residual block keeps for the next part.
+pub(super) struct ResnetLines<T> {
+    conv1: Line<T>,
+    conv2: Line<T>,
+    skip: Line<T>,
+}
+
+impl<T> Default for ResnetLines<T> {
+    fn default() -> Self {
+        Self {
+            conv1: Line::default(),
+            conv2: Line::default(),
+            skip: Line::default(),
+        }
+    }
+}
+
 impl<B: Backend> ResnetBlock<B> {
+    /// Shifts and scales of both norms, `[4, C]`, when the block is conditioned.
+    fn table(&self, b: &B, temb: Option<&B::Tensor>) -> Op<Option<B::Tensor>> {
+        let (Some(table), Some(temb)) = (&self.scale_shift_table, temb) else {
+            return Ok(None);
+        };
+        let sum = b.add_table(temb, table)?; // [1, 4, C]
+        b.reshape(&sum, table.shape()).map(Some)
+    }
+
+    /// Norm, modulation by rows `row` and `row + 1` of the table, SiLU.
+    fn normed(b: &B, x: &B::Tensor, table: Option<&B::Tensor>, row: usize) -> Op<B::Tensor> {
+        let modulation = table.map(|table| ChannelModulation {
+            table,
+            shift: row,
+            scale: row + 1,
+        });
+        b.pixel_norm_silu(x, NORM_EPS, modulation.as_ref())
+    }
+
     /// `temb` is `[1, 4 C]` when the block is conditioned.
     pub fn forward(&self, b: &B, x: B::Tensor, temb: Option<&B::Tensor>) -> Op<B::Tensor> {
-        let table = match (&self.scale_shift_table, temb) {
-            (Some(table), Some(temb)) => {
-                let sum = b.add_table(temb, table)?; // [1, 4, C]
-                Some(b.reshape(&sum, table.shape())?)
-            }
-            _ => None,
-        };
-        let modulation = |shift, scale| {
-            table.as_ref().map(|table| ChannelModulation {
-                table,
-                shift,
-                scale,
-            })
-        };
-        let h = b.pixel_norm_silu(&x, NORM_EPS, modulation(0, 1).as_ref())?;
+        let table = self.table(b, temb)?;
+        let h = Self::normed(b, &x, table.as_ref(), 0)?;
         let h = b.conv3d(&h, &self.conv1, self.padding)?;
-        let h = b.pixel_norm_silu(&h, NORM_EPS, modulation(2, 3).as_ref())?;
+        let h = Self::normed(b, &h, table.as_ref(), 2)?;
         b.conv3d_add(&h, &self.conv2, self.padding, x)
+    }
+
+    /// The same for a part of the frames; what it gives lags behind by two frames until the end.
+    pub fn push(
+        &self,
+        b: &B,
+        lines: &mut ResnetLines<B::Tensor>,
+        x: B::Tensor,
+        ends: bool,
+        temb: Option<&B::Tensor>,
+    ) -> Op<Option<B::Tensor>> {
+        let table = self.table(b, temb)?;
+        let h = Self::normed(b, &x, table.as_ref(), 0)?;
+        lines.skip.push(b, x)?;
+        let conv1 = &mut lines.conv1;
+        let Some(h) = conv1.convolve(b, &self.conv1, h, ends, None)? else {
+            return Ok(None);
+        };
+        let h = Self::normed(b, &h, table.as_ref(), 2)?;
+        let (conv2, skip) = (&mut lines.conv2, &mut lines.skip);
+        conv2.convolve(b, &self.conv2, h, ends, Some(skip))
     }
 }
 

@@ -6,6 +6,7 @@
 mod blocks;
 pub mod decoder;
 pub mod encoder;
+mod stream;
 
 pub use decoder::Decoder;
 pub use encoder::Encoder;
