@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use work::{DeviceExecutor, HostExecutor};
+use work::{DeviceExecutor, HostExecutor, LostDevice};
 
 /// How long the first contact with the coordinator may take. After it, a worker waits for ever: its
 /// coordinator was there and will be again.
@@ -91,16 +91,23 @@ pub async fn run(
     let shelf = Arc::new(shelf);
     let runtime = Handle::current();
     let host = HostExecutor::new(runtime.clone(), config.threads, config.scratch)?;
+    let lost = Arc::<LostDevice>::default();
     let lanes = match config.device {
         Device::Cpu => {
             let isa = isa(config.isa.as_deref())?;
             let backend = CpuBackend::new(config.threads, isa)
                 .map_err(|error| AgentError::Device(error.to_string()))?;
-            Lanes::start(DeviceExecutor::new(backend, shelf.clone(), runtime), host)?
+            Lanes::start(
+                DeviceExecutor::new(backend, shelf.clone(), runtime, lost.clone()),
+                host,
+            )?
         }
         Device::Cuda(ordinal) => {
             let backend = device::open_gpu(ordinal, config.memory_limit)?;
-            Lanes::start(DeviceExecutor::new(backend, shelf.clone(), runtime), host)?
+            Lanes::start(
+                DeviceExecutor::new(backend, shelf.clone(), runtime, lost.clone()),
+                host,
+            )?
         }
     };
     let identity = Identity {
@@ -118,7 +125,16 @@ pub async fn run(
         lanes,
         ledger: Ledger::default(),
     };
-    server.serve(Drain::new(stop, config.drain_grace)).await
+    let watched = lost.clone();
+    let stop = async move {
+        tokio::select! {
+            () = stop => {}
+            () = watched.told() => {}
+        }
+    };
+    server.serve(Drain::new(stop, config.drain_grace)).await?;
+    lost.story()
+        .map_or(Ok(()), |story| Err(AgentError::Device(story)))
 }
 
 /// Tells this process from others of its name: random, for process ids repeat on other machines.

@@ -60,18 +60,17 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void NAME(
     int turn = 0;
     int row = blockIdx.x;
     if (row >= rows) return;
-    Vec16 next[TENSORS][V], next_angle[ROPE ? V : 1];
+    Vec16 next[TENSORS][V];
     fetch(next[0], x0, row);
     if (TENSORS == 2) fetch(next[TENSORS - 1], x1, row);
-    if (ROPE) fetch(next_angle, rope, row);
     for (; row < rows; row += gridDim.x) {
         // What a thread has of a row stays packed until it is turned: half the registers.
         Vec16 raw[TENSORS][V], angle[ROPE ? V : 1];
+        if (ROPE) fetch(angle, rope, row);
         float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
         for (int i = 0; i < V; i++) {
             if (!HAS(i)) continue;
-            if (ROPE) angle[i] = next_angle[i];
 #pragma unroll
             for (int t = 0; t < TENSORS; t++) {
                 float a[8];
@@ -85,7 +84,6 @@ extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void NAME(
         if (after < rows) {
             fetch(next[0], x0, after);
             if (TENSORS == 2) fetch(next[TENSORS - 1], x1, after);
-            if (ROPE) fetch(next_angle, rope, after);
         }
         sum = block_sum2<THREADS>(sum, reduce[turn]);
         turn ^= 1;

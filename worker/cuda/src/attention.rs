@@ -1,11 +1,12 @@
 //! Attention: cuDNN's for what is large, the kernel of this crate for the rest.
 
-use crate::backend::{AttentionBits, CudaBackend, unsupported};
+use crate::backend::{CudaBackend, unsupported};
 use crate::device::Arg;
 use crate::dnn::sdpa::{K, O, Q, SCALE, V};
 use crate::dnn::{Binding, Plan, SdpaForm, SdpaShape};
 use crate::error::{CudaError, Result};
 use crate::kernels::{ATTENTION_TILE, ATTENTION_WARPS, attention_spec};
+use crate::options::AttentionBits;
 use crate::tensor::{Buffer, CudaTensor, Element};
 use crate::timing::Work;
 use longtake_tensor::{AttentionBias, Tensor};

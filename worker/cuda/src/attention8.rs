@@ -9,7 +9,7 @@ use crate::dnn::sdpa::{
 };
 use crate::dnn::{Binding, SdpaForm, SdpaShape};
 use crate::error::Result;
-use crate::kernels::{qk_spec, row_threads, tensor_scale_spec};
+use crate::kernels::{Crowd, qk_spec, row_threads, tensor_scale_spec};
 use crate::tensor::{CudaTensor, Pending, Quantised};
 use crate::timing::Work;
 use longtake_tensor::Tensor;
@@ -137,7 +137,7 @@ impl CudaBackend {
         unsafe {
             device.launch(
                 function,
-                self.row_grid(rows, d, true),
+                self.row_grid(rows, d, Crowd::of_qk(2, true)),
                 row_threads(d),
                 0,
                 &args,

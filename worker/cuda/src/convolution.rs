@@ -13,8 +13,11 @@ use longtake_tensor::{DType, Error, Shape, Tensor, TimePadding, WeightView};
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+/// Of what, epsilon, modulation.
+type PendingNorm = (CudaTensor, f32, Option<(CudaTensor, usize, usize)>);
+
 /// A norm that `x` still waits for: of what, epsilon, modulation.
-fn pending_norm(x: &CudaTensor) -> Option<(CudaTensor, f32, Option<(CudaTensor, usize, usize)>)> {
+fn pending_norm(x: &CudaTensor) -> Option<PendingNorm> {
     let state = x.node.lock();
     match (&state.values, &state.pending) {
         (None, Some(Pending::PixelNorm { x, eps, modulation })) => {

@@ -4,7 +4,7 @@ use crate::arena::Block;
 use crate::backend::CudaBackend;
 use crate::device::Arg;
 use crate::error::{CudaError, Result};
-use crate::kernels::{self, RowKernel, qk_spec};
+use crate::kernels::{self, Crowd, RowKernel, qk_spec};
 use crate::tensor::{Buffer, CudaTensor, Element, Norm, Pending, Quantised, TableRow};
 use longtake_tensor::{Shape, Tensor};
 use std::sync::Arc;
@@ -344,7 +344,7 @@ impl CudaBackend {
         let function = device
             .function(&kernel.spec(), "")?
             .moving(rows * d * bytes);
-        let grid = self.row_grid(rows, d, kernel.is_heavy());
+        let grid = self.row_grid(rows, d, kernel.crowd());
         let out = match (&bf16, &quantised) {
             (Some(block), _) => block.address(),
             (_, Some(q)) => q.values.address(),
@@ -379,8 +379,8 @@ impl CudaBackend {
     }
 
     /// Blocks of a kernel over rows of `d` channels: as many as the device holds at once.
-    pub(crate) fn row_grid(&self, rows: usize, d: usize, heavy: bool) -> [u32; 2] {
-        let each = kernels::row_blocks(d, heavy);
+    pub(crate) fn row_grid(&self, rows: usize, d: usize, crowd: Crowd) -> [u32; 2] {
+        let each = kernels::row_blocks(d, crowd);
         [
             (self.device().card.multiprocessors * each).min(rows as u32),
             1,
@@ -461,7 +461,7 @@ impl CudaBackend {
                 .device()
                 .function(&qk_spec(d, step as u32, rope.is_some(), None), "")?
                 .moving(rows * d * bytes);
-            let grid = self.row_grid(rows, d, step == 2);
+            let grid = self.row_grid(rows, d, Crowd::of_qk(step as u32, false));
             let args = [
                 Arg::U64(buffers[0].block.address()),
                 Arg::U64(buffers[last].block.address()),

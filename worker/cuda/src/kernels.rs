@@ -118,17 +118,40 @@ pub(crate) fn row_threads(d: usize) -> u32 {
     (vectors.next_multiple_of(32)).clamp(32, 512) as u32
 }
 
-/// Blocks of a kernel over rows of `d` channels that a multiprocessor shall hold: 1024 threads leave
-/// each 64 registers, 768 leave `heavy` ones 80.
-pub(crate) fn row_blocks(d: usize, heavy: bool) -> u32 {
-    let threads = if heavy { 768 } else { 1024 };
-    (threads / row_threads(d)).clamp(1, 16)
+/// Threads of a kernel over rows that a multiprocessor shall hold: the fewer, the more registers has each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crowd {
+    /// 64 registers.
+    Full = 1024,
+    /// 80.
+    Thinner = 768,
+    /// 128.
+    Half = 512,
+}
+
+impl Crowd {
+    /// Of a norm with rotation of so many tensors.
+    pub fn of_qk(tensors: u32, e4m3: bool) -> Self {
+        match (tensors, e4m3) {
+            (2, true) => Self::Half,
+            (2, false) => Self::Thinner,
+            _ => Self::Full,
+        }
+    }
+}
+
+/// Blocks of a kernel over rows of `d` channels that a multiprocessor shall hold.
+pub(crate) fn row_blocks(d: usize, crowd: Crowd) -> u32 {
+    (crowd as u32 / row_threads(d)).clamp(1, 16)
 }
 
 impl RowKernel {
-    /// Whether it needs many registers.
-    pub(crate) fn is_heavy(&self) -> bool {
-        self.residual == 2 && self.modulation == 1
+    /// How many threads of it a multiprocessor shall hold.
+    pub(crate) fn crowd(&self) -> Crowd {
+        match self.residual == 2 && self.modulation == 1 {
+            true => Crowd::Thinner,
+            false => Crowd::Full,
+        }
     }
 
     /// Its kernel.
@@ -138,7 +161,7 @@ impl RowKernel {
             &[
                 ("D", self.d as u32),
                 ("THREADS", row_threads(self.d)),
-                ("BLOCKS", row_blocks(self.d, self.is_heavy())),
+                ("BLOCKS", row_blocks(self.d, self.crowd())),
                 ("X_F32", u32::from(self.x_f32)),
                 ("ACT", self.act),
                 ("RES", self.residual),
@@ -156,7 +179,10 @@ pub fn qk_spec(d: usize, tensors: u32, rope: bool, e4m3_heads: Option<usize>) ->
     let defines = [
         ("D", d as u32),
         ("THREADS", row_threads(d)),
-        ("BLOCKS", row_blocks(d, tensors == 2)),
+        (
+            "BLOCKS",
+            row_blocks(d, Crowd::of_qk(tensors, e4m3_heads.is_some())),
+        ),
         ("TENSORS", tensors),
         ("ROPE", u32::from(rope)),
         ("E4M3", u32::from(e4m3_heads.is_some())),

@@ -24,13 +24,15 @@ pub mod kernels;
 pub mod libs;
 mod linear;
 mod matmul;
+mod options;
 mod record;
 mod small;
 mod tensor;
 pub mod timing;
 mod vae;
 
-pub use backend::{AttentionBits, CudaBackend, CudaOptions, Precision};
+pub use backend::CudaBackend;
 pub use device::Card;
 pub use error::CudaError;
+pub use options::{AttentionBits, CudaOptions, Precision};
 pub use tensor::{CudaConv, CudaIndex, CudaMatrix, CudaTensor};

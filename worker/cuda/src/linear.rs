@@ -1,11 +1,12 @@
 //! Linear layers: preparing weights, choosing the product.
 
 use crate::arena::Block;
-use crate::backend::{CudaBackend, Precision};
+use crate::backend::CudaBackend;
 use crate::device::Arg;
 use crate::error::{CudaError, Result};
 use crate::kernels::{RowKernel, layout_spec, row_threads, skinny_spec};
 use crate::matmul::{MatmulShape, Operands, WORKSPACE_BYTES};
+use crate::options::Precision;
 use crate::tensor::{CudaMatrix, CudaTensor, Element, Pending, Weight};
 use crate::timing::Work;
 use half::bf16;
@@ -172,7 +173,7 @@ impl CudaBackend {
         unsafe {
             device.launch(
                 function,
-                self.row_grid(n, k, false),
+                self.row_grid(n, k, kernel.crowd()),
                 row_threads(k),
                 0,
                 &args,

@@ -17,7 +17,7 @@ use longtake_tensor::{Backend, Shape, Tensor};
 pub const TAIL_HALO: usize = 4;
 
 /// Values of an activation above which pictures are decoded in parts of some frames each.
-pub const PART_VALUES_MAX: usize = 192 << 20;
+pub const PART_VALUES_MAX: usize = 1 << 31;
 
 fn refuse<T>(what: &'static str, message: String) -> Result<T> {
     Err(Error::Request { what, message })

@@ -224,7 +224,7 @@ fn the_shipped_model_meets_images_and_clips() {
 #[test]
 fn decoding_in_parts_changes_no_bit() {
     let b = backend(2);
-    let model = Model::load(tiny_model(), b.clone()).expect("model");
+    let model = Model::load(&tiny_model(), b.clone()).expect("model");
     let shape = Shape::from([4, 2, 3, 128]);
     let values: Vec<f32> = (0..shape.count())
         .map(|i| (i % 97) as f32 / 40.0 - 1.2)

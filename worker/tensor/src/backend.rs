@@ -286,6 +286,12 @@ pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
         let _ = stop;
     }
 
+    /// Fails when the device itself has failed, so that nothing will work on it any more. Asked after an
+    /// operation has failed; waits until everything is done.
+    fn check_alive(&self) -> Result<()> {
+        Ok(())
+    }
+
     // ---- moving data
 
     /// Copies a tensor back.

@@ -22,9 +22,10 @@ use longtake_ltx::Video;
 use longtake_tensor::Backend;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tracing::Level;
 
 /// What a task may touch.
@@ -70,16 +71,54 @@ pub struct DeviceExecutor<B: Backend> {
     backend: B,
     models: ModelCache<B>,
     runtime: Handle,
+    lost: Arc<LostDevice>,
+}
+
+/// Told when the device has failed for good: the worker then leaves, for only a new process can use
+/// the device again.
+#[derive(Default)]
+pub struct LostDevice {
+    story: Mutex<Option<String>>,
+    told: Notify,
+}
+
+impl LostDevice {
+    fn tell(&self, story: &str) {
+        *self.story.lock().unwrap_or_else(PoisonError::into_inner) = Some(story.to_owned());
+        self.told.notify_one();
+    }
+
+    /// Resolves when the device is lost.
+    pub async fn told(&self) {
+        self.told.notified().await;
+    }
+
+    /// What happened to it, if anything did.
+    pub fn story(&self) -> Option<String> {
+        let story = self.story.lock();
+        story.unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl<B: Backend> DeviceExecutor<B> {
     /// A lane on `backend` with the models of `shelf`; artifacts are read through `runtime`.
-    pub fn new(backend: B, shelf: Arc<Shelf>, runtime: Handle) -> Self {
+    pub fn new(backend: B, shelf: Arc<Shelf>, runtime: Handle, lost: Arc<LostDevice>) -> Self {
         Self {
             models: ModelCache::new(backend.clone(), shelf),
             backend,
             runtime,
+            lost,
         }
+    }
+
+    /// Says so when an error is the device's end.
+    fn judge(&self, error: TaskError) -> TaskError {
+        let Err(death) = self.backend.check_alive() else {
+            return error;
+        };
+        let story = format!("{error} ({death}: the device has failed, and this worker leaves)");
+        self.lost.tell(&story);
+        TaskError::Retryable(story)
     }
 }
 
@@ -97,7 +136,7 @@ where
     ) -> Result<TaskOutput, TaskError> {
         // Between one block of the model and the next, not only between steps of a minute each.
         self.backend.interrupt_by(control.flag());
-        run(
+        let done = run(
             assignment,
             context,
             control,
@@ -114,7 +153,11 @@ where
                 }
                 Work::Seam { .. } | Work::Mux { .. } => Err(wrong_lane(assignment)),
             },
-        )
+        );
+        done.map_err(|error| match error {
+            TaskError::Cancelled => error,
+            error => self.judge(error),
+        })
     }
 
     fn reset(&mut self) {
