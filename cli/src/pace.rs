@@ -14,6 +14,18 @@ use std::path::{Path, PathBuf};
 
 /// Done jobs of a farm that are looked at, latest first.
 const JOBS_MAX: usize = 5;
+/// What was measured is joined with what is assumed of so much work, about a window of 25 small frames:
+/// otherwise what a worker takes whatever it renders would pass for the price of a few pixels.
+const PRIOR: Amounts = Amounts {
+    text: 0.5,
+    pass1: 1e3,
+    decode: 1e6,
+    encode: 1e6,
+    seam: 3e5,
+    mux: 1e6,
+};
+/// See [`PRIOR`], of a window's memory.
+const PRIOR_PIXELS: f64 = 1e6;
 /// Frames that are decoded before a tail.
 const TAIL_HALO_FRAMES: u32 = 32;
 
@@ -212,7 +224,8 @@ impl Measured {
         workers.sort_unstable();
         workers.dedup();
         let peak = job.workers_peak_rss_bytes as f64 / workers.len().max(1) as f64;
-        measured.bytes_per_pixel = peak / window_pixels(&spec, &plan);
+        measured.bytes_per_pixel = (peak + ASSUMED_BYTES_PER_PIXEL * PRIOR_PIXELS)
+            / (window_pixels(&spec, &plan) + PRIOR_PIXELS);
         Some(measured)
     }
 
@@ -241,15 +254,15 @@ pub struct Basis {
 }
 
 impl Basis {
-    /// Rests on what was measured; sorts of work that were not met are assumed.
-    fn measured(measured: &Measured, source: String, fallback: &Amounts) -> Self {
-        let ratio =
-            (measured.seconds).with(measured.amounts, |s, n| if n > 0.0 { s / n } else { -1.0 });
+    /// Rests on what was measured; the less there is of a sort of work, the more on what is assumed.
+    fn measured(measured: &Measured, source: String, assumed: &Amounts) -> Self {
+        let prior_seconds = PRIOR.with(*assumed, |n, s| n * s);
+        let seconds = measured
+            .seconds
+            .with(prior_seconds, |own, prior| own + prior);
+        let amounts = measured.amounts.with(PRIOR, |own, prior| own + prior);
         Self {
-            pace: ratio.with(
-                *fallback,
-                |own, assumed| if own < 0.0 { assumed } else { own },
-            ),
+            pace: seconds.with(amounts, |s, n| s / n),
             bytes_per_pixel: measured.bytes_per_pixel,
             model_bytes: 0,
             spread: SPREAD_MEASURED,

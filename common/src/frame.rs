@@ -49,11 +49,6 @@ impl Frame {
         &mut self.data
     }
 
-    /// The samples, taken out.
-    pub fn into_data(self) -> Vec<u8> {
-        self.data
-    }
-
     /// The three channels at (`x`, `y`). Panics outside the picture, as slices do.
     pub fn pixel(&self, x: u32, y: u32) -> [u8; 3] {
         let at = 3 * (y as usize * self.width as usize + x as usize);

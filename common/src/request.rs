@@ -66,7 +66,7 @@ pub enum SpecError {
     #[error("{0} frames are out of range: use 1 to {FRAMES_MAX}")]
     Frames(i64),
     /// Not one frame and eight for every further latent.
-    #[error("the {what} frames {value} are not 8k+1: use {}", neighbours(*.value, *.least))]
+    #[error("the {what} frames {value} are {}", latents_advice(*.value, *.least))]
     NotLatents {
         /// `segment` or `overlap`.
         what: &'static str,
@@ -227,12 +227,18 @@ fn clip_start(first: u32, shot_start: u32) -> String {
     )
 }
 
-fn neighbours(value: i64, least: u32) -> String {
-    let value = value.clamp(0, i64::from(FRAMES_MAX)) as u32;
-    match largest_latents(value) {
-        below if below < least || value < least => least.to_string(),
-        below => format!("{below} or {}", below + FRAMES_PER_LATENT),
+fn latents_advice(value: i64, least: u32) -> String {
+    let most = largest_latents(FRAMES_MAX);
+    if value.rem_euclid(i64::from(FRAMES_PER_LATENT)) == 1 {
+        return format!("out of range: use {least} to {most}");
     }
+    let value = value.clamp(0, i64::from(FRAMES_MAX)) as u32;
+    let good = match largest_latents(value) {
+        below if below < least => least.to_string(),
+        below if below == most => most.to_string(),
+        below => format!("{below} or {}", below + FRAMES_PER_LATENT),
+    };
+    format!("not 8k+1: use {good}")
 }
 
 /// How long the film is.
@@ -510,7 +516,11 @@ mod tests {
             ),
             (
                 |r| r.segment_frames = -7,
-                "the segment frames -7 are not 8k+1: use 25",
+                "the segment frames -7 are out of range: use 25 to",
+            ),
+            (
+                |r| r.segment_frames = 17,
+                "the segment frames 17 are out of range: use 25 to",
             ),
             (
                 |r| r.overlap_frames = 18,

@@ -220,19 +220,38 @@ pub struct LatentsTarget {
 }
 
 impl LatentsTarget {
-    /// Checks that the files could be written.
-    pub fn new(path: &Path, windows: usize) -> Result<Self> {
-        if path.is_dir() {
+    /// Checks that the files could be written, beside the film and its report.
+    pub fn new(path: &Path, windows: usize, film: &Target) -> Result<Self> {
+        let is_folder = path.is_dir() || path.to_string_lossy().ends_with('/');
+        if is_folder {
             bail!(
                 "{} is a folder; give --save-latents the name of a file",
                 path.display()
             );
         }
-        crate::output::check_writable(folder_of(path))?;
-        Ok(Self {
+        let folder = folder_of(path);
+        crate::output::check_writable(folder)?;
+        let latents = Self {
             path: path.to_owned(),
             windows,
-        })
+        };
+        // Other names may lead to the same file, so names are compared within the true folder.
+        let place = |file: &Path| {
+            Some((
+                folder_of(file).canonicalize().ok()?,
+                file.file_name()?.to_owned(),
+            ))
+        };
+        let first = latents.file(0);
+        for taken in [film.given(), &film.report()] {
+            if place(taken).is_some_and(|taken| place(&first) == Some(taken)) {
+                bail!(
+                    "--save-latents {} would be overwritten by the film or its report: give it another name",
+                    path.display()
+                );
+            }
+        }
+        Ok(latents)
     }
 
     /// `FILE`, or with several windows `FILE.0000.safetensors`, `FILE.0001.safetensors`...
@@ -274,8 +293,12 @@ mod tests {
     #[test]
     fn latents_of_several_windows_are_numbered() {
         let folder = tempfile::tempdir().expect("a folder");
+        let film = Target::parse(&folder.path().join("film.mp4")).expect("a film");
+        let latents = |name: &str, windows: usize| {
+            LatentsTarget::new(&folder.path().join(name), windows, &film)
+        };
         let names = |name: &str, windows: usize| {
-            let target = LatentsTarget::new(&folder.path().join(name), windows).expect("writable");
+            let target = latents(name, windows).expect("writable");
             let file = target.file(1);
             file.file_name()
                 .expect("a name")
@@ -285,6 +308,14 @@ mod tests {
         assert_eq!(names("l.safetensors", 1), "l.safetensors");
         assert_eq!(names("l.safetensors", 3), "l.0001.safetensors");
         assert_eq!(names("l", 3), "l.0001.safetensors");
-        assert!(LatentsTarget::new(folder.path(), 1).is_err());
+        for taken in ["", "new/", "film.mp4", "film.mp4.json", "../film.mp4"] {
+            let inside = folder.path().join("deeper");
+            std::fs::create_dir_all(&inside).expect("a folder");
+            let refused = match taken.strip_prefix("../") {
+                Some(_) => LatentsTarget::new(&inside.join(taken), 1, &film),
+                None => latents(taken, 1),
+            };
+            assert!(refused.is_err(), "{taken}");
+        }
     }
 }

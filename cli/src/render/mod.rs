@@ -98,7 +98,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
     let latents = args
         .save_latents
         .as_deref()
-        .map(|path| LatentsTarget::new(path, plan.windows.len()))
+        .map(|path| LatentsTarget::new(path, plan.windows.len(), &target))
         .transpose()?;
     let claim = target.claim()?;
     let estimate = args.estimate(&wanted.spec, &plan).await;

@@ -345,11 +345,6 @@ impl Core {
         self.job_by_seq.values()
     }
 
-    /// Workers that are attached.
-    pub fn worker_count(&self) -> usize {
-        self.workers.len()
-    }
-
     /// Who has what in hand, as far as is known.
     pub fn holdings(&self) -> impl Iterator<Item = (&WorkerId, Lane, &JobId, TaskId)> {
         self.workers.iter().flat_map(|(worker, state)| {

@@ -4,7 +4,9 @@ use super::{Claim, StateError, StateStore};
 use async_trait::async_trait;
 use longtake_common::ids::Epoch;
 use longtake_core::Write;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,6 +67,10 @@ fn open(folder: &Path) -> Result<RedbStore, StateError> {
             path,
         }),
         Err(DatabaseError::DatabaseAlreadyOpen) => Err(StateError::Locked { path }),
+        Err(DatabaseError::Storage(StorageError::Corrupted(reason))) => Err(StateError::Broken {
+            place: path.display().to_string(),
+            reason,
+        }),
         Err(error) => Err(StateError::Database {
             action: "open",
             place: path.display().to_string(),
