@@ -22,7 +22,9 @@ pub fn check(root: &Path) -> Result<()> {
         }
         if file.ends_with("Cargo.toml") && text.contains("[package]") {
             let inherits = text.contains("[lints]\nworkspace = true");
-            if !inherits {
+            // A workspace of its own has nothing to inherit.
+            let own = text.contains("\n[workspace]") && text.contains("\n[lints.");
+            if !inherits && !own {
                 wrong.push(format!(
                     "{}: [lints] workspace = true is missing",
                     file.display()
