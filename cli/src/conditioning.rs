@@ -2,13 +2,16 @@
 
 use crate::client::Client;
 use anyhow::{Context, Result, bail};
-use longtake_common::conditioning::{Conditioning, Place};
+use longtake_common::conditioning::{Conditioning, Place, Role};
 use longtake_common::film::Keyframe;
 use longtake_common::media::{PackWriter, open_video};
 use longtake_common::model::CHUNK_BYTES;
 use longtake_common::spec::FRAMES_PER_LATENT;
 use longtake_common::{Frame, Hash};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// Highest noise level of a film that begins as a video, unless the user says otherwise.
+const START_STRENGTH: f32 = 0.9;
 
 /// A picture or clip as it is named on the command line.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,14 +87,33 @@ pub struct HeldArgs {
     /// first 8k+1 frames that fit are used; otherwise as --image
     #[arg(long = "video", value_name = "PATH[@FRAME[:STRENGTH]]")]
     videos: Vec<MediaArg>,
+    /// Video that an IC-LoRA takes the film's course from, as long as the film, with a strength from
+    /// 0 to 1 [default: 1]; it is not seen itself
+    #[arg(long, value_name = "PATH[:STRENGTH]", value_parser = reference_video, requires = "loras")]
+    reference_video: Option<(PathBuf, f32)>,
+    /// Video that all of the film begins as, as long as the film, with the highest noise level from
+    /// which it is sampled anew, above 0 and up to 1 [default: 0.9]
+    #[arg(long, value_name = "PATH[:STRENGTH]", value_parser = start_video)]
+    start_video: Option<(PathBuf, f32)>,
+    /// Blur pictures and clips and take them through H.264 first, as the official program does:
+    /// what is sharper than any frame of a film makes the film stand still
+    #[arg(long)]
+    soften: bool,
 }
 
 impl HeldArgs {
+    /// Highest noise level of a film that begins as a video.
+    pub fn start_strength(&self) -> Option<f32> {
+        self.start_video.as_ref().map(|(_, strength)| *strength)
+    }
+
     /// What a film of `frames` with these keyframes is held to, and what to upload for that.
+    /// `reference_factor` finds how many times smaller than the film its reference video is.
     pub fn read(
         &self,
         frames: u32,
         keyframes: &[Keyframe],
+        reference_factor: impl FnOnce() -> Result<u32>,
     ) -> Result<(Vec<Conditioning>, Uploads)> {
         let film = Stretch { start: 0, frames };
         let flags = (self.images.iter().map(|arg| (arg, true)))
@@ -116,8 +138,66 @@ impl HeldArgs {
                 .with_context(|| format!("use {}", arg.path.display()))?;
             items.push(item);
         }
+        if let Some((path, strength)) = &self.reference_video {
+            let factor = reference_factor()?;
+            let item = read_whole(path, *strength, Role::Reference { factor }, &mut uploads);
+            items.push(item.with_context(|| format!("use {}", path.display()))?);
+        }
+        if let Some((path, _)) = &self.start_video {
+            let item = read_whole(path, 1.0, Role::Start, &mut uploads);
+            items.push(item.with_context(|| format!("use {}", path.display()))?);
+        }
+        for item in &mut items {
+            item.softened = self.soften;
+        }
         Ok((items, uploads))
     }
+}
+
+/// Reads `--reference-video`.
+fn reference_video(text: &str) -> Result<(PathBuf, f32), String> {
+    with_strength(text, 1.0)
+}
+
+/// Reads `--start-video`.
+fn start_video(text: &str) -> Result<(PathBuf, f32), String> {
+    match with_strength(text, START_STRENGTH)? {
+        (_, 0.0) => Err("a strength of 0 leaves nothing to sample".to_owned()),
+        found => Ok(found),
+    }
+}
+
+/// A path; only a number behind the last colon is a strength.
+fn with_strength(text: &str, usual: f32) -> Result<(PathBuf, f32), String> {
+    let split = text.rsplit_once(':');
+    let strength = split.and_then(|(path, strength)| Some((path, strength.parse::<f32>().ok()?)));
+    match strength {
+        None => Ok((text.into(), usual)),
+        Some((path, strength)) if (0.0..=1.0).contains(&strength) => Ok((path.into(), strength)),
+        Some((_, strength)) => Err(format!("the strength {strength} is not from 0 to 1")),
+    }
+}
+
+/// Reads a video that is as long as the film.
+fn read_whole(
+    path: &Path,
+    strength: f32,
+    role: Role,
+    uploads: &mut Uploads,
+) -> Result<Conditioning> {
+    let mut pictures = open_video(path)?;
+    let frames = u32::try_from(pictures.info().frame_count).unwrap_or(u32::MAX);
+    if frames == 0 {
+        bail!("it has no picture");
+    }
+    Ok(Conditioning {
+        packs: packs(pictures.by_ref(), uploads)?,
+        frames,
+        first_frame: 0,
+        strength,
+        softened: false,
+        role,
+    })
 }
 
 /// What a place is counted in: the film, or a shot of it.
@@ -165,6 +245,8 @@ impl MediaArg {
             frames: wanted,
             first_frame: stretch.start + first_frame,
             strength: self.strength,
+            softened: false,
+            role: Role::Shown,
         })
     }
 

@@ -122,8 +122,16 @@ impl Estimate {
 
 /// Bytes that a job leaves in the artifact store until they are removed, the film included.
 pub fn artifact_bytes(spec: &JobSpec, plan: &Plan) -> Range {
-    let cells = f64::from(spec.padded_width() / PIXELS_PER_LATENT)
-        * f64::from(spec.padded_height() / PIXELS_PER_LATENT);
+    let cells = |size: [u32; 2]| {
+        let [rows, columns] = size.map(|side| f64::from(side / PIXELS_PER_LATENT));
+        rows * columns
+    };
+    let last = cells(spec.sampling.last_size(spec.padded()));
+    let first = match spec.sampling.second_pass {
+        None => 0.0,
+        Some(_) => cells(spec.sampling.first_size(spec.padded())),
+    };
+    let cells = first + last;
     let latents: f64 = plan
         .windows
         .iter()

@@ -48,6 +48,9 @@ pub async fn wanted_on_farm(
     for lora in &model.loras {
         give(&mut client, &lora.location, lora.hash).await?;
     }
+    for file in wanted.spec.sampling.files() {
+        give(&mut client, &file.location, file.hash).await?;
+    }
     Ok((wanted, client))
 }
 

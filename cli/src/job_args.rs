@@ -1,24 +1,26 @@
 //! The flags that say what film is wanted, shared by `render`, `submit` and `plan`, and the way
 //! from them to a [`JobSpec`].
 
+mod recipe;
 mod stored;
 
 pub use stored::Stored;
 
 use crate::conditioning::{HeldArgs, Uploads};
 use crate::enhance::EnhanceArgs;
-use crate::model_args::{self, ModelArgs, location};
-use anyhow::{Context, Result, anyhow, bail};
+use crate::model_args::{self, ModelArgs};
+use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use longtake_common::film::{Film, Keyframe};
-use longtake_common::model::{find_config, find_model, hash_model};
-use longtake_common::pipeline::{Enhancement, Pipeline, Precision};
 use longtake_common::request::{
     Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecError, SpecRequest, check_fps,
     parse_size,
 };
-use longtake_common::spec::{Codec, Continuity, JobSpec, ModelRef, Sampling, Schedule};
+use longtake_common::spec::{
+    Codec, Continuity, JobSpec, ModelRef, Reference, Sampling, Shot, Transition,
+};
 use longtake_common::{Hash, media};
+use recipe::Recipe;
 use std::path::PathBuf;
 
 /// Pipeline file when neither --config nor --model is given.
@@ -27,16 +29,6 @@ const CONFIG_DEFAULT: &str = "ltxv-tiny";
 const SECONDS_DEFAULT: f64 = 5.0;
 /// Frames a second for a model other than ltxv-tiny, unless a pipeline file says otherwise.
 const FPS_DEFAULT: f64 = 30.0;
-
-// What diffusers' LTX pipelines use when the caller names nothing; a Diffusers folder does not
-// store these.
-const DIFFUSERS_STEPS: u32 = 50;
-const DIFFUSERS_GUIDANCE_SCALE: f32 = 3.0;
-const DIFFUSERS_WIDTH: u32 = 704;
-const DIFFUSERS_HEIGHT: u32 = 512;
-const DIFFUSERS_TEXT_TOKENS: u32 = 128;
-/// The condition pipeline of diffusers pads prompts further than the others.
-const DIFFUSERS_CONDITION_TEXT_TOKENS: u32 = 256;
 
 /// What film is wanted.
 #[derive(clap::Args, Clone, Debug)]
@@ -103,6 +95,18 @@ pub struct JobArgs {
     /// pipeline file's]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     steps: Option<i64>,
+    /// Have the film show TEXT from SECONDS on, going on from what it shows before; may be repeated
+    #[arg(
+        long = "prompt-at",
+        num_args = 2,
+        value_names = ["SECONDS", "TEXT"],
+        conflicts_with = "film"
+    )]
+    prompts_at: Vec<String>,
+    /// Whose conventions hold where implementations differ: noise, times, padding of prompts,
+    /// schedule, tone mapping [default: diffusers for a Diffusers folder, else official]
+    #[arg(long, value_enum)]
+    reference: Option<ReferenceArg>,
     /// Classifier-free guidance; 1 is off [default: the pipeline file's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     guidance_scale: Option<f32>,
@@ -129,6 +133,27 @@ impl From<ContinuityArg> for Continuity {
         match arg {
             ContinuityArg::Chain => Self::Chain,
             ContinuityArg::None => Self::None,
+        }
+    }
+}
+
+/// Reference on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ReferenceArg {
+    /// Lightricks' own code
+    Official,
+    /// diffusers, as the pipeline class of the model does it
+    Diffusers,
+    /// ComfyUI with Lightricks' nodes
+    Comfy,
+}
+
+impl From<ReferenceArg> for Reference {
+    fn from(arg: ReferenceArg) -> Self {
+        match arg {
+            ReferenceArg::Official => Self::Official,
+            ReferenceArg::Diffusers => Self::Diffusers,
+            ReferenceArg::Comfy => Self::Comfy,
         }
     }
 }
@@ -166,28 +191,6 @@ pub struct Wanted {
     pub uploads: Uploads,
 }
 
-/// How the model is to be used: from a pipeline file, or a Diffusers folder's defaults.
-struct Recipe {
-    sampling: Sampling,
-    width: u32,
-    height: u32,
-    fps: f64,
-    /// Length when the user names none.
-    length: Length,
-    seed: u64,
-    negative: String,
-    /// Name or path of the model.
-    model: String,
-    /// Name or path of its text encoder.
-    text_encoder: Option<String>,
-    /// Whether large matrices are kept in 8 bits.
-    eight_bit: bool,
-    /// What the pipeline file says about rewriting prompts.
-    enhancement: Enhancement,
-    /// Sentences for the user.
-    notices: Vec<String>,
-}
-
 impl JobArgs {
     /// The job that these flags describe, checked.
     pub fn wanted(&self, codec: Codec, weights: Weights<'_>) -> Result<Wanted> {
@@ -195,8 +198,11 @@ impl JobArgs {
         let film = film.as_ref();
         let mut recipe = match weights {
             Weights::Stored(stored) => self.stored_recipe(film, &stored)?,
-            _ => self.recipe(film, weights)?,
+            _ => Recipe::find(self.sources(film), weights)?,
         };
+        if let Some(reference) = self.reference {
+            recipe.follow(reference.into());
+        }
         let mut notices = std::mem::take(&mut recipe.notices);
         let model = match weights {
             Weights::Required => {
@@ -205,15 +211,23 @@ impl JobArgs {
                 let model = parts.outline(&recipe.model, text_encoder, recipe.eight_bit)?;
                 // Headers first: they take no time, and all the bytes of a large model do.
                 longtake_agent::check_model(&model)?;
+                recipe.complete_passes(&model);
+                recipe.check_passes()?;
                 model_args::hashed(model)?
             }
-            Weights::Stored(stored) => self.stored_model(&recipe, &stored)?,
+            Weights::Stored(stored) => {
+                let model = self.stored_model(&recipe, &stored)?;
+                recipe.complete_passes(&model);
+                recipe.check_passes()?;
+                model
+            }
             Weights::Ignored => ModelRef::new(recipe.model.clone(), Hash::of(b"")),
         };
         let enhancement = std::mem::take(&mut recipe.enhancement);
         let (mut request, keyframes) = self.request(film, recipe, model, codec)?;
         let frames = request.length.frames(request.fps)?;
-        let (conditioning, uploads) = self.held.read(frames, &keyframes)?;
+        let factor = || self.parts.reference_factor();
+        let (conditioning, uploads) = self.held.read(frames, &keyframes, factor)?;
         request.conditioning = conditioning;
         let spec = request.validate();
         let mut spec =
@@ -266,9 +280,13 @@ impl JobArgs {
             (None, None, Some(seconds)) => Length::Seconds(seconds),
             (None, None, None) => recipe.length,
         };
-        let (shots, keyframes) = timeline.map_or_else(Default::default, |timeline| {
-            (timeline.shots, timeline.keyframes)
-        });
+        let (shots, keyframes) = match timeline {
+            Some(timeline) => (timeline.shots, timeline.keyframes),
+            None => {
+                check_fps(fps)?;
+                (self.prompts_at(fps)?, Vec::new())
+            }
+        };
         let negative = self.negative.as_deref().or(film.and_then(Film::negative));
         let continuity = self.continuity.map(Continuity::from);
         let segment_frames = self.segment_frames.or(film.and_then(Film::segment_frames));
@@ -289,8 +307,30 @@ impl JobArgs {
             codec,
             shots,
             conditioning: Vec::new(),
+            previews: false,
         };
         Ok((request, keyframes))
+    }
+
+    /// The shots that `--prompt-at` begins, each going on where the one before ends.
+    fn prompts_at(&self, fps: f64) -> Result<Vec<Shot>> {
+        let pairs = self.prompts_at.chunks_exact(2);
+        let shot = |pair: &[String]| {
+            let seconds = pair[0].parse::<f64>().ok();
+            let seconds = seconds.filter(|s| s.is_finite() && *s > 0.0);
+            let seconds = seconds.ok_or_else(|| {
+                anyhow!("'{}' of --prompt-at is no time in seconds above 0", pair[0])
+            })?;
+            Ok(Shot {
+                // `as` saturates; what lies beyond the film is refused later.
+                first_frame: (seconds * fps).round() as u32,
+                transition: Transition::Continuous,
+                prompt: pair[1].clone(),
+                negative: None,
+                seed: None,
+            })
+        };
+        pairs.map(shot).collect()
     }
 
     /// The recipe's sampling with the user's own figures in it.
@@ -310,6 +350,9 @@ impl JobArgs {
                 }
             }
         }
+        if let Some(strength) = self.held.start_strength() {
+            sampling.first_pass.strength = sampling.first_pass.strength.min(strength);
+        }
         if let Some(tokens) = self.text_tokens {
             sampling.text_tokens = count("text tokens", tokens)?;
         }
@@ -321,138 +364,6 @@ impl JobArgs {
         let given = self.prompt.as_deref();
         given.or(film.map(Film::prompt)).unwrap_or_default()
     }
-
-    fn recipe(&self, film: Option<&Film>, weights: Weights<'_>) -> Result<Recipe> {
-        let from_file = |name: &str| file_recipe(name, weights);
-        match self.sources(film) {
-            (Some(config), None) => from_file(config),
-            (Some(config), Some(model)) => Ok(Recipe {
-                model: model.to_owned(),
-                ..from_file(config)?
-            }),
-            (None, None) => from_file(CONFIG_DEFAULT),
-            (None, Some(model)) => {
-                // The shipped model under any of its names is sampled as it was distilled.
-                if let Ok(shipped) = from_file(CONFIG_DEFAULT)
-                    && is_same_model(&shipped.model, model)
-                {
-                    return Ok(shipped);
-                }
-                // An official checkpoint is sampled as the pipeline file of its name says.
-                match model.strip_suffix(".safetensors") {
-                    Some(path) => checkpoint_recipe(model, path, weights),
-                    None => diffusers_recipe(model),
-                }
-            }
-        }
-    }
-}
-
-/// The files that a pipeline file names beside the model.
-fn reference(name: &str, weights: Weights<'_>) -> Result<ModelRef> {
-    let hash_and_place = match weights {
-        Weights::Required | Weights::Stored(_) => {
-            let path = find_model(name)?;
-            (location(name, &path)?, hash_model(&path)?)
-        }
-        Weights::Ignored => (name.to_owned(), Hash::of(b"")),
-    };
-    let (location, hash) = hash_and_place;
-    Ok(ModelRef::new(location, hash))
-}
-
-/// How an official checkpoint is sampled: as the pipeline file of its name says.
-fn checkpoint_recipe(model: &str, path: &str, weights: Weights<'_>) -> Result<Recipe> {
-    find_model(model)?;
-    let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
-    if find_config(name).is_err() {
-        bail!(
-            "{model} is a checkpoint, but no pipeline file is called {name}: say with --config how \
-             it is sampled"
-        );
-    }
-    Ok(Recipe {
-        model: model.to_owned(),
-        ..file_recipe(name, weights)?
-    })
-}
-
-/// How a pipeline file has `prompt` rendered.
-fn file_recipe(name: &str, weights: Weights<'_>) -> Result<Recipe> {
-    let pipeline = Pipeline::read(&find_config(name)?)?;
-    if weights != Weights::Ignored {
-        // Said before any other file is looked for.
-        let sampling = pipeline.sampling(|name| reference(name, Weights::Ignored))?;
-        if let Some(what) = sampling.unbuilt() {
-            bail!("the pipeline file {name} asks for {what}, which is not supported");
-        }
-    }
-    let notices = pipeline.notices().to_vec();
-    let length = pipeline
-        .num_frames
-        .map(|frames| Length::Frames(frames.into()));
-    Ok(Recipe {
-        sampling: pipeline.sampling(|name| reference(name, weights))?,
-        width: pipeline.width,
-        height: pipeline.height,
-        fps: pipeline.frame_rate,
-        length: length.unwrap_or(Length::Seconds(SECONDS_DEFAULT)),
-        seed: pipeline.seed.unwrap_or(0),
-        negative: pipeline.negative_prompt.clone(),
-        model: pipeline.model().to_owned(),
-        text_encoder: pipeline.text_encoder_model_name_or_path.clone(),
-        eight_bit: pipeline.precision == Some(Precision::Float8E4m3fn),
-        enhancement: pipeline.enhancement.clone(),
-        notices,
-    })
-}
-
-/// How diffusers would sample the folder `model`.
-fn diffusers_recipe(model: &str) -> Result<Recipe> {
-    let path = find_model(model)?;
-    let index = path.join("model_index.json");
-    let text = std::fs::read_to_string(&index).with_context(|| {
-        format!(
-            "{} is no Diffusers folder: cannot read {}",
-            path.display(),
-            index.display()
-        )
-    })?;
-    let index_json: serde_json::Value = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not JSON; fetch the file again", index.display()))?;
-    let class = index_json["_class_name"].as_str().unwrap_or("");
-    if !class.starts_with("LTX") {
-        bail!(
-            "{} names the pipeline '{class}'; an LTX-Video folder is needed",
-            index.display()
-        );
-    }
-    let text_tokens = match class {
-        "LTXConditionPipeline" => DIFFUSERS_CONDITION_TEXT_TOKENS,
-        _ => DIFFUSERS_TEXT_TOKENS,
-    };
-    Ok(Recipe {
-        sampling: Sampling::plain(
-            Schedule::Steps(DIFFUSERS_STEPS),
-            DIFFUSERS_GUIDANCE_SCALE,
-            text_tokens,
-        ),
-        width: DIFFUSERS_WIDTH,
-        height: DIFFUSERS_HEIGHT,
-        fps: FPS_DEFAULT,
-        length: Length::Seconds(SECONDS_DEFAULT),
-        seed: 0,
-        negative: String::new(),
-        model: model.to_owned(),
-        text_encoder: None,
-        eight_bit: false,
-        enhancement: Enhancement::default(),
-        notices: Vec::new(),
-    })
-}
-
-fn is_same_model(a: &str, b: &str) -> bool {
-    matches!((find_model(a), find_model(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 fn count(what: &str, value: i64) -> Result<u32> {

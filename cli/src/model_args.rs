@@ -51,6 +51,25 @@ impl ModelArgs {
         self.complete(model, path.is_file(), text_encoder, eight_bit)
     }
 
+    /// How many times smaller than the film the reference video of its IC-LoRA is.
+    pub fn reference_factor(&self) -> Result<u32> {
+        let mut factor = 1;
+        for (name, _) in &self.loras {
+            let path = find_model(name)?;
+            let info = longtake_agent::lora_info(&path)?;
+            let own = info.reference_downscale_factor.unwrap_or(1.0);
+            if own.fract() != 0.0 || !(1.0..=64.0).contains(&own) {
+                return Err(anyhow!(
+                    "{} was trained with reference videos {own} times smaller than the film, and \
+                     only whole numbers up to 64 are supported",
+                    path.display()
+                ));
+            }
+            factor = factor.max(own as u32);
+        }
+        Ok(factor)
+    }
+
     /// The same for a model that is named already. A text encoder that a pipeline file names is only
     /// looked for when the model is a checkpoint.
     pub fn complete(
@@ -114,7 +133,8 @@ pub fn hashed_additions(mut model: ModelRef) -> Result<ModelRef> {
 
 /// What workers look a model up by: a bare name where they have it themselves, else this path.
 pub fn location(name: &str, found: &Path) -> Result<String> {
-    if !name.contains(['/', '\\']) && !found.is_file() {
+    let is_bare = !name.contains(['/', '\\']) && !found.is_file();
+    if is_bare && found.ends_with(Path::new("configs/models").join(name)) {
         return Ok(name.to_owned());
     }
     found

@@ -78,21 +78,30 @@ impl Amounts {
         let mut amounts = Self::default();
         match kind {
             TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => amounts.text = 1.0,
-            TaskKind::Denoise(index) => {
+            TaskKind::Denoise(index) | TaskKind::Refine(index) => {
                 let window = &plan.windows[index as usize];
                 let cell = f64::from(PIXELS_PER_LATENT * PIXELS_PER_LATENT);
-                let tokens = f64::from(window.latents()) * pixels / cell;
-                amounts.pass1 = tokens * row_steps(spec);
-                if spec.continuity == Continuity::Chain && plan.is_joined(index) {
+                let is_second = kind == TaskKind::Refine(index);
+                let [first, last] = pass_shares(spec);
+                let share = if is_second { last } else { first };
+                let tokens = f64::from(window.latents()) * pixels * share / cell;
+                let pass = spec.sampling.passes().nth(usize::from(is_second));
+                amounts.pass1 = tokens * pass.map_or(0.0, row_steps);
+                let is_last = is_second == plan.refines;
+                if is_last && spec.continuity == Continuity::Chain && plan.is_joined(index) {
                     let decoded = (plan.overlap_frames + TAIL_HALO_FRAMES).min(window.frames);
-                    amounts.decode = pixels * f64::from(decoded);
-                    amounts.encode = pixels * f64::from(plan.overlap_frames);
+                    amounts.decode = pixels * share * f64::from(decoded);
+                    amounts.encode = pixels * share * f64::from(plan.overlap_frames);
                 }
             }
-            TaskKind::Decode(index) => {
+            TaskKind::Preview(index) | TaskKind::Decode(index) => {
                 let window = &plan.windows[index as usize];
-                amounts.decode = pixels * f64::from(window.frames);
-                amounts.encode = pixels * f64::from(window.visible_frames);
+                let is_preview = kind == TaskKind::Preview(index);
+                let [first, last] = pass_shares(spec);
+                let share = if is_preview { first } else { last };
+                amounts.decode = pixels * share * f64::from(window.frames);
+                let encoded = if is_preview { first } else { 1.0 };
+                amounts.encode = pixels * encoded * f64::from(window.visible_frames);
             }
             TaskKind::Seam(index) => {
                 amounts.seam = pixels * f64::from(plan.seam_frames(index));
@@ -138,18 +147,20 @@ impl AddAssign for Amounts {
     }
 }
 
-/// Rows of full-size windows that the passes denoise, over all steps.
-fn row_steps(spec: &JobSpec) -> f64 {
-    let sampling = &spec.sampling;
-    // Sides of the passes over the film's: with two, the second has twice the first's.
-    let sides = match &sampling.second_pass {
-        None => [1.0, 0.0],
-        Some(second) => [second.downscale_factor, 2.0 * second.downscale_factor],
-    };
-    let passes = sampling.passes().zip(sides);
-    passes
-        .map(|(pass, side)| side * side * steps(pass) * rows(pass))
-        .sum()
+/// Pixels of the first and of the last pass over those of the film.
+fn pass_shares(spec: &JobSpec) -> [f64; 2] {
+    let pixels = |[height, width]: [u32; 2]| f64::from(height) * f64::from(width);
+    let padded = spec.padded();
+    let sizes = [
+        spec.sampling.first_size(padded),
+        spec.sampling.last_size(padded),
+    ];
+    sizes.map(|size| pixels(size) / pixels(padded))
+}
+
+/// Rows that a pass predicts, over all steps.
+fn row_steps(pass: &Pass) -> f64 {
+    steps(pass) * rows(pass)
 }
 
 fn steps(pass: &Pass) -> f64 {
@@ -196,9 +207,13 @@ impl Measured {
         let fresh = job.segments.iter().filter(|segment| !segment.reused);
         for segment in fresh.filter(|segment| segment.index < plan.window_count()) {
             let index = segment.index;
-            let own = [TaskKind::Denoise(index), TaskKind::Decode(index)];
+            let passes = [TaskKind::Denoise(index), TaskKind::Decode(index)].into_iter();
+            let second = plan.refines.then_some(TaskKind::Refine(index));
+            let own = passes
+                .chain(second)
+                .chain(plan.previews.then_some(TaskKind::Preview(index)));
             let seam = plan.continues(index).then(|| TaskKind::Seam(index - 1));
-            for kind in own.into_iter().chain(seam) {
+            for kind in own.chain(seam) {
                 measured.amounts += Amounts::of(&spec, &plan, kind);
             }
             let took = |phase: &str| segment.seconds.get(phase).copied().unwrap_or(0.0);

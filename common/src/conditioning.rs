@@ -18,6 +18,41 @@ pub enum Place {
     End,
 }
 
+/// What pictures are to a film.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The film shows them.
+    #[default]
+    Shown,
+    /// All of the film begins as them and is sampled from there on: video to video.
+    Start,
+    /// The reference video of an IC-LoRA, which is as long as the film and not seen in it.
+    Reference {
+        /// How many times smaller than the film it is encoded.
+        factor: u32,
+    },
+}
+
+impl Role {
+    /// Whether pictures in this role are as long as the film.
+    fn is_whole(self) -> bool {
+        self != Self::Shown
+    }
+
+    fn is_usual(&self) -> bool {
+        *self == Self::Shown
+    }
+
+    /// How many times smaller than the film they are encoded, for a reference video.
+    pub fn reference_factor(self) -> Option<u32> {
+        match self {
+            Self::Reference { factor } => Some(factor),
+            Self::Shown | Self::Start => None,
+        }
+    }
+}
+
 /// Pictures at a place in the film.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Conditioning {
@@ -29,6 +64,13 @@ pub struct Conditioning {
     pub first_frame: u32,
     /// 1 holds the film to them, 0 hardly hints at them.
     pub strength: f32,
+    /// Blurred and taken through H.264 before they are encoded, as the official program treats its
+    /// input: a still picture is sharper than any frame of a film.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub softened: bool,
+    /// What they are to the film.
+    #[serde(default, skip_serializing_if = "Role::is_usual")]
+    pub role: Role,
 }
 
 /// Pictures at a place in a window.
@@ -44,6 +86,13 @@ pub struct HeldPictures {
     pub frame: u32,
     /// See [`Conditioning::strength`].
     pub strength: f32,
+    /// See [`Conditioning::softened`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub softened: bool,
+    /// What they are to the film. Where they are as long as the film, they may be any number, and
+    /// the last stands for what is missing to the end of the window.
+    #[serde(default, skip_serializing_if = "Role::is_usual")]
+    pub role: Role,
 }
 
 /// Largest 8k+1 that is at most `frames`, which is positive.
@@ -69,6 +118,21 @@ impl Conditioning {
                 film_frames,
             });
         }
+        if !(0.0..=1.0).contains(&self.strength) {
+            return Err(SpecError::Share {
+                what: "strength",
+                value: self.strength,
+            });
+        }
+        if self.role.is_whole() {
+            return match (first, frames == film_frames) {
+                (0, true) => Ok(()),
+                _ => Err(SpecError::WholeLength {
+                    frames,
+                    film_frames,
+                }),
+            };
+        }
         if frames % FRAMES_PER_LATENT != 1 {
             let least = 1;
             return Err(SpecError::NotLatents {
@@ -80,12 +144,6 @@ impl Conditioning {
         if frames > 1 && !(first - shot_start).is_multiple_of(FRAMES_PER_LATENT) {
             return Err(SpecError::ClipStart { first, shot_start });
         }
-        if !(0.0..=1.0).contains(&self.strength) {
-            return Err(SpecError::Share {
-                what: "strength",
-                value: self.strength,
-            });
-        }
         Ok(())
     }
 
@@ -94,6 +152,18 @@ impl Conditioning {
     /// belong to nobody, or to the shot after it. Inside a window a clip begins with a latent: where
     /// shots have put windows elsewhere, up to seven of its first pictures do not count.
     pub fn in_window(&self, window: &Window, continued: u32) -> Option<HeldPictures> {
+        let held = |skip, frames, frame| HeldPictures {
+            packs: self.packs.clone(),
+            skip,
+            frames,
+            frame,
+            strength: self.strength,
+            softened: self.softened,
+            role: self.role,
+        };
+        if self.role.is_whole() {
+            return Some(held(window.first_frame, window.visible_frames, 0));
+        }
         let end = self.first_frame + self.frames;
         let mut from = self.first_frame.max(window.first_frame);
         if self.frames > 1 {
@@ -104,13 +174,11 @@ impl Conditioning {
         if from >= until || until <= window.first_frame + continued {
             return None;
         }
-        Some(HeldPictures {
-            packs: self.packs.clone(),
-            skip: from - self.first_frame,
-            frames: whole_latents(until - from),
-            frame: from - window.first_frame,
-            strength: self.strength,
-        })
+        Some(held(
+            from - self.first_frame,
+            whole_latents(until - from),
+            from - window.first_frame,
+        ))
     }
 }
 
@@ -124,6 +192,8 @@ mod tests {
             frames,
             first_frame,
             strength: 1.0,
+            softened: false,
+            role: Role::Shown,
         }
     }
 
@@ -145,6 +215,16 @@ mod tests {
             let error = item.check(120, 0).expect_err(expected).to_string();
             assert!(error.contains(expected), "{error}");
         }
+        let reference = |frames| Conditioning {
+            role: Role::Start,
+            ..at(0, frames)
+        };
+        reference(120).check(120, 0).expect("as long as the film");
+        let error = reference(100)
+            .check(120, 0)
+            .expect_err("shorter")
+            .to_string();
+        assert!(error.contains("100 frames, the film 120"), "{error}");
         at(119, 1).check(120, 0).expect("the last frame is one");
         at(70, 9)
             .check(120, 62)
@@ -177,6 +257,11 @@ mod tests {
         assert_eq!(part(&clip, 0, 0), Some((0, 25, 96)));
         assert_eq!(part(&clip, 1, 17), Some((8, 57, 0)));
         assert_eq!(part(&clip, 2, 17), None);
+        let reference = Conditioning {
+            role: Role::Reference { factor: 2 },
+            ..at(0, 400)
+        };
+        assert_eq!(part(&reference, 2, 17), Some((208, 121, 0)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::conditioning::Conditioning;
 use crate::ids::Hash;
-pub use crate::sampling::{Sampling, Schedule};
+pub use crate::sampling::{Reference, Sampling, Schedule};
 use serde::{Deserialize, Serialize};
 
 /// Frames of video to one latent frame.
@@ -158,6 +158,9 @@ pub struct JobSpec {
     /// the first shot's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shots: Vec<Shot>,
+    /// Whether the first of two passes is decoded and encoded for whoever wants to see it early.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub previews: bool,
 }
 
 impl JobSpec {
@@ -169,5 +172,29 @@ impl JobSpec {
     /// Height that the model renders.
     pub fn padded_height(&self) -> u32 {
         self.height.next_multiple_of(PIXELS_PER_LATENT)
+    }
+
+    /// Both, as [height, width].
+    pub fn padded(&self) -> [u32; 2] {
+        [self.padded_height(), self.padded_width()]
+    }
+
+    /// The hashes of all files that a worker needs for the job.
+    pub fn model_hashes(&self) -> impl Iterator<Item = Hash> {
+        let of_passes = self.sampling.files().flat_map(ModelRef::hashes);
+        self.model.hashes().chain(of_passes)
+    }
+
+    /// Width and height of a preview: what the film shows of the first pass, in whole pairs of
+    /// pixels as H.264 wants them.
+    pub fn preview_size(&self) -> (u32, u32) {
+        let padded = self.padded();
+        let first = self.sampling.first_size(padded);
+        let side = |shown: u32, i: usize| {
+            let scaled = u64::from(shown) * u64::from(first[i]) / u64::from(padded[i]);
+            // At most `first`, which is even.
+            (scaled as u32).next_multiple_of(2)
+        };
+        (side(self.width, 1), side(self.height, 0))
     }
 }

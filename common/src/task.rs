@@ -5,7 +5,7 @@
 
 use crate::conditioning::HeldPictures;
 use crate::ids::{Epoch, FencingToken, Hash, JobId, TaskId};
-use crate::spec::{Codec, ModelRef, Sampling, Shot};
+use crate::spec::{Codec, ModelRef, Reference, Sampling, Shot};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 /// number is raised with every change after which some work gives other bytes than before: of the
 /// model's steps, the kernels, the noise, the joining or the encoding. Results of one engine are
 /// not taken for those of another, and coordinator and workers have to be of one.
-pub const ENGINE: &str = concat!(env!("CARGO_PKG_VERSION"), "+engine.4");
+pub const ENGINE: &str = concat!(env!("CARGO_PKG_VERSION"), "+engine.5");
 
 /// One stretch of the timeline, rendered in one go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,9 +65,15 @@ pub enum Work {
         negative: Option<String>,
         /// Padded length.
         text_tokens: u32,
+        /// Whose conventions hold.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reference: Option<Reference>,
     },
-    /// Denoises one window. Outputs: `latents` (f32 `[1, 128, F, H, W]`, normalised) and, when
-    /// `tail_frames` is set, `tail`: its last visible frames decoded and encoded again, f32 `[1, 128, O, H, W]`, normalised, for the next window to be held to.
+    /// Denoises one window, or with `first_pass` refines it: the first pass's latents are brought
+    /// to twice their sides and sampled by the second pass. Outputs: `latents` (f32
+    /// `[1, 128, F, H, W]`, normalised) and, when `tail_frames` is set, `tail`: its last visible
+    /// frames decoded and encoded again, f32 `[1, 128, O, H, W]`, normalised, for the next window
+    /// to be held to; a second pass also gives `tail_first`, the same at the size of a first pass.
     Denoise {
         /// The model.
         model: ModelRef,
@@ -92,6 +98,9 @@ pub enum Work {
         held: Vec<HeldPictures>,
         /// Size of the pictures that the film shows, which are at the window's top left.
         shown: (u32, u32),
+        /// Artifact `latents` of the first pass; `None`: this is it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        first_pass: Option<Hash>,
     },
     /// Decodes a window. Outputs: `head` (frame pack of the first `head_frames + relax_frames`;
     /// absent in the first window), `interior` (encoded chunk; absent when nothing is left for it),
@@ -170,8 +179,14 @@ impl Work {
         match self {
             Self::Text { .. } => vec![],
             Self::Denoise {
-                text, conditioning, ..
-            } => [*text].into_iter().chain(*conditioning).collect(),
+                text,
+                conditioning,
+                first_pass,
+                ..
+            } => {
+                let own = [*text].into_iter().chain(*conditioning);
+                own.chain(*first_pass).collect()
+            }
             Self::Decode { latents, .. } => vec![*latents],
             Self::Seam { left, right, .. } => vec![*left, *right],
             Self::Mux { chunks, .. } => chunks.clone(),

@@ -19,8 +19,8 @@ import sys
 
 import numpy as np
 import torch
-from diffusers import (AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXConditionPipeline, LTXPipeline,
-                       LTXVideoTransformer3DModel)
+from diffusers import (AutoencoderKLLTXVideo, FlowMatchEulerDiscreteScheduler, LTXConditionPipeline,
+                       LTXImageToVideoPipeline, LTXPipeline, LTXVideoTransformer3DModel)
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from PIL import Image
 from safetensors import safe_open
@@ -235,8 +235,34 @@ def latent_size(a):
     return (a.frames - 1) // 8 + 1, a.height // 32, a.width // 32
 
 
+def with_reference_video(pipe, a):
+    """Has the pipeline see a reference video, as an IC-LoRA's model does in ComfyUI: all of its latents as tokens of noise
+    level 1 - strength at the places of the window's own, of which each covers --reference-stride down and across."""
+    stride = a.reference_stride
+    pictures = torch.from_numpy(clip(a.frames, a.width // stride, a.height // stride, 7)).float()
+    z = pipe.vae.encode(pictures.permute(3, 0, 1, 2)[None] / 127.5 - 1).latent_dist.mode()
+    z = pipe._normalize_latents(z, pipe.vae.latents_mean, pipe.vae.latents_std)
+    f, h, w = latent_size(a)
+
+    def prepare_latents(*_, generator, **__):
+        noise = torch.randn((1, 128, f, h, w), generator=generator)
+        held = pipe._pack_latents(z, 1, 1)
+        if a.reference_strength < 1:
+            held = torch.lerp(pipe._pack_latents(torch.randn(z.shape, generator=generator), 1, 1), held, a.reference_strength)
+        own = pipe._scale_video_ids(pipe._prepare_video_ids(1, f, h, w), 32, 8, 0, "cpu")
+        seen = pipe._scale_video_ids(pipe._prepare_video_ids(1, f, h // stride, w // stride), 32 * stride, 8, 0, "cpu")
+        mask = torch.cat([torch.full(held.shape[:2], a.reference_strength), torch.zeros(1, f * h * w)], 1)
+        return torch.cat([held, pipe._pack_latents(noise, 1, 1)], 1), mask, torch.cat([seen, own], 2), held.shape[1]
+
+    pipe.prepare_latents = prepare_latents
+    # Only so that the pipeline takes a mask at all.
+    return dict(conditions=[LTXVideoCondition(image=Image.new("RGB", (a.width, a.height)))], image_cond_noise_scale=0)
+
+
 def diffusers_case(a, parts, tokenizer):
     kind = LTXPipeline if a.pipeline == "basic" else LTXConditionPipeline
+    if a.pipeline == "basic" and a.condition:  # one picture, the first frame
+        kind = LTXImageToVideoPipeline
     scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[scheduler_kind(a)])
     pipe = kind(scheduler, parts["vae"], parts["text_encoder"], tokenizer, parts["transformer"])
     pipe.set_progress_bar_config(disable=True)
@@ -247,6 +273,9 @@ def diffusers_case(a, parts, tokenizer):
         args["timesteps"] = [float(f"{t * 1000:.4f}") for t in a.timesteps]
     else:
         args["num_inference_steps"] = a.steps
+    if kind is LTXImageToVideoPipeline:
+        [(_, pictures, _)] = conditions(a)
+        args["image"] = Image.fromarray(pictures[0])
     if a.pipeline == "condition":
         args["image_cond_noise_scale"] = a.image_cond_noise_scale
         held = []
@@ -256,8 +285,8 @@ def diffusers_case(a, parts, tokenizer):
             held.append(LTXVideoCondition(**media, frame_index=frame, strength=strength))
         if held:
             args["conditions"] = held
-    caught = {}
-    decode = parts["vae"].decode
+    if a.reference_stride:
+        args |= with_reference_video(pipe, a)
     generator = torch.Generator("cpu").manual_seed(a.seed)
     latents = pipe(**args, output_type="latent", generator=generator).frames
     if a.pipeline == "basic":
@@ -393,6 +422,8 @@ def arguments(line=None):
     p.add_argument("--stochastic", action="store_true")
     p.add_argument("--image-cond-noise-scale", type=float, default=.15)
     p.add_argument("--condition", action="append", default=[], metavar="FRAME:COUNT:STRENGTH")
+    p.add_argument("--reference-stride", type=int, default=0, help="see a clip as an IC-LoRA's model does, so much smaller")
+    p.add_argument("--reference-strength", type=float, default=1)
     p.add_argument("--input-video", action="store_true", help="start from a clip; needs --skip-initial")
     p.add_argument("--decode-timestep", type=float, default=.05)
     p.add_argument("--decode-noise-scale", type=float, default=.025)

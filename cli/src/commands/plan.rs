@@ -43,6 +43,7 @@ struct WindowJson {
 pub async fn run(args: &PlanArgs) -> Result<()> {
     let target = Target::parse(&args.render.output)?;
     let wanted = args.render.job.wanted(target.codec(), Weights::Ignored)?;
+    let wanted = args.render.previewed(wanted)?;
     for notice in &wanted.notices {
         remark(format_args!("note: {notice}"));
     }

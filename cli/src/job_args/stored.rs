@@ -1,6 +1,6 @@
 //! Jobs with a model that is stored where they go to.
 
-use super::{CONFIG_DEFAULT, JobArgs, Recipe, Weights, diffusers_recipe};
+use super::{CONFIG_DEFAULT, JobArgs, Recipe, Weights};
 use crate::model_args;
 use anyhow::{Result, anyhow};
 use longtake_common::Hash;
@@ -47,12 +47,13 @@ impl JobArgs {
     /// How a stored model is to be sampled: as the pipeline file says, else as its own configuration
     /// does.
     pub(super) fn stored_recipe(&self, film: Option<&Film>, stored: &Stored<'_>) -> Result<Recipe> {
-        if let (Some(_), _) | (None, None) = self.sources(film) {
-            return self.recipe(film, Weights::Stored(*stored));
+        let sources = self.sources(film);
+        if let (Some(_), _) | (None, None) = sources {
+            return Recipe::find(sources, Weights::Stored(*stored));
         }
         let folder = stored.folder.to_str();
         let folder = folder.ok_or_else(|| anyhow!("the temporary folder's path is not UTF-8"))?;
-        diffusers_recipe(folder).map_err(|error| {
+        Recipe::of_folder(folder).map_err(|error| {
             anyhow!(
                 "the stored model '{}' does not say how it is sampled ({error:#}): give --config",
                 stored.name

@@ -1,6 +1,7 @@
 use super::*;
 use clap::Parser;
 use longtake_common::sampling::Guidance;
+use longtake_common::spec::Schedule;
 
 #[derive(Parser)]
 struct Flags {
@@ -68,6 +69,57 @@ fn flags_go_where_they_belong() {
     );
     assert_eq!((spec.segment_frames, spec.overlap_frames), (33, 9));
     assert_eq!(spec.negative, "blur");
+}
+
+#[test]
+fn prompts_along_the_timeline_are_shots() {
+    let flags = [
+        "--frames=240",
+        "--prompt-at",
+        "2.5",
+        "rain",
+        "--prompt-at",
+        "5",
+        "sun",
+    ];
+    let spec = wanted(&flags).expect("valid").spec;
+    let shots = spec.shots.iter();
+    let shots: Vec<_> = shots.map(|s| (s.first_frame, s.prompt.as_str())).collect();
+    assert_eq!(shots, [(60, "rain"), (120, "sun")]);
+    assert!(
+        spec.shots
+            .iter()
+            .all(|s| s.transition == Transition::Continuous)
+    );
+    for bad in ["-1", "x", "900"] {
+        let flags = ["--frames=240", "--prompt-at", bad, "rain"];
+        assert!(wanted(&flags).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_reference_brings_its_length_of_prompts() {
+    let of = |flags: &[&str]| {
+        let flags: Vec<_> = ["--config=ltxv-2b-0.9.8-distilled"]
+            .iter()
+            .chain(flags)
+            .collect();
+        let flags: Vec<&str> = flags.into_iter().copied().collect();
+        wanted(&flags).expect("valid").spec.sampling
+    };
+    let sampling = of(&["--reference=comfy"]);
+    assert_eq!(sampling.reference, Some(Reference::Comfy));
+    assert_eq!(sampling.text_tokens, 128);
+    assert_eq!(of(&["--reference=diffusers"]).text_tokens, 256);
+    assert_eq!(
+        of(&["--reference=comfy", "--text-tokens=64"]).text_tokens,
+        64
+    );
+    let tiny = wanted(&["--reference=official"])
+        .expect("valid")
+        .spec
+        .sampling;
+    assert_eq!(tiny.text_tokens, 32, "the pipeline file names it");
 }
 
 #[test]

@@ -53,9 +53,9 @@ async fn drive(
     let mut client = Client::connect(&Dial::plain(handle.url())).await?;
     let work = async {
         // The coordinator is in this process: when it is away, it is gone.
-        let job = carry_out(&mut client, order, Duration::ZERO).await?;
+        let (job, preview) = carry_out(&mut client, order, Duration::ZERO).await?;
         pace::note(of, &job);
-        deliver(&mut client, job, order).await
+        deliver(&mut client, job, preview, order).await
     };
     let outcome = tokio::select! {
         report = work => report,

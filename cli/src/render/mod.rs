@@ -2,6 +2,7 @@
 
 pub mod deliver;
 pub mod embedded;
+mod preview;
 mod report;
 pub mod state;
 mod workers;
@@ -27,6 +28,7 @@ use longtake_common::spec::JobSpec;
 use longtake_core::Plan;
 use longtake_proto::v1;
 use longtake_server::convert::spec_to_proto;
+use preview::{PreviewReport, PreviewTarget, PreviewWriter};
 use report::Report;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -60,6 +62,9 @@ pub struct RenderArgs {
     /// Also store the latents of each window, as the last denoising step leaves them
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
+    /// With two passes, write the first one of each window to this FILE.mp4 as soon as it is there
+    #[arg(long, value_name = "FILE.mp4")]
+    preview: Option<PathBuf>,
     /// The film: FILE.mp4, or DIR/%06d.png for a PNG sequence that begins with 000001.png
     #[arg(short, long, value_name = "OUT", default_value = "out.mp4")]
     pub output: PathBuf,
@@ -74,6 +79,7 @@ struct Order {
     target: Target,
     claim: Claim,
     latents: Option<LatentsTarget>,
+    preview: Option<PreviewTarget>,
     /// Instruction-set level to render on, if one was chosen.
     isa: Option<String>,
     started: Instant,
@@ -94,6 +100,10 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         }
         None => farm_model::wanted_here(&args.job, codec, args.state.as_deref()).await?,
     };
+    let wanted = args.previewed(wanted)?;
+    let preview = args.preview.as_deref();
+    let preview = preview.map(|path| PreviewTarget::new(path, &wanted.spec));
+    let preview = preview.transpose()?;
     let plan = longtake_core::plan(&wanted.spec);
     let latents = args
         .save_latents
@@ -107,6 +117,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         target,
         claim,
         latents,
+        preview,
         isa: args.isa.clone(),
         started,
     };
@@ -134,6 +145,13 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
 }
 
 impl RenderArgs {
+    /// The job, with previews where they are asked for.
+    pub fn previewed(&self, mut wanted: Wanted) -> Result<Wanted> {
+        wanted.spec.previews = self.preview.is_some();
+        wanted.spec.check()?;
+        Ok(wanted)
+    }
+
     /// What a job will take of the workers that would render it; `None` where nobody can say.
     pub async fn estimate(&self, spec: &JobSpec, plan: &Plan) -> Option<Estimate> {
         let model = find_model(&spec.model.location).ok();
@@ -199,7 +217,7 @@ async fn on_farm(farm: &FarmArgs, order: &Order) -> Result<Report> {
     let patience = crate::commands::jobs::WATCH_PATIENCE;
     let stop = crate::commands::stop_signal()?;
     let job = tokio::select! {
-        job = carry_out(&mut client, order, patience) => job?,
+        done = carry_out(&mut client, order, patience) => done?,
         () = stop => {
             return Err(Interrupted(
                 "interrupted; the farm goes on with the job, and the same command waits for it again"
@@ -208,11 +226,16 @@ async fn on_farm(farm: &FarmArgs, order: &Order) -> Result<Report> {
             .into());
         }
     };
-    deliver(&mut client, job, order).await
+    let (job, preview) = job;
+    deliver(&mut client, job, preview, order).await
 }
 
 /// Submits the job and follows it to its end.
-async fn carry_out(client: &mut Client, order: &Order, patience: Duration) -> Result<v1::Job> {
+async fn carry_out(
+    client: &mut Client,
+    order: &Order,
+    patience: Duration,
+) -> Result<(v1::Job, Option<PreviewReport>)> {
     let mut progress = Progress::new();
     for notice in &order.wanted.notices {
         progress.note(notice);
@@ -224,17 +247,32 @@ async fn carry_out(client: &mut Client, order: &Order, patience: Duration) -> Re
     if reply.continued {
         progress.note("going on where an earlier run was stopped");
     }
-    let job = client
-        .watch(&reply.job, patience, |job| progress.show(job))
-        .await;
+    let target = order.preview.as_ref();
+    let writer = target.map(|target| PreviewWriter::start(target, client, order.started));
+    let see = |job: &v1::Job| {
+        progress.show(job);
+        if let Some(writer) = &writer {
+            writer.show(job);
+        }
+    };
+    let job = client.watch(&reply.job, patience, see).await;
     progress.finish();
+    let preview = match writer {
+        Some(writer) => writer.finish().await,
+        None => None,
+    };
     let job = job?;
     deliver::succeeded(&job)?;
-    Ok(job)
+    Ok((job, preview))
 }
 
 /// Brings film and latents to their places and writes up how it went.
-async fn deliver(client: &mut Client, job: v1::Job, order: &Order) -> Result<Report> {
+async fn deliver(
+    client: &mut Client,
+    job: v1::Job,
+    preview: Option<PreviewReport>,
+    order: &Order,
+) -> Result<Report> {
     let fetch = async |client: &mut Client, job: &v1::Job| {
         if let Some(latents) = &order.latents {
             let saved = latents.fetch(client, job).await;
@@ -248,5 +286,6 @@ async fn deliver(client: &mut Client, job: v1::Job, order: &Order) -> Result<Rep
         order.target.given(),
         &order.wanted.spec,
         order.started.elapsed(),
+        preview,
     ))
 }

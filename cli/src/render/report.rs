@@ -1,5 +1,6 @@
 //! What `render --json` prints and `OUT.mp4.json` holds: how the film came about.
 
+use super::preview::PreviewReport;
 use crate::estimate::Estimate;
 use crate::progress::duration;
 use longtake_common::spec::JobSpec;
@@ -34,6 +35,9 @@ pub struct Report {
     pub segments: Vec<SegmentReport>,
     /// The joins between them.
     pub seams: Vec<SeamReport>,
+    /// The first of two passes, where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preview: Option<PreviewReport>,
     /// What was expected before it began, if anything could be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimate: Option<EstimateReport>,
@@ -83,7 +87,13 @@ const PHASES: [&str; 7] = [
 
 impl Report {
     /// The report of a job that is done.
-    pub fn new(job: &v1::Job, output: &Path, spec: &JobSpec, took: Duration) -> Self {
+    pub fn new(
+        job: &v1::Job,
+        output: &Path,
+        spec: &JobSpec,
+        took: Duration,
+        preview: Option<PreviewReport>,
+    ) -> Self {
         Self {
             job: job.job.clone(),
             output: output.to_owned(),
@@ -96,6 +106,7 @@ impl Report {
             isa: job.isa.clone().unwrap_or_default(),
             segments: job.segments.iter().map(SegmentReport::new).collect(),
             seams: job.seams.iter().map(SeamReport::new).collect(),
+            preview,
             estimate: None,
             seconds_total: took.as_secs_f64(),
             peak_rss_bytes: job.workers_peak_rss_bytes + longtake_agent::host::peak_rss_bytes(),

@@ -101,7 +101,7 @@ pub enum MediaError {
     },
     /// Not a video at all.
     #[error(
-        "{0} is not a video that can be read: give an MP4 with H.264, a .h264 stream, a folder of PNGs or DIR/%06d.png"
+        "{0} is not a video that can be read: give an MP4 with H.264, a .h264 stream, a PNG or JPEG, a folder of PNGs or DIR/%06d.png"
     )]
     NotAVideo(PathBuf),
     /// Nothing there.

@@ -15,6 +15,7 @@ mod demux;
 mod error;
 mod external;
 mod h264;
+mod jpeg;
 mod mux;
 mod pack;
 mod png;
@@ -34,6 +35,7 @@ pub use external::{
     ExternalCodec, ExternalInfo, ExternalReader, ExternalWriter, Ffmpeg, SoundPart,
 };
 pub use h264::{ChunkEncoder, DEFAULT_QP, MAX_PIXELS};
+pub use jpeg::decode_jpeg;
 pub use mux::{MuxReport, Muxer};
 pub use pack::{PackReader, PackWriter, read_pack, write_pack};
 pub use png::{decode_png, encode_png};

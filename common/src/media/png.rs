@@ -6,7 +6,7 @@ use png::{BitDepth, ColorType, Transformations};
 use std::io::Cursor;
 
 /// Largest picture that is read, in pixels: keeps a forged header from asking for all memory.
-const PIXELS_MAX: u64 = 1 << 28;
+pub(super) const PIXELS_MAX: u64 = 1 << 28;
 
 /// 8-bit RGB, quickly compressed; the same frame gives the same bytes.
 pub fn encode_png(frame: &Frame) -> Result<Vec<u8>> {

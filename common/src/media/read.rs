@@ -7,6 +7,7 @@ use super::annexb::{self, PictureReader, nal_type};
 use super::color::Yuv420;
 use super::decoder::Decoder;
 use super::demux;
+use super::jpeg;
 use super::samples::SampleWalk;
 use super::sequence::{self, Sequence};
 use super::sps::Sps;
@@ -47,7 +48,7 @@ enum Source {
     Pack(PackReader<BufReader<File>>),
 }
 
-/// Opens an MP4 with H.264, a bare `.h264` stream, a frame pack, a PNG, a folder of PNGs or a
+/// Opens an MP4 with H.264, a bare `.h264` stream, a frame pack, a PNG or JPEG, a folder of PNGs or a
 /// numbered sequence `DIR/%06d.png`. The kind is told by content, not by name.
 pub fn open_video(path: impl AsRef<Path>) -> Result<VideoReader> {
     let path = path.as_ref();
@@ -70,7 +71,7 @@ pub fn open_video(path: impl AsRef<Path>) -> Result<VideoReader> {
         .map_err(read_error)?;
     file.seek(SeekFrom::Start(0)).map_err(read_error)?;
     let what = path.display().to_string();
-    if head.starts_with(b"\x89PNG") {
+    if head.starts_with(b"\x89PNG") || jpeg::is_jpeg(&head) {
         open_pictures(path)
     } else if head.starts_with(pack::MAGIC) {
         open_pack(file, what)

@@ -1,7 +1,8 @@
 //! PNG sequences: `DIR/%06d.png`, or all PNGs of a folder.
 
+use super::jpeg::is_jpeg;
 use super::temporary::temporary_beside;
-use super::{MediaError, Result, decode_png, encode_png};
+use super::{MediaError, Result, decode_jpeg, decode_png, encode_png};
 use crate::Frame;
 use std::borrow::Borrow;
 use std::fs;
@@ -150,7 +151,7 @@ pub(super) struct Sequence {
 
 impl Sequence {
     /// A pattern (numbers without a hole, from any start), a folder (names in order, numbers in them
-    /// by value), or a single PNG.
+    /// by value), or a single picture.
     pub fn open(path: &Path) -> Result<Self> {
         let files = if is_sequence(path) {
             numbered_files(path)?
@@ -197,7 +198,11 @@ impl Sequence {
 
 fn read_picture(path: &Path) -> Result<Frame> {
     let bytes = fs::read(path).map_err(MediaError::io("read", path))?;
-    decode_png(&bytes, &path.display().to_string(), None)
+    let what = path.display().to_string();
+    match is_jpeg(&bytes) {
+        true => decode_jpeg(&bytes, &what),
+        false => decode_png(&bytes, &what, None),
+    }
 }
 
 fn names(folder: &Path) -> Result<Vec<String>> {

@@ -12,6 +12,7 @@ mod section;
 
 pub use enhance::Enhancement;
 pub use error::PipelineError;
+pub use pass::TEACACHE_THRESHOLD_DEFAULT;
 
 use crate::model::find_config;
 use crate::sampling::{Sampler, Sampling, SecondPass, StgMode};
@@ -101,7 +102,7 @@ pub struct Pipeline {
     /// Extension here, an argument of the official program: frames when the user names no length.
     pub num_frames: Option<u32>,
     /// Extension: length to which prompts are padded or cut, in tokens.
-    pub text_tokens: u32,
+    pub text_tokens: Option<u32>,
     sampler: Sampler,
     stg_mode: StgMode,
     first_pass: PassKeys,
@@ -220,9 +221,7 @@ impl Pipeline {
                 .get_if("frame_rate", "a number above 0", |f: &f64| *f > 0.0)?
                 .unwrap_or(OFFICIAL_FRAME_RATE),
             num_frames: file.count("num_frames", 1)?,
-            text_tokens: file
-                .count("text_tokens", 1)?
-                .unwrap_or(OFFICIAL_TEXT_TOKENS),
+            text_tokens: file.count("text_tokens", 1)?,
             sampler: sampler(file)?,
             stg_mode: stg_mode(file)?,
             first_pass,
@@ -278,9 +277,10 @@ impl Pipeline {
             second_pass,
             sampler: self.sampler,
             stg_mode: self.stg_mode,
-            text_tokens: self.text_tokens,
+            text_tokens: self.text_tokens.unwrap_or(OFFICIAL_TEXT_TOKENS),
             decode_timestep,
             decode_noise_scale: decoded.decode_noise_scale.unwrap_or(decode_timestep),
+            reference: None,
         })
     }
 }

@@ -5,7 +5,7 @@
 
 mod rules;
 
-use crate::spec::ModelRef;
+use crate::spec::{ModelRef, PIXELS_PER_LATENT};
 use serde::{Deserialize, Serialize};
 
 /// Which noise levels a denoising pass visits.
@@ -113,6 +113,19 @@ pub struct TeaCache {
     pub threshold: f32,
 }
 
+/// The implementation whose conventions hold where there are several: the layout of the noise, the
+/// times of latent frames, what T5 is told of padding, the order of tone mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reference {
+    /// Lightricks' own code.
+    Official,
+    /// diffusers, as the pipeline class of the model does it.
+    Diffusers,
+    /// ComfyUI with Lightricks' nodes.
+    Comfy,
+}
+
 /// One run from noise to latents.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pass {
@@ -182,6 +195,9 @@ pub struct Sampling {
     pub decode_timestep: f32,
     /// Share of noise mixed into the latents before decoding (0..1).
     pub decode_noise_scale: f32,
+    /// Whose conventions hold; `None`: those of the model's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Reference>,
 }
 
 impl Sampling {
@@ -195,7 +211,51 @@ impl Sampling {
             text_tokens,
             decode_timestep: 0.0,
             decode_noise_scale: 0.0,
+            reference: None,
         }
+    }
+
+    /// Sides in pixels that the only pass, or the first of two, renders for a film of sides
+    /// `padded`, which are multiples of [`PIXELS_PER_LATENT`]: that of the official code, 0 when
+    /// nothing is left.
+    pub fn first_size(&self, padded: [u32; 2]) -> [u32; 2] {
+        let Some(second) = &self.second_pass else {
+            return padded;
+        };
+        padded.map(|side| {
+            // Never more than `side`: the factor is at most 1.
+            let scaled = (f64::from(side) * second.downscale_factor) as u32;
+            scaled / PIXELS_PER_LATENT * PIXELS_PER_LATENT
+        })
+    }
+
+    /// Sides in pixels that the last pass renders, which are those that are decoded.
+    pub fn last_size(&self, padded: [u32; 2]) -> [u32; 2] {
+        match self.second_pass {
+            None => padded,
+            Some(_) => self.first_size(padded).map(|side| 2 * side),
+        }
+    }
+
+    /// The same without the second pass: how the first one's latents are decoded.
+    pub fn first_only(&self) -> Self {
+        Self {
+            second_pass: None,
+            ..self.clone()
+        }
+    }
+
+    /// The model of the last pass, whose latents are decoded; `job` is the job's own.
+    pub fn last_model<'a>(&'a self, job: &'a ModelRef) -> &'a ModelRef {
+        let last = self.passes().last();
+        last.and_then(|pass| pass.model.as_ref()).unwrap_or(job)
+    }
+
+    /// The files that passes need beside the job's model: models of their own and the upscaler.
+    pub fn files(&self) -> impl Iterator<Item = &ModelRef> {
+        let upscaler = self.second_pass.as_ref().map(|second| &second.upscaler);
+        let own = self.passes().filter_map(|pass| pass.model.as_ref());
+        own.chain(upscaler)
     }
 
     /// The passes in order.
@@ -223,24 +283,6 @@ impl Sampling {
     /// Whether any step needs the negative prompt.
     pub fn uses_negative(&self) -> bool {
         self.passes().any(|pass| pass.guidance.uses_negative())
-    }
-
-    /// The first thing asked for that the engine does not compute, in words of a pipeline file.
-    pub fn unbuilt(&self) -> Option<&'static str> {
-        let any = |test: fn(&Pass) -> bool| self.passes().any(test);
-        let checks = [
-            (
-                self.second_pass.is_some(),
-                "pipeline_type: multi-scale (use base)",
-            ),
-            (
-                any(|pass| pass.model.is_some()),
-                "a checkpoint of its own for a pass",
-            ),
-        ];
-        checks
-            .into_iter()
-            .find_map(|(asked, what)| asked.then_some(what))
     }
 }
 

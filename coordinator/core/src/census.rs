@@ -150,10 +150,11 @@ fn window_state(job: &Job, index: u32) -> &'static str {
     let status = |kind| job.tasks.get(&kind).map(|task| &task.status);
     let own = [
         status(TaskKind::Denoise(index)),
+        status(TaskKind::Refine(index)),
         status(TaskKind::Decode(index)),
     ];
     let any = |wanted: fn(&Status) -> bool| own.iter().flatten().any(|status| wanted(status));
-    if own[1] == Some(&Status::Done) {
+    if own[2] == Some(&Status::Done) {
         "done"
     } else if any(|status| matches!(status, Status::Running(_) | Status::Orphan { .. })) {
         "running"

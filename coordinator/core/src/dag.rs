@@ -4,7 +4,7 @@ use crate::plan::{Plan, Source};
 use longtake_common::conditioning::HeldPictures;
 use longtake_common::ids::{Hash, TaskId};
 use longtake_common::spec::{Codec, Continuity, JobSpec};
-use longtake_common::task::{FilmMetadata, Lane, Picture, TaskOutput, Work};
+use longtake_common::task::{FilmMetadata, Lane, Picture, TaskOutput, Window, Work};
 use std::fmt;
 
 /// A task inside a job. The order is the one in which users think of them.
@@ -16,8 +16,12 @@ pub enum TaskKind {
     ShotText(u32),
     /// Encodes the prompt of a window that has one of its own.
     OwnText(u32),
-    /// Denoises this window.
+    /// Denoises this window: the only pass, or the first of two.
     Denoise(u32),
+    /// Decodes the first of two passes for whoever wants to see it early.
+    Preview(u32),
+    /// The second pass of this window.
+    Refine(u32),
     /// Decodes this window.
     Decode(u32),
     /// Joins this window and the next.
@@ -33,6 +37,8 @@ impl fmt::Display for TaskKind {
             Self::ShotText(shot) => write!(f, "shot/{shot}"),
             Self::OwnText(index) => write!(f, "text/{index}"),
             Self::Denoise(index) => write!(f, "denoise/{index}"),
+            Self::Preview(index) => write!(f, "preview/{index}"),
+            Self::Refine(index) => write!(f, "refine/{index}"),
             Self::Decode(index) => write!(f, "decode/{index}"),
             Self::Seam(index) => write!(f, "seam/{index}"),
             Self::Mux => f.write_str("mux"),
@@ -60,6 +66,8 @@ impl TaskKind {
                     "shot" => Self::ShotText(index),
                     "text" => Self::OwnText(index),
                     "denoise" => Self::Denoise(index),
+                    "preview" => Self::Preview(index),
+                    "refine" => Self::Refine(index),
                     "decode" => Self::Decode(index),
                     "seam" => Self::Seam(index),
                     _ => return None,
@@ -79,10 +87,17 @@ impl TaskKind {
             Self::Text => (0, 0),
             Self::ShotText(index) | Self::OwnText(index) => (index, 0),
             Self::Denoise(index) => (index, 1),
-            Self::Decode(index) => (index, 2),
-            Self::Seam(index) => (index, 3),
-            Self::Mux => (u32::MAX, 4),
+            Self::Preview(index) => (index, 2),
+            Self::Refine(index) => (index, 3),
+            Self::Decode(index) => (index, 4),
+            Self::Seam(index) => (index, 5),
+            Self::Mux => (u32::MAX, 6),
         }
+    }
+
+    /// Whether it is a link of a chain of windows: what the next window is held to comes of it.
+    pub fn is_link(self) -> bool {
+        matches!(self, Self::Denoise(_) | Self::Refine(_))
     }
 }
 
@@ -94,9 +109,24 @@ pub fn tasks(plan: &Plan) -> impl Iterator<Item = TaskKind> {
         .chain(plan.text_shots().map(TaskKind::ShotText))
         .chain(own_texts)
         .chain((0..windows).map(TaskKind::Denoise))
+        .chain((0..when(plan.previews, windows)).map(TaskKind::Preview))
+        .chain((0..when(plan.refines, windows)).map(TaskKind::Refine))
         .chain((0..windows).map(TaskKind::Decode))
         .chain(plan.joined().map(TaskKind::Seam))
         .chain(std::iter::once(TaskKind::Mux))
+}
+
+fn when(wanted: bool, windows: u32) -> u32 {
+    if wanted { windows } else { 0 }
+}
+
+/// The last pass of a window.
+pub(crate) fn last_pass(plan: &Plan, window: u32) -> TaskKind {
+    if plan.refines {
+        TaskKind::Refine(window)
+    } else {
+        TaskKind::Denoise(window)
+    }
 }
 
 /// What encodes the prompt of a window.
@@ -120,11 +150,14 @@ fn held_to(spec: &JobSpec, plan: &Plan, index: u32) -> Option<u32> {
 pub fn inputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> {
     match kind {
         TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => vec![],
-        TaskKind::Denoise(index) => {
-            let before = held_to(spec, plan, index).map(TaskKind::Denoise);
-            [text(plan, index)].into_iter().chain(before).collect()
+        TaskKind::Denoise(index) | TaskKind::Refine(index) => {
+            let before = held_to(spec, plan, index).map(|before| last_pass(plan, before));
+            let first = (kind == TaskKind::Refine(index)).then_some(TaskKind::Denoise(index));
+            let own = [text(plan, index)].into_iter().chain(first);
+            own.chain(before).collect()
         }
-        TaskKind::Decode(index) => vec![TaskKind::Denoise(index)],
+        TaskKind::Preview(index) => vec![TaskKind::Denoise(index)],
+        TaskKind::Decode(index) => vec![last_pass(plan, index)],
         TaskKind::Seam(index) => vec![TaskKind::Decode(index), TaskKind::Decode(index + 1)],
         TaskKind::Mux => {
             let seams = plan.joined().map(TaskKind::Seam);
@@ -141,15 +174,22 @@ pub fn dependents(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> 
     match kind {
         TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => (0..plan.window_count())
             .filter(|window| text(plan, *window) == kind)
-            .map(TaskKind::Denoise)
+            .flat_map(|window| passes(plan, window))
             .collect(),
-        TaskKind::Denoise(index) => {
-            let mut tasks = vec![TaskKind::Decode(index)];
+        TaskKind::Denoise(index) | TaskKind::Refine(index) => {
+            let mut tasks = Vec::new();
+            if kind != last_pass(plan, index) {
+                tasks.push(TaskKind::Refine(index));
+                tasks.extend(plan.previews.then_some(TaskKind::Preview(index)));
+                return tasks;
+            }
+            tasks.push(TaskKind::Decode(index));
             if conditions_next(spec, plan, index) {
-                tasks.push(TaskKind::Denoise(index + 1));
+                tasks.extend(passes(plan, index + 1));
             }
             tasks
         }
+        TaskKind::Preview(_) => vec![],
         TaskKind::Decode(index) => {
             let mut tasks = vec![TaskKind::Mux];
             if plan.continues(index) {
@@ -165,15 +205,25 @@ pub fn dependents(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<TaskKind> 
     }
 }
 
+/// The passes of a window, in order.
+fn passes(plan: &Plan, window: u32) -> impl Iterator<Item = TaskKind> {
+    let second = plan.refines.then_some(TaskKind::Refine(window));
+    [TaskKind::Denoise(window)].into_iter().chain(second)
+}
+
 /// Names of the artifacts that a result of `kind` must have.
 pub fn outputs(spec: &JobSpec, plan: &Plan, kind: TaskKind) -> Vec<&'static str> {
     let wanted = |name, frames| (frames > 0).then_some(name);
     match kind {
         TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => vec!["text"],
-        TaskKind::Denoise(index) => {
-            let tail = conditions_next(spec, plan, index).then_some("tail");
-            ["latents"].into_iter().chain(tail).collect()
+        TaskKind::Denoise(index) | TaskKind::Refine(index) => {
+            let held = kind == last_pass(plan, index) && conditions_next(spec, plan, index);
+            let tail = held.then_some("tail");
+            let first = (held && plan.refines).then_some("tail_first");
+            ["latents"].into_iter().chain(tail).chain(first).collect()
         }
+        // What the next window shows as well belongs to its own preview.
+        TaskKind::Preview(_) => vec!["interior"],
         TaskKind::Decode(index) => {
             let shares = plan.shares(index);
             let names = [
@@ -228,9 +278,10 @@ pub fn work<'a>(
                 prompt: prompt.to_owned(),
                 negative: (spec.sampling.uses_negative()).then(|| negative.to_owned()),
                 text_tokens: spec.sampling.text_tokens,
+                reference: spec.sampling.reference,
             }
         }
-        TaskKind::Denoise(index) => Work::Denoise {
+        TaskKind::Denoise(index) | TaskKind::Refine(index) => Work::Denoise {
             model: spec.model.clone(),
             window: plan.windows[index as usize].clone(),
             padded_width: spec.padded_width(),
@@ -239,18 +290,28 @@ pub fn work<'a>(
             sampling: spec.sampling.clone(),
             text: artifact(text(plan, index), "text")?,
             conditioning: (held_to(spec, plan, index))
-                .map(|before| artifact(TaskKind::Denoise(before), "tail"))
+                .map(|before| artifact(last_pass(plan, before), tail_name(plan, kind)))
                 .transpose()?,
-            tail_frames: conditions_next(spec, plan, index).then_some(plan.overlap_frames),
+            tail_frames: (kind == last_pass(plan, index) && conditions_next(spec, plan, index))
+                .then_some(plan.overlap_frames),
             held: held(spec, plan, index),
             shown: (spec.width, spec.height),
+            first_pass: (kind == TaskKind::Refine(index))
+                .then(|| artifact(TaskKind::Denoise(index), "latents"))
+                .transpose()?,
         },
+        TaskKind::Preview(index) => preview(
+            spec,
+            plan,
+            index,
+            artifact(TaskKind::Denoise(index), "latents")?,
+        ),
         TaskKind::Decode(index) => {
             let shares = plan.shares(index);
             Work::Decode {
                 model: spec.model.clone(),
                 window: plan.windows[index as usize].clone(),
-                latents: artifact(TaskKind::Denoise(index), "latents")?,
+                latents: artifact(last_pass(plan, index), "latents")?,
                 sampling: spec.sampling.clone(),
                 picture: picture(),
                 head_frames: shares.head_frames,
@@ -284,6 +345,40 @@ pub fn work<'a>(
             cuts: plan.cut_frames(),
         },
     })
+}
+
+/// The tail of a window that is of the size of pass `kind` of the next.
+fn tail_name(plan: &Plan, kind: TaskKind) -> &'static str {
+    match kind {
+        TaskKind::Denoise(_) if plan.refines => "tail_first",
+        _ => "tail",
+    }
+}
+
+/// Decodes the first pass of a window as one chunk, without what the next window shows as well: so
+/// the chunks of all windows make one film.
+fn preview(spec: &JobSpec, plan: &Plan, index: u32, latents: Hash) -> Work {
+    let window = plan.windows[index as usize].clone();
+    let (width, height) = spec.preview_size();
+    Work::Decode {
+        model: spec.model.clone(),
+        window: Window {
+            visible_frames: window.visible_frames - plan.shares(index).tail_frames,
+            ..window
+        },
+        latents,
+        sampling: spec.sampling.first_only(),
+        picture: Picture {
+            width,
+            height,
+            fps: spec.fps,
+            codec: Codec::H264,
+        },
+        head_frames: 0,
+        relax_frames: 0,
+        lead_frames: 0,
+        tail_frames: 0,
+    }
 }
 
 /// The pictures that a window is held to, besides the tail of the one before.
@@ -321,9 +416,11 @@ pub fn retaken(plan: &Plan, index: u32) -> Vec<TaskKind> {
             .filter(|before| plan.is_joined(*before)),
         Some(index).filter(|index| plan.is_joined(*index)),
     ];
-    let own = [TaskKind::Denoise(index), TaskKind::Decode(index)];
+    let preview = plan.previews.then_some(TaskKind::Preview(index));
     (own_text.then_some(TaskKind::OwnText(index)).into_iter())
-        .chain(own)
+        .chain(passes(plan, index))
+        .chain(preview)
+        .chain([TaskKind::Decode(index)])
         .chain(seams.into_iter().flatten().map(TaskKind::Seam))
         .chain([TaskKind::Mux])
         .collect()
@@ -349,6 +446,8 @@ pub fn lane(kind: TaskKind) -> Lane {
         | TaskKind::ShotText(_)
         | TaskKind::OwnText(_)
         | TaskKind::Denoise(_)
+        | TaskKind::Preview(_)
+        | TaskKind::Refine(_)
         | TaskKind::Decode(_) => Lane::Device,
         TaskKind::Seam(_) | TaskKind::Mux => Lane::Host,
     }
@@ -358,7 +457,10 @@ pub fn lane(kind: TaskKind) -> Lane {
 pub fn units(plan: &Plan, kind: TaskKind) -> f64 {
     f64::from(match kind {
         TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => 1,
-        TaskKind::Denoise(index) | TaskKind::Decode(index) => plan.windows[index as usize].frames,
+        TaskKind::Denoise(index)
+        | TaskKind::Preview(index)
+        | TaskKind::Refine(index)
+        | TaskKind::Decode(index) => plan.windows[index as usize].frames,
         TaskKind::Seam(index) => plan.seam_frames(index),
         TaskKind::Mux => plan
             .spans()
@@ -373,6 +475,9 @@ pub fn unit_weight(kind: TaskKind) -> f64 {
     match kind {
         TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => 5.0,
         TaskKind::Denoise(_) => 1.0,
+        TaskKind::Preview(_) => 0.3,
+        // With the official files, the second pass takes three quarters of both.
+        TaskKind::Refine(_) => 3.0,
         TaskKind::Decode(_) => 0.6,
         TaskKind::Seam(_) => 0.3,
         TaskKind::Mux => 0.02,
@@ -380,174 +485,4 @@ pub fn unit_weight(kind: TaskKind) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plan::{Take, plan};
-    use longtake_common::spec::{Codec, ModelRef, Sampling, Schedule, Shot, Transition};
-
-    fn spec(frames: u32, continuity: Continuity) -> JobSpec {
-        JobSpec {
-            prompt: String::new(),
-            negative: String::new(),
-            frames,
-            width: 64,
-            height: 64,
-            fps: 24.0,
-            seed: 0,
-            model: ModelRef::new("m", Hash::of(b"m")),
-            continuity,
-            segment_frames: 121,
-            overlap_frames: 17,
-            sampling: Sampling::plain(Schedule::Steps(1), 1.0, 1),
-            codec: Codec::H264,
-            shots: Vec::new(),
-            conditioning: Vec::new(),
-        }
-    }
-
-    fn take(prompt: &str) -> Take {
-        Take {
-            number: 1,
-            seed: 9,
-            prompt: Some(prompt.to_owned()),
-        }
-    }
-
-    #[test]
-    fn a_retake_touches_the_window_and_what_is_made_of_it() {
-        let mut plan = plan(&spec(500, Continuity::Chain));
-        let names = |plan: &Plan, index| {
-            let kinds = retaken(plan, index).into_iter();
-            kinds.map(|kind| kind.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(
-            names(&plan, 2),
-            ["denoise/2", "decode/2", "seam/1", "seam/2", "mux"]
-        );
-        plan.apply(0, &take("blue"));
-        assert_eq!(
-            names(&plan, 0),
-            ["text/0", "denoise/0", "decode/0", "seam/0", "mux"]
-        );
-        let last = plan.window_count() - 1;
-        assert_eq!(
-            names(&plan, last)[2..],
-            [format!("seam/{}", last - 1), "mux".to_owned()]
-        );
-    }
-
-    /// A film of four shots: two show the same, one begins with a cut.
-    fn film(continuity: Continuity) -> JobSpec {
-        let shot = |first_frame, transition, prompt: &str| Shot {
-            first_frame,
-            transition,
-            prompt: prompt.to_owned(),
-            negative: None,
-            seed: None,
-        };
-        JobSpec {
-            shots: vec![
-                shot(200, Transition::Continuous, "two"),
-                shot(250, Transition::Cut, "three"),
-                shot(500, Transition::Continuous, "two"),
-            ],
-            ..spec(600, continuity)
-        }
-    }
-
-    #[test]
-    fn a_prompt_is_encoded_once_and_a_cut_begins_a_chain() {
-        let film = film(Continuity::Chain);
-        let plan = plan(&film);
-        let names =
-            |kinds: Vec<TaskKind>| kinds.iter().map(TaskKind::to_string).collect::<Vec<_>>();
-        let first = |shot| {
-            plan.shots
-                .iter()
-                .position(|of| *of == shot)
-                .expect("a window") as u32
-        };
-        let texts =
-            tasks(&plan).filter(|kind| matches!(kind, TaskKind::Text | TaskKind::ShotText(_)));
-        assert_eq!(names(texts.collect()), ["text", "shot/1", "shot/2"]);
-        for (shot, text) in [(1, "shot/1"), (2, "shot/2"), (3, "shot/1")] {
-            let inputs = names(inputs(&film, &plan, TaskKind::Denoise(first(shot))));
-            let before = format!("denoise/{}", first(shot) - 1);
-            let expected = if shot == 2 {
-                vec![text.to_owned()]
-            } else {
-                vec![text.to_owned(), before]
-            };
-            assert_eq!(inputs, expected, "shot {shot}");
-        }
-        let seam_at_cut = TaskKind::Seam(first(2) - 1);
-        assert!(tasks(&plan).all(|kind| kind != seam_at_cut));
-        let retaken = names(retaken(&plan, first(2)));
-        assert_eq!(
-            retaken[..2],
-            [
-                format!("denoise/{}", first(2)),
-                format!("decode/{}", first(2))
-            ]
-        );
-        assert_eq!(
-            retaken[2..],
-            [format!("seam/{}", first(2)), "mux".to_owned()]
-        );
-    }
-
-    #[test]
-    fn dependents_are_inputs_backwards() {
-        // The last stands for a film of several shots.
-        for frames in [1, 121, 122, 288, 1000] {
-            for continuity in [Continuity::Chain, Continuity::None] {
-                let spec = if frames == 1000 {
-                    film(continuity)
-                } else {
-                    spec(frames, continuity)
-                };
-                let mut plan = plan(&spec);
-                for index in [0, 2] {
-                    plan.apply(index, &take("blue"));
-                }
-                let (mut forwards, mut backwards) = (Vec::new(), Vec::new());
-                for kind in tasks(&plan) {
-                    forwards.extend(
-                        inputs(&spec, &plan, kind)
-                            .into_iter()
-                            .map(|input| (input, kind)),
-                    );
-                    backwards.extend(
-                        dependents(&spec, &plan, kind)
-                            .into_iter()
-                            .map(|next| (kind, next)),
-                    );
-                }
-                forwards.sort();
-                backwards.sort();
-                assert_eq!(forwards, backwards, "{frames} frames, {continuity:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn ids_are_read_as_they_are_written() {
-        let mut plan = plan(&film(Continuity::Chain));
-        plan.apply(1, &take("blue"));
-        for kind in tasks(&plan) {
-            assert_eq!(TaskKind::parse(&kind.to_string()), Some(kind));
-        }
-        for text in [
-            "",
-            "denoise",
-            "denoise/",
-            "denoise/-1",
-            "denoise/+1",
-            "denoise/01",
-            "mux/0",
-            "x/1",
-        ] {
-            assert_eq!(TaskKind::parse(text), None, "{text}");
-        }
-    }
-}
+mod tests;

@@ -12,6 +12,8 @@ const PROGRESS_MIN: f64 = 0.05;
 enum Sort {
     Text,
     Denoise,
+    Preview,
+    Refine,
     Decode,
     Seam,
     Mux,
@@ -21,6 +23,8 @@ fn sort(kind: TaskKind) -> Sort {
     match kind {
         TaskKind::Text | TaskKind::ShotText(_) | TaskKind::OwnText(_) => Sort::Text,
         TaskKind::Denoise(_) => Sort::Denoise,
+        TaskKind::Preview(_) => Sort::Preview,
+        TaskKind::Refine(_) => Sort::Refine,
         TaskKind::Decode(_) => Sort::Decode,
         TaskKind::Seam(_) => Sort::Seam,
         TaskKind::Mux => Sort::Mux,
@@ -114,6 +118,8 @@ impl Core {
         for of_sort in [
             Sort::Text,
             Sort::Denoise,
+            Sort::Preview,
+            Sort::Refine,
             Sort::Decode,
             Sort::Seam,
             Sort::Mux,
@@ -132,7 +138,9 @@ impl Core {
             work += tasks().map(left).sum::<f64>();
             serial += match (of_sort, job.record.spec.continuity) {
                 // Each window of a chain waits for the one before; chains go on beside each other.
-                (Sort::Denoise, Continuity::Chain) => longest_chain(job, tasks(), left),
+                (Sort::Denoise | Sort::Refine, Continuity::Chain) => {
+                    longest_chain(job, tasks(), left)
+                }
                 (Sort::Mux, _) => tasks().map(left).sum(),
                 _ => tasks().next_back().map_or(0.0, left),
             };

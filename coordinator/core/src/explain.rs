@@ -158,7 +158,7 @@ impl Core {
             return None;
         };
         let fetching = self.workers.get(worker)?.fetching.as_ref()?;
-        let mut hashes = job.record.spec.model.hashes();
+        let mut hashes = job.record.spec.model_hashes();
         hashes.any(|hash| hash == fetching.hash).then(|| {
             format!(
                 "{} is fetching the model: {} of {} MiB are there",

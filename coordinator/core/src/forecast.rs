@@ -24,7 +24,7 @@ type Queue = BTreeSet<((u32, u32), TaskKind)>;
 /// another worker can decode beside it.
 fn take(queue: &mut Queue, holds_chain: bool) -> Option<TaskKind> {
     let first = *queue.first()?;
-    let is_link = |place: &&((u32, u32), TaskKind)| matches!(place.1, TaskKind::Denoise(_));
+    let is_link = |place: &&((u32, u32), TaskKind)| place.1.is_link();
     let link = match first.1 {
         TaskKind::Decode(_) if holds_chain => queue.iter().find(is_link).copied(),
         _ => None,
@@ -121,6 +121,7 @@ mod tests {
             codec: Codec::H264,
             shots: Vec::new(),
             conditioning: Vec::new(),
+            previews: false,
         }
     }
 

@@ -30,9 +30,13 @@ pub struct LogView {
 /// The windows that a task is part of; none for those of the whole film.
 pub fn windows_of(task: &TaskId) -> Vec<u32> {
     match TaskKind::parse(&task.0) {
-        Some(TaskKind::OwnText(index) | TaskKind::Denoise(index) | TaskKind::Decode(index)) => {
-            vec![index]
-        }
+        Some(
+            TaskKind::OwnText(index)
+            | TaskKind::Denoise(index)
+            | TaskKind::Preview(index)
+            | TaskKind::Refine(index)
+            | TaskKind::Decode(index),
+        ) => vec![index],
         Some(TaskKind::Seam(index)) => vec![index, index + 1],
         Some(TaskKind::Text | TaskKind::ShotText(_) | TaskKind::Mux) | None => vec![],
     }

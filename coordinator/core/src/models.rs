@@ -93,7 +93,7 @@ impl Core {
     /// has the model or can get it.
     pub(crate) fn fits(&self, worker: &Worker, lane: Lane, job: &Job) -> bool {
         let gets_model = || {
-            let mut hashes = job.record.spec.model.hashes();
+            let mut hashes = job.record.spec.model_hashes();
             worker.info.takes_paths
                 || hashes.all(|hash| worker.info.models.contains(&hash) || self.is_stored(hash))
         };
@@ -173,7 +173,7 @@ impl Core {
     fn unfinished_with(&self, hash: Hash) -> Option<&JobId> {
         let mut jobs = self.jobs.iter();
         let found = jobs.find(|(_, job)| {
-            let mut hashes = job.record.spec.model.hashes();
+            let mut hashes = job.record.spec.model_hashes();
             job.is_open() && hashes.any(|of_job| of_job == hash)
         });
         found.map(|(id, _)| id)

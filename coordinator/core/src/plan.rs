@@ -33,6 +33,10 @@ pub struct Plan {
     pub cuts: BTreeSet<u32>,
     /// Prompts of windows that were rendered anew with one of their own.
     pub prompts: BTreeMap<u32, String>,
+    /// Whether each window is rendered in two passes.
+    pub refines: bool,
+    /// Whether the first of them is decoded as well.
+    pub previews: bool,
 }
 
 /// Another rendering of a window than the one that the job asked for at first.
@@ -95,6 +99,8 @@ pub fn plan(spec: &JobSpec) -> Plan {
         texts: texts(spec),
         cuts: BTreeSet::new(),
         prompts: BTreeMap::new(),
+        refines: spec.sampling.second_pass.is_some(),
+        previews: spec.previews,
     };
     for stretch in spec.stretches() {
         let first_index = plan.windows.len() as u32;

@@ -244,9 +244,7 @@ impl Core {
         self.workers.iter().filter(fitting).nth(1)?;
         let queue = self.ready[&lane].range((Bound::Excluded(place), Bound::Unbounded));
         let mut of_job = queue.take_while(|other| other.seq == place.seq);
-        of_job
-            .find(|other| matches!(other.kind, TaskKind::Denoise(_)))
-            .copied()
+        of_job.find(|other| other.kind.is_link()).copied()
     }
 
     /// A free worker that the task has not failed on, one that has the model before one that would

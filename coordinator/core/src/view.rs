@@ -83,16 +83,18 @@ pub struct SegmentView {
     pub seed: u64,
     /// Decoded and stored.
     pub done: bool,
-    /// Name of the worker that denoised it last; empty before.
+    /// Name of the worker that did its last pass; empty before.
     pub worker: String,
-    /// How often its denoising or its decoding was given out, whichever is more.
+    /// How often one of its passes or its decoding was given out, whichever is most.
     pub attempts: u32,
     /// It was there before the job was submitted (last).
     pub reused: bool,
     /// Phase to seconds, with `total`; the seam before the window counts to it.
     pub seconds: BTreeMap<String, f64>,
-    /// Its latents, once denoised.
+    /// Its latents, once the last pass is done.
     pub latents: Option<Hash>,
+    /// The first of two passes, encoded, without what the next window shows as well.
+    pub preview: Option<Hash>,
     /// How often it was rendered anew after the film was there.
     pub take: u32,
     /// What it shows, when that is not the job's prompt.
@@ -175,30 +177,32 @@ impl Core {
     fn segment(&self, job: &Job, window: &Window) -> SegmentView {
         let index = window.index;
         let task = |kind| job.tasks.get(&kind);
-        let (denoise, decode) = (
-            task(TaskKind::Denoise(index)),
-            task(TaskKind::Decode(index)),
-        );
-        let both = [denoise, decode];
+        let last_pass = task(dag::last_pass(&job.plan, index));
+        let decode = task(TaskKind::Decode(index));
+        let own = [task(TaskKind::Denoise(index)), last_pass, decode];
         let reused = |task: Option<&Task>| {
             task.and_then(|task| task.record.finish.as_ref())
                 .is_some_and(|finish| finish.reused)
         };
         let attempts = |task: Option<&Task>| task.map_or(0, |task| task.record.attempts);
-        let latents = denoise.and_then(|task| self.output(task));
+        let artifact = |task: Option<&Task>, name| {
+            let output = task.and_then(|task| self.output(task))?;
+            output.artifacts.get(name).copied()
+        };
         SegmentView {
             index,
             first_frame: window.first_frame,
             frames: window.visible_frames,
             seed: window.seed,
             done: decode.is_some_and(|task| self.output(task).is_some()),
-            worker: denoise
+            worker: last_pass
                 .map(|task| task.record.worker.clone())
                 .unwrap_or_default(),
-            attempts: both.into_iter().map(attempts).max().unwrap_or(0),
-            reused: both.into_iter().all(reused),
+            attempts: own.into_iter().map(attempts).max().unwrap_or(0),
+            reused: own.into_iter().all(reused),
             seconds: self.seconds(job, index),
-            latents: latents.and_then(|output| output.artifacts.get("latents").copied()),
+            latents: artifact(last_pass, "latents"),
+            preview: artifact(task(TaskKind::Preview(index)), "interior"),
             take: job.record.takes.get(&index).map_or(0, |take| take.number),
             prompt: Some(job.plan.prompt(&job.record.spec, index))
                 .filter(|prompt| *prompt != job.record.spec.prompt)
@@ -249,9 +253,12 @@ impl Core {
         });
         let seam = index.checked_sub(1).map(TaskKind::Seam);
         let own = [
-            Some(TaskKind::Denoise(index)),
-            Some(TaskKind::Decode(index)),
-        ];
+            TaskKind::Denoise(index),
+            TaskKind::Preview(index),
+            TaskKind::Refine(index),
+            TaskKind::Decode(index),
+        ]
+        .map(Some);
         let mut seconds = BTreeMap::new();
         let own_text = Some(TaskKind::OwnText(index));
         for kind in [text, own_text, seam].into_iter().chain(own).flatten() {

@@ -60,7 +60,7 @@ impl Worker {
 
     /// Whether it has the model that `job` is rendered with.
     pub fn has_model(&self, job: &Job) -> bool {
-        let mut hashes = job.record.spec.model.hashes();
+        let mut hashes = job.record.spec.model_hashes();
         hashes.all(|hash| self.info.models.contains(&hash))
     }
 

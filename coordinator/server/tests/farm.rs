@@ -2,7 +2,7 @@
 
 mod support;
 
-use longtake_common::conditioning::Conditioning;
+use longtake_common::conditioning::{Conditioning, Role};
 use longtake_common::ids::Hash;
 use longtake_common::task::Work;
 use longtake_proto::v1;
@@ -370,6 +370,8 @@ async fn a_job_with_pictures_is_taken_once_they_are_stored() {
             frames: 1,
             first_frame: 0,
             strength: 1.0,
+            softened: false,
+            role: Role::Shown,
         }],
         ..spec()
     };

@@ -21,6 +21,7 @@ mod ledger;
 mod loading;
 mod models;
 mod serve;
+mod tea_cache;
 mod tls;
 mod work;
 
@@ -30,8 +31,9 @@ pub use error::{AgentError, TaskError};
 pub use loading::{Loading, measure_loading};
 pub use longtake_cpu::Isa;
 // What can be said and done about model files without rendering.
-pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect};
+pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect, lora_info};
 pub use models::{CACHE_BYTES_DEFAULT, ModelSettings};
+pub use tea_cache::{TeaCacheFigures, TeaCacheTrial, measure_tea_cache};
 
 use drain::Drain;
 use ledger::Ledger;
@@ -164,6 +166,13 @@ pub fn check_model(model: &ModelRef) -> Result<(), AgentError> {
     let bad = |error: &dyn std::error::Error| AgentError::Model(error::story(error));
     let files = models::files_of(model).map_err(|error| bad(&error))?;
     longtake_ltx::check_model(files).map_err(|error| bad(&error))
+}
+
+/// The same for a latent upscaler.
+pub fn check_upscaler(upscaler: &ModelRef) -> Result<(), AgentError> {
+    let bad = |error: &dyn std::error::Error| AgentError::Model(error::story(error));
+    let path = longtake_common::model::find_model(&upscaler.location).map_err(|e| bad(&e))?;
+    longtake_ltx::check_upscaler(&path).map_err(|error| bad(&error))
 }
 
 /// Checks files before others are to have them: a Diffusers folder as [`check_model`] does and every

@@ -7,6 +7,7 @@
 //! others are mixed in. A token of strength s begins at noise level 1 - s and waits for it.
 
 use crate::config::PipelineClass;
+use crate::embeddings::Front;
 use crate::error::{Error, Result};
 use crate::noise::Noise;
 use crate::types::Latents;
@@ -36,6 +37,10 @@ pub struct Held<'a> {
     pub strength: f32,
     /// Whether [`crate::sampling::Pass::image_cond_noise_scale`] adds noise to them.
     pub noised: bool,
+    /// Set for the reference video of an IC-LoRA, which is no part of the window: all of its latents
+    /// are tokens in front, at the places of the window's own, of which each of them covers so many
+    /// down and across.
+    pub reference_stride: Option<usize>,
 }
 
 /// The tokens of a window, before the first step.
@@ -46,8 +51,8 @@ pub(crate) struct Tokens {
     pub kinds: Vec<Kind>,
     /// For each token, its place in `kinds`.
     pub index: Vec<u32>,
-    /// Frames of the video that the latents in front show.
-    pub in_front: Vec<usize>,
+    /// The latents in front.
+    pub in_front: Vec<Front>,
 }
 
 /// How tokens are held.
@@ -86,7 +91,9 @@ pub(crate) fn check(held: &Held<'_>, latents: [usize; 4], time_ratio: usize) -> 
     let spread = held.encoded.spread.as_ref();
     let alike =
         spread.is_none_or(|s| s.is_whole() && [s.channels, s.frames, s.height, s.width] == found);
-    let sides = [found[0], found[2], found[3]] == [latents[0], latents[2], latents[3]];
+    let stride = held.reference_stride.unwrap_or(1);
+    let sides =
+        [found[0], stride * found[2], stride * found[3]] == [latents[0], latents[2], latents[3]];
     if !mode.is_whole() || !alike || !sides {
         return refuse(format!(
             "latents {found:?} do not fit the window {latents:?}"
@@ -126,8 +133,19 @@ impl Tokens {
         let (mut front, mut front_kinds) = (Vec::new(), Vec::new());
         let mut in_front = Vec::new();
         for item in items {
-            let z = sampled(item.encoded, class, noise);
             let kind = kind_index(&mut kinds, item);
+            let frame_of = |f: usize| (time_ratio * f + 1).saturating_sub(time_ratio);
+            if let Some(stride) = item.reference_stride {
+                let z = reference(item, noise);
+                front_kinds.extend(std::iter::repeat_n(kind, z.frames * z.height * z.width));
+                in_front.extend((0..z.frames).map(|f| Front {
+                    frame: item.frame + frame_of(f),
+                    stride,
+                }));
+                front.extend(z.to_tokens());
+                continue;
+            }
+            let z = sampled(item.encoded, class, noise);
             let (skipped, first) = match (item.frame, z.frames) {
                 (0, _) => (0, 0),
                 (_, 1) => (1, 0),
@@ -138,15 +156,14 @@ impl Tokens {
                 own[first + f] = kind;
             }
             if skipped > 0 {
-                let prefix = z.slice(0, skipped);
-                let drawn = noise.draw(prefix.values.len());
-                let pairs = drawn.iter().zip(&prefix.values);
-                let values = pairs.map(|(&n, &v)| lerp(n, v, item.strength)).collect();
-                front.extend(Latents { values, ..prefix }.to_tokens());
+                let prefix = mixed(z.slice(0, skipped), item.strength, noise);
+                front.extend(prefix.to_tokens());
                 let cells = z.height * z.width;
                 front_kinds.extend(std::iter::repeat_n(kind, skipped * cells));
-                let frame = |f: usize| (time_ratio * f + 1).saturating_sub(time_ratio);
-                in_front.extend((0..skipped).map(|f| item.frame + frame(f)));
+                in_front.extend((0..skipped).map(|f| Front {
+                    frame: item.frame + frame_of(f),
+                    stride: 1,
+                }));
             }
         }
         let cells = latents.height * latents.width;
@@ -164,6 +181,23 @@ impl Tokens {
             index,
             in_front,
         }
+    }
+}
+
+/// Latents between noise and themselves.
+fn mixed(latents: Latents, strength: f32, noise: &mut Noise) -> Latents {
+    let drawn = noise.draw(latents.values.len());
+    let pairs = drawn.iter().zip(&latents.values);
+    let values = pairs.map(|(&n, &v)| lerp(n, v, strength)).collect();
+    Latents { values, ..latents }
+}
+
+/// What tokens of a reference video begin as: itself, for ComfyUI's nodes take the mode.
+fn reference(item: &Held<'_>, noise: &mut Noise) -> Latents {
+    let z = item.encoded.mode.clone();
+    match item.strength < 1.0 {
+        true => mixed(z, item.strength, noise),
+        false => z,
     }
 }
 

@@ -1,6 +1,6 @@
 //! A window on its way from noise to latents.
 
-use crate::conditioning::{self, Held, Tokens};
+use crate::conditioning::{self, Encoded, Held, Tokens};
 use crate::config::{ModelConfig, PipelineClass};
 use crate::embeddings::{Positions, rope, timestep_sinusoid};
 use crate::error::{Error, InPart, Result};
@@ -51,9 +51,16 @@ impl<'a, B: Backend> Denoising<'a, B> {
         check_prompt(config, r.prompt)?;
         let negative = negative(config, r, &schedule)?;
         let mut noise = Noise::new(r.seed, r.class == PipelineClass::Official, r.drawn);
+        let early = sampled_early(r, &mut noise);
         let latents = initial(r, channels, &schedule, &mut noise);
         let [time_ratio, space_ratio] = config.vae.ratios();
-        let tokens = Tokens::new(latents, r.held, r.class, time_ratio, &mut noise);
+        let held: Vec<Held<'_>> = (r.held.iter().enumerate())
+            .map(|(i, item)| Held {
+                encoded: early.get(i).unwrap_or(item.encoded),
+                ..item.clone()
+            })
+            .collect();
+        let tokens = Tokens::new(latents, &held, r.class, time_ratio, &mut noise);
         let positions = Positions {
             in_front: tokens.in_front.clone(),
             frames: r.latent_frames,
@@ -321,6 +328,22 @@ fn is_perturbed(now: &GuidanceStep) -> bool {
     now.stg_scale > 0.0 && !now.skip_blocks.is_empty()
 }
 
+/// What is held, drawn from its distributions before any noise: the image pipeline that belongs to
+/// diffusers' first one does it in this order, everyone else after the noise.
+fn sampled_early(r: &DenoiseRequest<'_>, noise: &mut Noise) -> Vec<Encoded> {
+    if r.class != PipelineClass::Plain {
+        return Vec::new();
+    }
+    let sampled = |item: &Held<'_>| match item.reference_stride {
+        Some(_) => item.encoded.clone(),
+        None => Encoded {
+            mode: conditioning::sampled(item.encoded, r.class, noise),
+            spread: None,
+        },
+    };
+    r.held.iter().map(sampled).collect()
+}
+
 /// Noise, or `start` noised to the first level.
 fn initial(
     r: &DenoiseRequest<'_>,
@@ -398,6 +421,7 @@ fn check_start(r: &DenoiseRequest<'_>, window: [usize; 4], time_ratio: usize) ->
         frame: 0,
         strength: 1.0,
         noised: false,
+        reference_stride: None,
     };
     conditioning::check(&whole, window, time_ratio)?;
     if start.mode.frames == r.latent_frames {

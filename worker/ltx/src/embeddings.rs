@@ -65,11 +65,20 @@ fn sinusoid(timesteps: &[f32]) -> Vec<f32> {
         .collect()
 }
 
+/// A latent frame in front of the window's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Front {
+    /// Frame of the video that it shows.
+    pub frame: usize,
+    /// Cells of the window to each of its own, down and across.
+    pub stride: usize,
+}
+
 /// Where the cells of a window are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Positions {
-    /// Frames of the video that latents in front of the window's own show, one each.
-    pub in_front: Vec<usize>,
+    /// Latents in front of the window's own.
+    pub in_front: Vec<Front>,
     /// Latent frames.
     pub frames: usize,
     /// Latent rows.
@@ -143,16 +152,21 @@ pub fn rope<B: Backend>(b: &B, at: &Positions, dim: usize) -> Result<Rope<B>> {
         };
         coordinates.into_iter().map(row).collect()
     };
-    let in_front = at.in_front.iter().map(|&frame| at.frame_time(frame));
+    let in_front = at.in_front.iter().map(|front| at.frame_time(front.frame));
     let times = table(in_front.chain((0..at.frames).map(|f| at.time(f))).collect());
+    let own = std::iter::repeat_n(1, at.frames);
+    let strides: Vec<usize> = (at.in_front.iter().map(|front| front.stride))
+        .chain(own)
+        .collect();
     let rows = table((0..at.height).map(|y| at.place(y)).collect());
     let columns = table((0..at.width).map(|x| at.place(x)).collect());
-    let tokens = times.len() * at.height * at.width;
+    let cells = |stride: &usize| at.height.div_ceil(*stride) * at.width.div_ceil(*stride);
+    let tokens: usize = strides.iter().map(cells).sum();
     let mut cos = Vec::with_capacity(tokens * dim / 2);
     let mut sin = Vec::with_capacity(tokens * dim / 2);
-    for time in &times {
-        for row in &rows {
-            for column in &columns {
+    for (time, &stride) in times.iter().zip(&strides) {
+        for row in rows.iter().step_by(stride) {
+            for column in columns.iter().step_by(stride) {
                 cos.extend(std::iter::repeat_n(1.0, identity));
                 sin.extend(std::iter::repeat_n(0.0, identity));
                 for k in 0..frequencies.len() {

@@ -44,4 +44,4 @@ pub use pictures::Pictures;
 pub use sampling::{Guidance, GuidanceStep, Pass, Sampler, Steps, StgMode};
 pub use source::ModelFiles;
 pub use types::{BlockCount, DecodeRequest, DenoiseRequest, Denoised, Latents, Prompt, Video};
-pub use upsampler::LatentUpsampler;
+pub use upsampler::{LatentUpsampler, check_upscaler};

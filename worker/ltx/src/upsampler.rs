@@ -4,6 +4,7 @@
 
 use crate::error::{Error, InPart, Result};
 use crate::guidance::mean_and_deviation;
+use crate::model::Unloaded;
 use crate::names::Part;
 use crate::types::Latents;
 use crate::weights::{Scrutiny, Weights};
@@ -194,6 +195,11 @@ impl<B: Loader> LatentUpsampler<B> {
     pub fn config(&self) -> &UpsamplerConfig {
         &self.config
     }
+}
+
+/// Checks an upscaler's configuration and the headers of its weights without loading it.
+pub fn check_upscaler(path: &Path) -> Result<()> {
+    LatentUpsampler::load(path, &Unloaded, Scrutiny::Headers).map(drop)
 }
 
 impl<B: Backend> LatentUpsampler<B> {

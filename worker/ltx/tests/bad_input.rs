@@ -346,6 +346,7 @@ fn requests_that_do_not_fit_are_refused() {
             frame,
             strength,
             noised: true,
+            reference_stride: None,
         }]
     };
     let does_not_fit = held(&wide, 0, 1.0);

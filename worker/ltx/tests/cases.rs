@@ -67,6 +67,10 @@ struct Case {
     stochastic: bool,
     image_cond_noise_scale: f32,
     condition: Vec<String>,
+    #[serde(default)]
+    reference_stride: usize,
+    #[serde(default)]
+    reference_strength: f32,
     input_video: bool,
     decode_timestep: f32,
     decode_noise_scale: f32,
@@ -168,7 +172,11 @@ impl Case {
             skip_final: self.skip_final,
             guidance: self.guidance(),
             stochastic: self.stochastic,
-            image_cond_noise_scale: self.image_cond_noise_scale,
+            image_cond_noise_scale: match self.class() {
+                // The image pipeline has none.
+                PipelineClass::Plain => 0.0,
+                _ => self.image_cond_noise_scale,
+            },
             ..Pass::plain(steps, 1.0)
         }
     }
@@ -208,6 +216,17 @@ impl Case {
     }
 }
 
+impl Case {
+    /// The reference video of an IC-LoRA, encoded.
+    fn reference(&self, model: &Model<CpuBackend>, frames: usize) -> Option<Encoded> {
+        let stride = self.reference_stride;
+        (stride > 0).then(|| {
+            let video = clip(frames, self.width / stride, self.height / stride, 7);
+            model.encode(&Pictures::from(&video)).expect("encoded")
+        })
+    }
+}
+
 /// The prompts of a case.
 struct Prompts {
     prompt: Prompt,
@@ -223,16 +242,25 @@ fn denoise(
     start: Option<&Encoded>,
     drawn: &Drawn,
 ) -> Denoised {
-    let held = case.held(model, [height, width]);
-    let held: Vec<Held<'_>> = held
+    let items = case.held(model, [height, width]);
+    let reference = case.reference(model, frames);
+    let mut held: Vec<Held<'_>> = items
         .iter()
         .map(|(frame, strength, encoded)| Held {
             encoded,
             frame: *frame,
             strength: *strength,
             noised: true,
+            reference_stride: None,
         })
         .collect();
+    held.extend(reference.as_ref().map(|encoded| Held {
+        encoded,
+        frame: 0,
+        strength: case.reference_strength,
+        noised: false,
+        reference_stride: Some(case.reference_stride),
+    }));
     let latent = [(frames - 1) / 8 + 1, height / 32, width / 32];
     let request = DenoiseRequest {
         drawn,
@@ -376,8 +404,8 @@ fn check_all(prefix: &str, least: usize) {
 
 #[test]
 fn renders_match_diffusers() {
-    check_all("basic", 2);
-    check_all("condition", 4);
+    check_all("basic", 3);
+    check_all("condition", 6);
 }
 
 #[test]

@@ -478,6 +478,7 @@ fn held_latents_match_and_stay() {
         frame: 0,
         strength: 1.0,
         noised: false,
+        reference_stride: None,
     }];
     let request = DenoiseRequest {
         held: &items,

@@ -37,6 +37,7 @@ fn denoise(model: &Model<CpuBackend>, latent: [usize; 3], held: Option<&Latents>
             frame: 0,
             strength: 1.0,
             noised: false,
+            reference_stride: None,
         })
         .collect();
     let pass = Pass::plain(Steps::Timesteps(vec![1.0, 0.9, 0.5]), 1.5);
@@ -161,6 +162,7 @@ fn held_video(
             frame: *frame,
             strength: 1.0,
             noised: true,
+            reference_stride: None,
         })
         .collect();
     let pass = usual_pass();
@@ -250,4 +252,36 @@ fn decoding_in_parts_changes_no_bit() {
     assert_eq!(counts[0], 1);
     // The smallest parts come out together: each of so many convolutions lags behind by a frame.
     assert!(counts.iter().any(|&count| count > 3), "{counts:?}");
+}
+
+/// `teacache_threshold` when a pipeline file names none.
+const TEACACHE_THRESHOLD: f32 = 0.06;
+
+#[test]
+fn tea_cache_leaves_out_blocks_without_harm() {
+    let model = Model::load(&tiny_model(), backend(2)).expect("the shipped model loads");
+    let prompt = model.encode_prompt("a red circle moves left", 32, DECODE.class);
+    let prompt = prompt.expect("prompt");
+    let render = |tea_cache| {
+        let mut pass = Pass::plain(Steps::Count(30), 1.0);
+        pass.tea_cache = tea_cache;
+        let request = DenoiseRequest::new(DECODE.class, [4, 3, 4], 24.0, 1, &pass, &prompt);
+        let done = model.denoise(&request, &mut |_, _| ControlFlow::Continue(()));
+        let done = done.expect("latents");
+        let decode = DecodeRequest {
+            drawn: done.drawn,
+            ..DECODE
+        };
+        let video = model.decode(&done.latents, &decode).expect("video");
+        (video, done.blocks)
+    };
+    let (plain, all) = render(None);
+    let (cached, some) = render(Some(TEACACHE_THRESHOLD));
+    assert_eq!(some.computed + some.reused, all.computed);
+    let (saving, db) = (
+        all.computed as f64 / some.computed as f64,
+        psnr_db(&plain, &cached),
+    );
+    println!("TeaCache: {saving:.2} times fewer block evaluations, {db:.1} dB");
+    assert!(saving >= 1.6 && db >= 30.0, "{saving:.2} {db:.1}");
 }

@@ -177,6 +177,7 @@ fn spec(seed: u64, windows: u32) -> JobSpec {
         sampling: Sampling::plain(Schedule::Timesteps(vec![1.0]), 1.0, 32),
         codec: Codec::H264,
         conditioning: Vec::new(),
+        previews: false,
         shots: Vec::new(),
     }
 }

@@ -11,6 +11,7 @@ mod load;
 mod model;
 mod ops;
 mod random_model;
+mod tea_cache;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -28,6 +29,9 @@ enum What {
     Dispatch(dispatch::DispatchArgs),
     /// Measure how long a checkpoint takes until it is ready to compute, and its memory
     Model(model::ModelBenchArgs),
+    /// Measure what TeaCache saves on a model, and what it costs
+    #[command(name = "teacache")]
+    TeaCache(tea_cache::TeaCacheArgs),
     /// Measure a denoising step of the transformer on a GPU
     Dit(dit::DitArgs),
     /// Measure a whole render on a GPU, from the prompt to decoded pictures
@@ -45,6 +49,7 @@ pub async fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         What::Dispatch(args) => dispatch::run(args).await,
         What::Model(args) => model::run(&args),
+        What::TeaCache(args) => tokio::task::block_in_place(|| tea_cache::run(&args)),
         What::Dit(args) => tokio::task::block_in_place(|| dit::run(&args)),
         What::E2e(args) => tokio::task::block_in_place(|| e2e::run(&args)),
         What::Vae(args) => tokio::task::block_in_place(|| decode::run(&args)),

@@ -23,6 +23,7 @@ pub fn spec(frames: u32) -> JobSpec {
         sampling: Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 1.0, 32),
         codec: Codec::H264,
         conditioning: Vec::new(),
+        previews: false,
         shots: Vec::new(),
     }
 }
@@ -32,6 +33,11 @@ pub fn result(work: &Work) -> TaskOutput {
     let mut output = TaskOutput::default();
     let names: &[&str] = match work {
         Work::Text { .. } => &["text"],
+        Work::Denoise {
+            tail_frames: Some(_),
+            first_pass: Some(_),
+            ..
+        } => &["latents", "tail", "tail_first"],
         Work::Denoise {
             tail_frames: Some(_),
             ..

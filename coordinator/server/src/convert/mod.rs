@@ -2,7 +2,7 @@
 
 mod sampling;
 
-use longtake_common::conditioning::Conditioning;
+use longtake_common::conditioning::{Conditioning, Role};
 use longtake_common::ids::{BadHash, Hash};
 use longtake_common::request::SpecError;
 use longtake_common::spec::{Codec, Continuity, JobSpec, LoraRef, ModelRef, Shot, Transition};
@@ -111,6 +111,7 @@ pub fn spec_to_proto(spec: &JobSpec) -> v1::JobSpec {
             .iter()
             .map(conditioning_to_proto)
             .collect(),
+        previews: spec.previews,
     }
 }
 
@@ -148,6 +149,9 @@ fn conditioning_to_proto(item: &Conditioning) -> v1::Conditioning {
         frames: item.frames,
         first_frame: item.first_frame,
         strength: item.strength,
+        softened: item.softened,
+        reference_factor: item.role.reference_factor(),
+        start: item.role == Role::Start,
     }
 }
 
@@ -158,6 +162,13 @@ fn conditioning_from_proto(item: v1::Conditioning) -> Result<Conditioning, Conve
         frames: item.frames,
         first_frame: item.first_frame,
         strength: item.strength,
+        softened: item.softened,
+        role: match (item.reference_factor, item.start) {
+            (None, false) => Role::Shown,
+            (None, true) => Role::Start,
+            (Some(factor), false) => Role::Reference { factor },
+            (Some(_), true) => return Err(ConvertError::Field("role of pictures")),
+        },
     })
 }
 
@@ -194,6 +205,7 @@ pub fn spec_from_proto(spec: v1::JobSpec) -> Result<JobSpec, ConvertError> {
         conditioning: (spec.conditioning.into_iter())
             .map(conditioning_from_proto)
             .collect::<Result<_, _>>()?,
+        previews: spec.previews,
     };
     spec.check()?;
     Ok(spec)
@@ -289,6 +301,7 @@ fn segment_to_proto(segment: &SegmentView) -> v1::Segment {
         take: segment.take,
         prompt: segment.prompt.clone(),
         parts: segment.parts.as_ref().map(parts_to_proto),
+        preview: segment.preview.map(|hash| hash.to_string()),
     }
 }
 

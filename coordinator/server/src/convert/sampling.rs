@@ -3,7 +3,8 @@
 use super::ConvertError;
 use super::{model_from_proto, model_to_proto};
 use longtake_common::sampling::{
-    Guidance, GuidanceStep, Pass, Sampler, Sampling, Schedule, SecondPass, StgMode, TeaCache,
+    Guidance, GuidanceStep, Pass, Reference, Sampler, Sampling, Schedule, SecondPass, StgMode,
+    TeaCache,
 };
 use longtake_proto::v1;
 
@@ -32,6 +33,13 @@ pub(super) fn sampling_to_proto(sampling: &Sampling) -> v1::Sampling {
         text_tokens: sampling.text_tokens,
         decode_timestep: sampling.decode_timestep,
         decode_noise_scale: sampling.decode_noise_scale,
+        reference: match sampling.reference {
+            None => v1::Reference::Unspecified,
+            Some(Reference::Official) => v1::Reference::Official,
+            Some(Reference::Diffusers) => v1::Reference::Diffusers,
+            Some(Reference::Comfy) => v1::Reference::Comfy,
+        }
+        .into(),
     }
 }
 
@@ -76,6 +84,12 @@ pub(super) fn sampling_from_proto(sampling: v1::Sampling) -> Result<Sampling, Co
         v1::StgMode::TransformerBlock => StgMode::TransformerBlock,
         v1::StgMode::Unspecified => return Err(ConvertError::Field("stg_mode")),
     };
+    let reference = match sampling.reference() {
+        v1::Reference::Unspecified => None,
+        v1::Reference::Official => Some(Reference::Official),
+        v1::Reference::Diffusers => Some(Reference::Diffusers),
+        v1::Reference::Comfy => Some(Reference::Comfy),
+    };
     let second = |second: v1::SecondPass| -> Result<SecondPass, ConvertError> {
         Ok(SecondPass {
             downscale_factor: second.downscale_factor,
@@ -94,6 +108,7 @@ pub(super) fn sampling_from_proto(sampling: v1::Sampling) -> Result<Sampling, Co
         text_tokens: sampling.text_tokens,
         decode_timestep: sampling.decode_timestep,
         decode_noise_scale: sampling.decode_noise_scale,
+        reference,
     })
 }
 
@@ -169,6 +184,7 @@ mod tests {
             stg_mode: StgMode::TransformerBlock,
             decode_timestep: 0.05,
             decode_noise_scale: 0.025,
+            reference: Some(Reference::Comfy),
             ..plain.clone()
         };
         for sampling in [plain, full] {

@@ -58,6 +58,7 @@ pub fn spec() -> JobSpec {
         sampling: Sampling::plain(Schedule::Timesteps(vec![1.0, 0.5]), 1.0, 32),
         codec: Codec::H264,
         conditioning: Vec::new(),
+        previews: false,
         shots: Vec::new(),
     }
 }

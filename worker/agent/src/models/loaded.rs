@@ -3,9 +3,11 @@
 use super::{Found, Shelf, Wanted};
 use crate::error::{TaskError, story};
 use crate::work::Desk;
+use longtake_common::Hash;
 use longtake_common::model::{ModelError, find_model};
-use longtake_common::spec::ModelRef;
-use longtake_ltx::{Error, LoraFile, Model, ModelFiles};
+use longtake_common::spec::{ModelRef, Sampling};
+use longtake_ltx::weights::Scrutiny;
+use longtake_ltx::{Error, LatentUpsampler, LoraFile, Model, ModelFiles};
 use longtake_tensor::Backend;
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ pub struct ModelCache<B: Backend> {
     shelf: Arc<Shelf>,
     /// Dropped in this order: nothing of the model is in use when it may be removed.
     loaded: Option<(ModelRef, Model<B>, Vec<Found>)>,
+    upscaler: Option<(Hash, LatentUpsampler<B>, Found)>,
 }
 
 impl<B: Backend> ModelCache<B> {
@@ -24,25 +27,70 @@ impl<B: Backend> ModelCache<B> {
             backend,
             shelf,
             loaded: None,
+            upscaler: None,
         }
     }
 
     /// The model that `wanted` names, with exactly the bytes that it names.
     pub fn get(&mut self, wanted: &ModelRef, desk: &Desk<'_>) -> Result<&Model<B>, TaskError> {
-        if self.loaded.as_ref().is_none_or(|(have, ..)| have != wanted) {
-            // Two models side by side would double the worker's memory.
-            self.loaded = None;
-            self.loaded = Some(self.load(wanted, desk)?);
-        }
+        self.keep(wanted, desk)?;
         match &self.loaded {
             Some((_, model, _)) => Ok(model),
             None => Err(TaskError::Retryable("the model was not kept".to_owned())),
         }
     }
 
-    /// Unloads the model.
+    /// The same with the latent upscaler of `sampling`.
+    pub fn refining(
+        &mut self,
+        wanted: &ModelRef,
+        sampling: &Sampling,
+        desk: &Desk<'_>,
+    ) -> Result<(&Model<B>, Option<&LatentUpsampler<B>>), TaskError> {
+        if let Some(second) = &sampling.second_pass {
+            self.keep_upscaler(&second.upscaler, desk)?;
+        }
+        self.keep(wanted, desk)?;
+        let upscaler = self.upscaler.as_ref().map(|(_, upscaler, _)| upscaler);
+        match &self.loaded {
+            Some((_, model, _)) => Ok((model, upscaler)),
+            None => Err(TaskError::Retryable("the model was not kept".to_owned())),
+        }
+    }
+
+    fn keep(&mut self, wanted: &ModelRef, desk: &Desk<'_>) -> Result<(), TaskError> {
+        if self.loaded.as_ref().is_none_or(|(have, ..)| have != wanted) {
+            // Two models side by side would double the worker's memory.
+            self.loaded = None;
+            self.loaded = Some(self.load(wanted, desk)?);
+        }
+        Ok(())
+    }
+
+    fn keep_upscaler(&mut self, wanted: &ModelRef, desk: &Desk<'_>) -> Result<(), TaskError> {
+        let kept = self.upscaler.as_ref();
+        if kept.is_some_and(|(have, ..)| *have == wanted.hash) {
+            return Ok(());
+        }
+        self.upscaler = None;
+        let part = Wanted {
+            location: &wanted.location,
+            hash: wanted.hash,
+        };
+        let found = self.shelf.find(part, desk.artifacts, desk.control)?;
+        tracing::info!(upscaler = %found.path.display(), "loading");
+        let loaded = LatentUpsampler::load(&found.path, &self.backend, Scrutiny::Values);
+        let upscaler = loaded.map_err(|error| match error {
+            Error::Read { .. } => TaskError::retryable(error),
+            error => TaskError::fatal(error),
+        })?;
+        self.upscaler = Some((wanted.hash, upscaler, found));
+        Ok(())
+    }
+
+    /// Unloads the model and the upscaler.
     pub fn clear(&mut self) {
-        self.loaded = None;
+        (self.loaded, self.upscaler) = (None, None);
     }
 
     fn load(

@@ -4,7 +4,9 @@ use super::denoise::{decode_request, failure};
 use super::{Desk, frames};
 use crate::error::TaskError;
 use longtake_common::media::{ChunkWriter, MediaError, PackWriter};
+use longtake_common::spec::PIXELS_PER_LATENT;
 use longtake_common::task::{Picture, TaskOutput, Window, Work};
+use longtake_ltx::config::PipelineClass;
 use longtake_ltx::{Denoised, Model, Video};
 use longtake_tensor::Backend;
 use std::ops::Range;
@@ -41,7 +43,7 @@ pub fn run<B: Backend>(
     let (latents, drawn) = Denoised::from_safetensors(&bytes).map_err(TaskError::retryable)?;
     drop(bytes);
     desk.check()?;
-    let request = decode_request(model.config().pipeline, window, sampling, drawn);
+    let request = decode_request(model, window, sampling, drawn);
     let video = desk
         .clock
         .time("decode", || model.decode(&latents, &request))
@@ -54,7 +56,28 @@ pub fn run<B: Backend>(
             window.index, video.frames, window.visible_frames
         )));
     }
+    let video = shown(video, request.class, picture);
     store(&video, &parts, picture, desk)
+}
+
+/// What the film shows of what was decoded: of a second pass, which is larger, scaled. The official
+/// code has the film in the middle of what is rendered, diffusers takes whole cells only.
+fn shown(video: Video, class: PipelineClass, picture: &Picture) -> Video {
+    let (width, height) = (picture.width as usize, picture.height as usize);
+    let cell = PIXELS_PER_LATENT as usize;
+    let (rows, columns) = (height.next_multiple_of(cell), width.next_multiple_of(cell));
+    let video = match (video.height, video.width) == (rows, columns) {
+        true => video,
+        false => video.resized(rows, columns),
+    };
+    if (rows, columns) == (height, width) {
+        return video;
+    }
+    let corner = match class {
+        PipelineClass::Official => [(rows - height) / 2, (columns - width) / 2],
+        _ => [0, 0],
+    };
+    video.cropped(video.frames, corner, height, width)
 }
 
 /// Cuts the visible frames into head, interior and tail.
@@ -104,7 +127,7 @@ fn store(
         if !range.is_empty() {
             let bytes = desk
                 .clock
-                .time("encode", || pack(video, range, picture))
+                .time("encode", || pack(video, range))
                 .map_err(TaskError::retryable)?;
             output
                 .artifacts
@@ -120,9 +143,9 @@ fn store(
     Ok(output)
 }
 
-fn pack(video: &Video, range: &Range<usize>, picture: &Picture) -> Result<Vec<u8>, MediaError> {
+fn pack(video: &Video, range: &Range<usize>) -> Result<Vec<u8>, MediaError> {
     let mut pack = PackWriter::new();
-    for frame in frames(video, range.clone(), picture.width, picture.height) {
+    for frame in frames(video, range.clone()) {
         pack.push(&frame)?;
     }
     pack.finish()
@@ -135,7 +158,7 @@ fn encode(
     desk: &mut Desk<'_>,
 ) -> Result<Vec<u8>, TaskError> {
     let mut chunk = ChunkWriter::new(picture).map_err(TaskError::fatal)?;
-    for frame in frames(video, range.clone(), picture.width, picture.height) {
+    for frame in frames(video, range.clone()) {
         desk.check()?;
         desk.clock
             .time("encode", || chunk.push(&frame))

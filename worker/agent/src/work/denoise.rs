@@ -1,90 +1,197 @@
-//! Denoises one window, and prepares what the next one is held to.
+//! Runs one pass over one window, and prepares what the next window is held to.
 
+use super::held::Room;
 use super::{Desk, held, sampling};
 use crate::error::TaskError;
 use longtake_common::Hash;
+use longtake_common::conditioning::{HeldPictures, Role};
 use longtake_common::request::smallest_latents;
 use longtake_common::spec::{PIXELS_PER_LATENT, Sampling};
 use longtake_common::task::{TaskOutput, Window, Work};
 use longtake_ltx::config::PipelineClass;
 use longtake_ltx::{
-    BlockCount, DecodeRequest, DenoiseRequest, Denoised, Drawn, Encoded, Error, Held, Latents,
-    Model, Pictures, Prompt,
+    BlockCount, DecodeRequest, DenoiseRequest, Denoised, Drawn, Encoded, Error, Held,
+    LatentUpsampler, Latents, Model, Pictures, Prompt,
 };
 use longtake_tensor::Backend;
 use std::ops::ControlFlow;
 
-/// Outputs `latents` and, when a next window continues this one, `tail`.
+/// Outputs `latents` and, when a next window continues this one, `tail`; of a second pass, which
+/// needs the upscaler, also `tail_first`.
 pub fn run<B: Backend>(
     model: &Model<B>,
+    upscaler: Option<&LatentUpsampler<B>>,
     work: &Work,
     desk: &mut Desk<'_>,
 ) -> Result<TaskOutput, TaskError> {
     let Work::Denoise {
         window,
-        padded_width,
-        padded_height,
         fps,
         sampling,
         text,
         conditioning,
         tail_frames,
         held,
-        shown,
         ..
     } = work
     else {
         return Err(TaskError::Fatal("this is no window to denoise".to_owned()));
     };
     let inputs = Inputs::read(*text, *conditioning, sampling, desk)?;
-    let class = model.config().pipeline;
-    let pass = sampling::pass(sampling, &sampling.first_pass);
-    let pictures = held::encode(model, held, *shown, [*padded_height, *padded_width], desk)?;
+    let stage = Stage::of(model, work)?;
+    let pass = sampling::pass(sampling, stage.pass, stage.room.class);
+    let mut start = stage.start(model, upscaler, desk)?;
+    // A second pass starts from the first.
+    let is_of_pass = |item: &&HeldPictures| item.role != Role::Start || stage.first.is_none();
+    let items: Vec<&HeldPictures> = held.iter().filter(is_of_pass).collect();
+    let pictures = held::encode(model, &items, &stage.room, desk)?;
+    let (starts, pictures): (Vec<_>, Vec<_>) =
+        (pictures.into_iter().zip(items)).partition(|(_, item)| item.role == Role::Start);
+    start = start.or(starts.into_iter().next().map(|(z, _)| (z, Drawn::NOTHING)));
     let continued = inputs.conditioning.iter().map(|encoded| Held {
         encoded,
         frame: 0,
         strength: 1.0,
         noised: false,
+        reference_stride: None,
     });
-    let pictures = pictures.iter().zip(held).map(|(encoded, item)| Held {
+    let pictures = pictures.iter().map(|(encoded, item)| Held {
         encoded,
         frame: item.frame as usize,
         strength: item.strength,
-        noised: true,
+        noised: item.role == Role::Shown,
+        reference_stride: item.role.reference_factor().map(|factor| factor as usize),
     });
     let held: Vec<Held<'_>> = continued.chain(pictures).collect();
-    let latent = [
-        window.latents(),
-        padded_height / PIXELS_PER_LATENT,
-        padded_width / PIXELS_PER_LATENT,
-    ]
-    .map(|side| side as usize);
+    let [rows, columns] = stage.room.size.map(|side| side / PIXELS_PER_LATENT);
+    let latent = [window.latents(), rows, columns].map(|side| side as usize);
+    let (class, seed) = (stage.room.class, window.seed);
     let request = DenoiseRequest {
         negative: inputs.negative.as_ref(),
         held: &held,
-        ..DenoiseRequest::new(class, latent, *fps, window.seed, &pass, &inputs.prompt)
+        start: start.as_ref().map(|(start, _)| start),
+        drawn: start.as_ref().map_or(Drawn::nothing(), |(_, drawn)| drawn),
+        ..DenoiseRequest::new(class, latent, *fps, seed, &pass, &inputs.prompt)
     };
-    let denoised = denoise(model, &request, desk)?;
+    let denoised = denoise(model, &request, stage.name, desk)?;
     let mut output = TaskOutput::default();
-    output.notices.extend(reuse_notice(window, denoised.blocks));
+    output
+        .notices
+        .extend(reuse_notice(window, &stage, denoised.blocks));
     let stored = desk.artifacts.put(denoised.to_safetensors())?;
     output.artifacts.insert("latents".to_owned(), stored);
     if let Some(frames) = tail_frames {
         desk.check()?;
-        let tail = tail(model, &denoised, window, sampling, *frames as usize, desk)?;
-        let stored = desk.artifacts.put(tail.to_safetensors("tail"))?;
-        output.artifacts.insert("tail".to_owned(), stored);
+        let pictures = tail(model, &denoised, window, sampling, *frames as usize, desk)?;
+        for (name, [rows, columns]) in stage.tails(sampling) {
+            let sized = pictures.clone().resized(rows as usize, columns as usize);
+            let encoded = desk.clock.time("encode", || model.encode(&sized));
+            let latents = encoded.map_err(failure)?.mode;
+            let stored = desk.artifacts.put(latents.to_safetensors("tail"))?;
+            output.artifacts.insert(name.to_owned(), stored);
+        }
     }
     Ok(output)
 }
 
+/// Which of a window's passes is run, and where.
+struct Stage<'a> {
+    /// What its seconds are reported as.
+    name: &'static str,
+    pass: &'a longtake_common::sampling::Pass,
+    room: Room,
+    /// Latents of the pass before.
+    first: Option<Hash>,
+}
+
+impl<'a> Stage<'a> {
+    fn of<B: Backend>(model: &Model<B>, work: &'a Work) -> Result<Self, TaskError> {
+        let Work::Denoise {
+            padded_width,
+            padded_height,
+            window,
+            sampling,
+            shown,
+            first_pass,
+            ..
+        } = work
+        else {
+            return Err(TaskError::Fatal("this is no window to denoise".to_owned()));
+        };
+        let padded = [*padded_height, *padded_width];
+        let (name, pass, size) = match (first_pass, &sampling.second_pass) {
+            (None, _) => ("pass1", &sampling.first_pass, sampling.first_size(padded)),
+            (Some(_), Some(second)) => ("pass2", &second.pass, sampling.last_size(padded)),
+            (Some(_), None) => {
+                let message = "a second pass is asked for, but the job has one".to_owned();
+                return Err(TaskError::Fatal(message));
+            }
+        };
+        let room = Room {
+            frames: window.frames,
+            class: sampling::class(model.config().pipeline, sampling.reference),
+            shown: *shown,
+            padded,
+            size,
+        };
+        Ok(Self {
+            name,
+            pass,
+            room,
+            first: *first_pass,
+        })
+    }
+
+    /// What a second pass starts from: the first one's latents at twice their sides, and what was
+    /// drawn for them.
+    fn start<B: Backend>(
+        &self,
+        model: &Model<B>,
+        upscaler: Option<&LatentUpsampler<B>>,
+        desk: &mut Desk<'_>,
+    ) -> Result<Option<(Encoded, Drawn)>, TaskError> {
+        let Some(first) = self.first else {
+            return Ok(None);
+        };
+        let upscaler = upscaler
+            .ok_or_else(|| TaskError::Retryable("the latent upscaler was not kept".to_owned()))?;
+        let bytes = desk.artifacts.get(first)?;
+        let (latents, drawn) = Denoised::from_safetensors(&bytes).map_err(TaskError::retryable)?;
+        desk.check()?;
+        let tone_map = if maps_tones_early(self.room.class) {
+            self.pass.tone_map_compression_ratio
+        } else {
+            0.0
+        };
+        let upsampled = desk
+            .clock
+            .time("upsample", || model.upsample(upscaler, &latents, tone_map));
+        let mode = upsampled.map_err(failure)?;
+        Ok(Some((Encoded { mode, spread: None }, drawn)))
+    }
+
+    /// Names and sizes of what the passes of the next window are held to.
+    fn tails(&self, sampling: &Sampling) -> Vec<(&'static str, [u32; 2])> {
+        let last = ("tail", self.room.size);
+        match self.first {
+            None => vec![last],
+            Some(_) => vec![last, ("tail_first", sampling.first_size(self.room.padded))],
+        }
+    }
+}
+
+/// Whether tones are mapped after the upscaler, as diffusers does it, rather than before decoding.
+fn maps_tones_early(class: PipelineClass) -> bool {
+    matches!(class, PipelineClass::Plain | PipelineClass::Condition)
+}
+
 /// What TeaCache left out.
-fn reuse_notice(window: &Window, blocks: BlockCount) -> Option<String> {
+fn reuse_notice(window: &Window, stage: &Stage<'_>, blocks: BlockCount) -> Option<String> {
     let all = blocks.computed + blocks.reused;
     (blocks.reused > 0).then(|| {
         format!(
-            "window {}: TeaCache took over {} of {all} block evaluations",
-            window.index, blocks.reused
+            "window {}, {}: TeaCache took over {} of {all} block evaluations",
+            window.index, stage.name, blocks.reused
         )
     })
 }
@@ -128,6 +235,7 @@ impl Inputs {
 fn denoise<B: Backend>(
     model: &Model<B>,
     request: &DenoiseRequest<'_>,
+    name: &'static str,
     desk: &mut Desk<'_>,
 ) -> Result<Denoised, TaskError> {
     let control = desk.control;
@@ -142,12 +250,12 @@ fn denoise<B: Backend>(
     };
     desk.check()?;
     desk.clock
-        .time("pass1", || model.denoise(request, &mut progress))
+        .time(name, || model.denoise(request, &mut progress))
         .map_err(failure)
 }
 
-/// The window's last visible frames as the next window will see them: decoded and encoded again, because
-/// the next window's first latent is a single frame while this one's latents are eight each.
+/// The window's last visible frames, which the next window is held to: decoded, to be encoded again,
+/// because its first latent is a single frame while this one's latents are eight each.
 fn tail<B: Backend>(
     model: &Model<B>,
     denoised: &Denoised,
@@ -155,9 +263,8 @@ fn tail<B: Backend>(
     sampling: &Sampling,
     tail_frames: usize,
     desk: &mut Desk<'_>,
-) -> Result<Latents, TaskError> {
-    let class = model.config().pipeline;
-    let request = decode_request(class, window, sampling, denoised.drawn.clone());
+) -> Result<Pictures, TaskError> {
+    let request = decode_request(model, window, sampling, denoised.drawn.clone());
     // Where a shot ends inside a latent, what was rendered beyond its last frame is left out.
     let unseen = (window.frames - window.visible_frames) as usize;
     let decoded = smallest_latents((tail_frames + unseen) as u32) as usize;
@@ -170,28 +277,27 @@ fn tail<B: Backend>(
     pictures.frames -= unseen;
     let samples = 3 * pictures.height * pictures.width;
     pictures.rgb.truncate(pictures.frames * samples);
-    let pictures = pictures.last(tail_frames);
     desk.check()?;
-    let encoded = desk
-        .clock
-        .time("encode", || model.encode(&Pictures::from(&pictures)));
-    encoded.map(|encoded| encoded.mode).map_err(failure)
+    Ok(Pictures::from(&pictures.last(tail_frames)))
 }
 
 /// How the pictures of `window` are decoded, after `drawn` was drawn from its seed.
-pub fn decode_request(
-    class: PipelineClass,
+pub fn decode_request<B: Backend>(
+    model: &Model<B>,
     window: &Window,
     sampling: &Sampling,
     drawn: Drawn,
 ) -> DecodeRequest {
+    let class = sampling::class(model.config().pipeline, sampling.reference);
+    let is_mapped = sampling.second_pass.is_some() && maps_tones_early(class);
+    let last = sampling.passes().last().filter(|_| !is_mapped);
     DecodeRequest {
         class,
         seed: window.seed,
         drawn,
         timestep: sampling.decode_timestep,
         noise_scale: sampling.decode_noise_scale,
-        tone_map: (sampling.passes().last()).map_or(0.0, |pass| pass.tone_map_compression_ratio),
+        tone_map: last.map_or(0.0, |pass| pass.tone_map_compression_ratio),
     }
 }
 

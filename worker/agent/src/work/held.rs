@@ -1,32 +1,83 @@
 //! A user's images and clips as a window is held to them.
 
-use super::Desk;
 use super::denoise::failure;
+use super::{Desk, soften};
 use crate::error::TaskError;
-use longtake_common::conditioning::HeldPictures;
+use longtake_common::conditioning::{HeldPictures, Role};
 use longtake_common::media::read_pack;
+use longtake_ltx::config::PipelineClass;
 use longtake_ltx::{Encoded, Model, Pictures, Video};
 use longtake_tensor::Backend;
 
-/// Encodes each of `items` for a window of `padded` = [rows, columns], of which the film shows
-/// `shown` = (width, height) at the top left.
+/// Where a film lies in what is rendered.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Frames of the window.
+    pub frames: u32,
+    /// Whose conventions hold.
+    pub class: PipelineClass,
+    /// Width and height that the film shows.
+    pub shown: (u32, u32),
+    /// Rows and columns that the film is cut from.
+    pub padded: [u32; 2],
+    /// Rows and columns of the pass.
+    pub size: [u32; 2],
+}
+
+/// Encodes each of `items` for a pass over a window.
 pub fn encode<B: Backend>(
     model: &Model<B>,
-    items: &[HeldPictures],
-    shown: (u32, u32),
-    padded: [u32; 2],
+    items: &[&HeldPictures],
+    room: &Room,
     desk: &mut Desk<'_>,
 ) -> Result<Vec<Encoded>, TaskError> {
     let mut encoded = Vec::with_capacity(items.len());
     for item in items {
         desk.check()?;
-        let video = read(item, desk)?;
-        let video = fitted(&video, shown.1 as usize, shown.0 as usize);
-        let pictures = Pictures::from(&video).extended(padded[0] as usize, padded[1] as usize);
+        let video = room.fitted(&read(item, desk)?);
+        let video = match item.softened {
+            true => soften::soften(video).map_err(TaskError::fatal)?,
+            false => video,
+        };
+        let pictures = match item.role {
+            Role::Shown => room.filled(&video, 1),
+            Role::Start => room.filled(&lengthened(video, room.frames), 1),
+            Role::Reference { factor } => room.filled(&lengthened(video, room.frames), factor),
+        };
         let done = desk.clock.time("encode", || model.encode(&pictures));
         encoded.push(done.map_err(failure)?);
     }
     Ok(encoded)
+}
+
+impl Room {
+    /// Pictures of any size as the film shows them.
+    fn fitted(&self, video: &Video) -> Video {
+        fitted(video, self.shown.1 as usize, self.shown.0 as usize)
+    }
+
+    /// Pictures as the film shows them as those of the pass, so many times smaller.
+    fn filled(&self, video: &Video, factor: u32) -> Pictures {
+        let whole = |[rows, columns]: [u32; 2]| (rows as usize, columns as usize);
+        let pictures = Pictures::from(video);
+        let (rows, columns) = whole(self.padded);
+        let pictures = match self.class {
+            PipelineClass::Official => pictures.padded(rows, columns),
+            _ => pictures.extended(rows, columns),
+        };
+        let (rows, columns) = whole(self.size.map(|side| side / factor.max(1)));
+        pictures.resized(rows, columns)
+    }
+}
+
+/// `frames` pictures, the last repeated as often as it takes.
+fn lengthened(mut video: Video, frames: u32) -> Video {
+    let last = video.clone().last(1).rgb;
+    while video.frames < frames as usize {
+        video.rgb.extend_from_slice(&last);
+        video.frames += 1;
+    }
+    video
 }
 
 /// The pictures that count.

@@ -6,7 +6,11 @@ mod held;
 mod mux;
 mod sampling;
 mod seam;
+mod soften;
 mod text;
+
+pub(crate) use denoise::decode_request;
+pub(crate) use sampling::pass as model_pass;
 
 use crate::artifacts::Artifacts;
 use crate::control::Control;
@@ -145,11 +149,28 @@ where
                 Work::Text { model, .. } => {
                     text::run(self.models.get(model, desk)?, &assignment.work, desk)
                 }
-                Work::Denoise { model, .. } => {
-                    denoise::run(self.models.get(model, desk)?, &assignment.work, desk)
+                Work::Denoise {
+                    model,
+                    sampling,
+                    first_pass: None,
+                    ..
+                } => {
+                    let own = sampling.first_pass.model.as_ref().unwrap_or(model);
+                    let model = self.models.get(own, desk)?;
+                    denoise::run(model, None, &assignment.work, desk)
                 }
-                Work::Decode { model, .. } => {
-                    decode::run(self.models.get(model, desk)?, &assignment.work, desk)
+                Work::Denoise {
+                    model, sampling, ..
+                } => {
+                    let own = sampling.last_model(model);
+                    let (model, upscaler) = self.models.refining(own, sampling, desk)?;
+                    denoise::run(model, upscaler, &assignment.work, desk)
+                }
+                Work::Decode {
+                    model, sampling, ..
+                } => {
+                    let model = self.models.get(sampling.last_model(model), desk)?;
+                    decode::run(model, &assignment.work, desk)
                 }
                 Work::Seam { .. } | Work::Mux { .. } => Err(wrong_lane(assignment)),
             },
@@ -304,21 +325,11 @@ fn all_lost(error: TaskError, work: &Work, artifacts: &Artifacts) -> TaskError {
     TaskError::Inputs { lost, story }
 }
 
-/// Pictures `range` of `video`, cropped to the size that the film shows.
-fn frames<'a>(
-    video: &'a Video,
-    range: std::ops::Range<usize>,
-    width: u32,
-    height: u32,
-) -> impl Iterator<Item = Frame> + 'a {
-    let (full_width, full_height) = (video.width as u32, video.height as u32);
-    video
-        .pictures()
-        .skip(range.start)
-        .take(range.len())
-        .map(move |rgb| {
-            Frame::from_rgb8(full_width, full_height, rgb.to_vec())
-                .expect("a video's pictures are of its size")
-                .cropped(width, height)
-        })
+/// Pictures `range` of `video`.
+fn frames(video: &Video, range: std::ops::Range<usize>) -> impl Iterator<Item = Frame> {
+    let (width, height) = (video.width as u32, video.height as u32);
+    let pictures = video.pictures().skip(range.start).take(range.len());
+    pictures.map(move |rgb| {
+        Frame::from_rgb8(width, height, rgb.to_vec()).expect("a video's pictures are of its size")
+    })
 }

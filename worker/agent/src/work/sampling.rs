@@ -1,13 +1,27 @@
 //! A job's sampling in the words of the model.
 
-use longtake_common::sampling::{self, Sampling, Schedule};
+use longtake_common::sampling::{self, Reference, Sampling, Schedule};
+use longtake_ltx::config::PipelineClass;
 use longtake_ltx::{Guidance, GuidanceStep, Pass, Sampler, Steps, StgMode};
 
-/// Noise on what is held at full strength, as diffusers and the official program add it.
+/// Noise on what is held at full strength, as diffusers' condition pipeline and the official program
+/// add it.
 const IMAGE_COND_NOISE_SCALE: f32 = 0.15;
 
+/// Whose conventions hold for a model that has its `own`.
+pub fn class(own: PipelineClass, reference: Option<Reference>) -> PipelineClass {
+    match (reference, own) {
+        (None, own) => own,
+        (Some(Reference::Official), _) => PipelineClass::Official,
+        (Some(Reference::Comfy), _) => PipelineClass::Comfy,
+        // Checkpoints with a pipeline of diffusers' first kind come as folders that say so.
+        (Some(Reference::Diffusers), PipelineClass::Plain) => PipelineClass::Plain,
+        (Some(Reference::Diffusers), _) => PipelineClass::Condition,
+    }
+}
+
 /// How the model runs `pass`.
-pub fn pass(sampling: &Sampling, pass: &sampling::Pass) -> Pass {
+pub fn pass(sampling: &Sampling, pass: &sampling::Pass, class: PipelineClass) -> Pass {
     Pass {
         steps: match &pass.schedule {
             Schedule::Timesteps(timesteps) => Steps::Timesteps(timesteps.clone()),
@@ -32,7 +46,10 @@ pub fn pass(sampling: &Sampling, pass: &sampling::Pass) -> Pass {
             },
         },
         stochastic: pass.stochastic_sampling,
-        image_cond_noise_scale: IMAGE_COND_NOISE_SCALE,
+        image_cond_noise_scale: match class {
+            PipelineClass::Plain => 0.0,
+            _ => IMAGE_COND_NOISE_SCALE,
+        },
         tea_cache: pass.teacache.map(|teacache| teacache.threshold),
     }
 }

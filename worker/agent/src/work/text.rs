@@ -1,6 +1,6 @@
 //! Encodes a job's prompts, once for all its windows.
 
-use super::Desk;
+use super::{Desk, sampling};
 use crate::error::TaskError;
 use longtake_common::task::{TaskOutput, Work};
 use longtake_ltx::{Model, Prompt};
@@ -16,6 +16,7 @@ pub fn run<B: Backend>(
         prompt,
         negative,
         text_tokens,
+        reference,
         ..
     } = work
     else {
@@ -23,9 +24,10 @@ pub fn run<B: Backend>(
     };
     desk.check()?;
     let tokens = *text_tokens as usize;
+    let class = sampling::class(model.config().pipeline, *reference);
     let encode = |text: &str| {
         model
-            .encode_prompt(text, tokens, model.config().pipeline)
+            .encode_prompt(text, tokens, class)
             .map_err(TaskError::retryable)
     };
     let (prompt, negative) = desk.clock.time("text", || {

@@ -66,7 +66,7 @@ impl Checker<'_> {
 /// schedule, and in the order and layout of the noise; `docs/ltx.md` has all differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PipelineClass {
-    /// diffusers' `LTXPipeline`: latent frame f is at 8 f frames; T5 sees padding; flow-match schedule with
+    /// diffusers' `LTXPipeline` and `LTXImageToVideoPipeline`: latent frame f is at 8 f frames; T5 sees padding; flow-match schedule with
     /// dynamic shift.
     Plain,
     /// diffusers' `LTXConditionPipeline`: latent frame f is at max(0, 8 f - 7) frames; padding is masked in
@@ -109,13 +109,15 @@ impl PipelineClass {
     pub fn read(path: &Path) -> Result<Self> {
         let index: ModelIndex = read_json(path)?;
         match index.class_name.as_str() {
-            "LTXPipeline" => Ok(Self::Plain),
+            "LTXPipeline" | "LTXImageToVideoPipeline" => Ok(Self::Plain),
             "LTXConditionPipeline" => Ok(Self::Condition),
             other => Err(Error::Unsupported {
                 path: path.to_owned(),
                 key: "_class_name".into(),
                 value: other.to_owned(),
-                supported: "LTXPipeline and LTXConditionPipeline are supported".into(),
+                supported: "LTXPipeline, LTXImageToVideoPipeline and LTXConditionPipeline are \
+                            supported"
+                    .into(),
             }),
         }
     }
