@@ -237,6 +237,13 @@ impl JobArgs {
             })?;
         media::check_size(codec, spec.width, spec.height)?;
         notices.extend(rounding_notice(&spec));
+        let negative = self.negative.as_deref().unwrap_or_default();
+        if !negative.is_empty() && !spec.sampling.uses_negative() {
+            notices.push(
+                "the negative prompt has no effect, because no step is guided: give --guidance-scale above 1"
+                    .to_owned(),
+            );
+        }
         // Last: nothing is asked of anybody for a job that cannot be.
         if weights != Weights::Ignored {
             let shots = spec.shots.iter_mut().map(|shot| &mut shot.prompt);

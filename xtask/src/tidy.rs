@@ -52,9 +52,14 @@ fn absolute_home(text: &str) -> Option<usize> {
         concat!("/ho", "me/"),
         concat!("/wo", "rk/"),
     ];
-    text.lines()
-        .position(|line| patterns.iter().any(|p| line.contains(p)))
-        .map(|index| index + 1)
+    // A folder of that name inside the repository has another name in front.
+    let inside =
+        |before: &str| before.ends_with(|c: char| c.is_alphanumeric() || "._-".contains(c));
+    let names_one = |line: &str| {
+        let mut found = patterns.iter().flat_map(|p| line.match_indices(p));
+        found.any(|(at, _)| !inside(&line[..at]))
+    };
+    text.lines().position(names_one).map(|index| index + 1)
 }
 
 fn tracked(root: &Path) -> Result<Vec<PathBuf>> {
