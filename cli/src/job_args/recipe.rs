@@ -157,7 +157,7 @@ impl Recipe {
         if self.names_text_tokens {
             return;
         }
-        let class = find_model(&self.model).and_then(|path| Ok(pipeline_class(&path).ok()));
+        let class = find_model(&self.model).map(|path| pipeline_class(&path).ok());
         self.sampling.text_tokens = match (reference, class.ok().flatten().as_deref()) {
             (Reference::Official, _) => OFFICIAL_TEXT_TOKENS,
             (Reference::Comfy, _) => COMFY_TEXT_TOKENS,
