@@ -44,8 +44,8 @@ def arguments_of(number, folder):
     if pipeline == "basic" and rng.random() < .3:
         line += ["--condition", "0:1:1.0"]
     if pipeline == "condition":
-        for _ in range(rng.choice((0, 0, 1, 2))):
-            count = rng.choice((1, 1, 9))
+        counts = [rng.choice((1, 1, 9)) for _ in range(rng.choice((0, 0, 1, 2)))]
+        for count in sorted(counts):  # the program takes pictures before clips
             last = frames - count
             if last < 0:
                 continue
