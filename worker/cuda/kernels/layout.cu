@@ -174,3 +174,24 @@ extern "C" __global__ __launch_bounds__(256) void expand_e4m3(
     for (int j = 0; j < 8; j++) a[j] = e4m3f((j < 4 ? q.x : q.y) >> 8 * (j & 3) & 0xffu) * s;
     out[i] = pack8(a);
 }
+
+// spread_rope: tables [places, F, 2] of three axes, one behind the other, to cosines and sines
+// [T, H, W, identity + 3 F]: pairs that are not turned, then frequency by frequency the three axes.
+// A pair a thread. Bytes: 8 a pair written.
+extern "C" __global__ __launch_bounds__(256) void spread_rope(
+    const float2* tables, float* cosines, float* sines, u64 count, int identity, int frequencies,
+    int frames, int height, int width) {
+    u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
+    if (i >= count) return;
+    u32 pairs = identity + 3 * frequencies;
+    u32 token = (u32)(i / pairs);
+    int pair = (int)(i - (u64)token * pairs) - identity;
+    float2 turn = make_float2(1.0f, 0.0f);
+    if (pair >= 0) {
+        u32 column = token % width, row = token / width % height, frame = token / width / height;
+        u32 place = pair % 3 == 0 ? frame : pair % 3 == 1 ? frames + row : frames + height + column;
+        turn = tables[(u64)place * frequencies + pair / 3];
+    }
+    cosines[i] = turn.x;
+    sines[i] = turn.y;
+}

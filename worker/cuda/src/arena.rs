@@ -4,8 +4,9 @@
 //! there. A block may be given out again as soon as it is free: everything runs on one stream, so the
 //! next user comes after the last one. Equal sequences of requests get equal addresses.
 
-use crate::error::{CudaError, During, Result};
-use cudarc::driver::{CudaContext, result};
+use crate::error::{CudaError, Result};
+use crate::memory::{ChunkSource, source};
+use cudarc::driver::CudaContext;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,41 +20,14 @@ const CHUNK_UNIT: usize = 64 << 20;
 /// Smallest chunk.
 const CHUNK_MIN: usize = 256 << 20;
 
-/// Where chunks come from.
-pub(crate) trait ChunkSource: Send + Sync {
-    /// `bytes` of memory.
-    fn take(&self, bytes: usize) -> Result<u64>;
-    /// Gives back what `take` gave.
-    fn give_back(&self, address: u64);
-}
-
-/// The memory of a device.
-struct DeviceMemory(Arc<CudaContext>);
-
-impl ChunkSource for DeviceMemory {
-    fn take(&self, bytes: usize) -> Result<u64> {
-        self.0.bind_to_thread().during("bind the device")?;
-        // SAFETY: a plain allocation; the context is bound.
-        unsafe { result::malloc_sync(bytes) }.map_err(|_| CudaError::Memory {
-            wanted: bytes,
-            free: result::mem_get_info().map_or(0, |(free, _)| free),
-            hint: "end other programs on this device, use a smaller --size, or set --max-vram",
-        })
-    }
-
-    fn give_back(&self, address: u64) {
-        let _ = self.0.bind_to_thread();
-        // SAFETY: `address` came from `take`, and no block of it is in use. Freeing waits for the device.
-        let _ = unsafe { result::free_sync(address) };
-    }
-}
-
 #[derive(Default)]
 struct Pool {
     /// Bytes by address of every chunk.
     chunks: BTreeMap<u64, usize>,
-    /// Bytes by address of every free block; neighbours in a chunk are joined.
+    /// Bytes by address of every free block; neighbours are joined, in a chunk or wherever `joins`.
     free: BTreeMap<u64, usize>,
+    /// Whether blocks may lie across chunks.
+    joins: bool,
     used: usize,
     reserved: usize,
 }
@@ -95,20 +69,24 @@ pub struct Arena {
 impl Arena {
     /// A pool over a device that takes at most `limit` bytes of it.
     pub fn new(context: Arc<CudaContext>, limit: usize) -> Self {
-        Self::over(Arc::new(DeviceMemory(context)), limit, Arc::default())
+        Self::over(source(&context), limit, Arc::default())
     }
 
     /// An empty pool beside this one, of the same device and under the same limit. Nothing else
     /// ever lies in its memory: what a graph refers to is safe there.
     pub fn sibling(&self) -> Self {
         let shared = &self.shared;
-        let (source, account) = (Arc::clone(&shared.source), Arc::clone(&shared.account));
-        Self::over(source, shared.limit, account)
+        let account = Arc::clone(&shared.account);
+        Self::over(shared.source.another(), shared.limit, account)
     }
 
     fn over(source: Arc<dyn ChunkSource>, limit: usize, account: Arc<Account>) -> Self {
+        let pool = Pool {
+            joins: source.joins(),
+            ..Pool::default()
+        };
         let shared = Shared {
-            pool: Mutex::default(),
+            pool: Mutex::new(pool),
             source,
             limit,
             account,
@@ -122,17 +100,20 @@ impl Arena {
     pub fn take(&self, bytes: usize) -> Result<Block> {
         let size = bytes.max(1).next_multiple_of(ALIGNMENT);
         let mut pool = self.shared.lock();
-        let address = match pool.cut(size) {
-            Some(address) => address,
-            None => {
-                self.grow(&mut pool, size)?;
-                pool.cut(size).ok_or(CudaError::Memory {
-                    wanted: size,
-                    free: 0,
-                    hint: "the pool's books are wrong; please report this",
-                })?
+        let mut address = pool.cut(size);
+        // Once with what is free at the end, which the new chunk may not come to lie behind.
+        let free_at_end = pool.free_at_end();
+        for there in [free_at_end, 0] {
+            if address.is_none() {
+                self.grow(&mut pool, size - there)?;
+                address = pool.cut(size);
             }
-        };
+        }
+        let address = address.ok_or(CudaError::Memory {
+            wanted: size,
+            free: 0,
+            hint: "the pool's books are wrong; please report this",
+        })?;
         pool.used += size;
         Ok(Block {
             address,
@@ -160,7 +141,7 @@ impl Arena {
             Err(_) => (shared.source.take(exact)?, exact),
         };
         pool.chunks.insert(address, bytes);
-        pool.free.insert(address, bytes);
+        pool.free_again(address, bytes);
         pool.reserved += bytes;
         shared.account.add(bytes);
         Ok(())
@@ -169,21 +150,13 @@ impl Arena {
     /// Gives chunks that nothing lies in back to the device.
     pub fn trim(&self) {
         let mut pool = self.shared.lock();
-        let empty: Vec<u64> = pool
-            .chunks
-            .iter()
-            .filter(|&(at, size)| pool.free.get(at) == Some(size))
-            .map(|(&at, _)| at)
-            .collect();
-        for at in empty {
-            pool.free.remove(&at);
-            let size = pool.chunks.remove(&at).unwrap_or(0);
+        for (at, size) in pool.empty_chunks() {
+            pool.carve(at, size);
+            pool.chunks.remove(&at);
             pool.reserved -= size;
-            self.shared
-                .account
-                .reserved
-                .fetch_sub(size, Ordering::Relaxed);
-            self.shared.source.give_back(at);
+            let reserved = &self.shared.account.reserved;
+            reserved.fetch_sub(size, Ordering::Relaxed);
+            self.shared.source.give_back(at, size);
         }
     }
 
@@ -226,18 +199,58 @@ impl Pool {
         Some(at)
     }
 
-    fn put_back(&mut self, mut at: u64, mut size: usize) {
+    /// Bytes of the free block that ends where the last chunk does, if a new chunk may join it.
+    fn free_at_end(&self) -> usize {
+        let end = |(&at, &size): (&u64, &usize)| at + size as u64;
+        let (chunk, free) = (self.chunks.last_key_value(), self.free.last_key_value());
+        match free {
+            Some((_, &size)) if self.joins && chunk.map(end) == free.map(end) => size,
+            _ => 0,
+        }
+    }
+
+    /// Chunks that nothing lies in.
+    fn empty_chunks(&self) -> Vec<(u64, usize)> {
+        let empty = |&(&at, &size): &(&u64, &usize)| {
+            let free = self.free.range(..=at).next_back();
+            free.is_some_and(|(&from, &free)| from + free as u64 >= at + size as u64)
+        };
+        let chunks = self.chunks.iter().filter(empty);
+        chunks.map(|(&at, &size)| (at, size)).collect()
+    }
+
+    /// Takes `size` bytes at `at`, which are free, out of the free block that they lie in.
+    fn carve(&mut self, at: u64, size: usize) {
+        let Some((&from, &free)) = self.free.range(..=at).next_back() else {
+            return;
+        };
+        self.free.remove(&from);
+        let (end, free_end) = (at + size as u64, from + free as u64);
+        if from < at {
+            self.free.insert(from, (at - from) as usize);
+        }
+        if end < free_end {
+            self.free.insert(end, (free_end - end) as usize);
+        }
+    }
+
+    fn put_back(&mut self, at: u64, size: usize) {
         self.used -= size;
+        self.free_again(at, size);
+    }
+
+    /// Adds a free block, joined with its neighbours.
+    fn free_again(&mut self, mut at: u64, mut size: usize) {
         let before = self.free.range(..at).next_back().map(|(&a, &s)| (a, s));
         if let Some((a, s)) = before
             && a + s as u64 == at
-            && !self.chunks.contains_key(&at)
+            && (self.joins || !self.chunks.contains_key(&at))
         {
             self.free.remove(&a);
             (at, size) = (a, s + size);
         }
         let end = at + size as u64;
-        if !self.chunks.contains_key(&end)
+        if (self.joins || !self.chunks.contains_key(&end))
             && let Some(s) = self.free.remove(&end)
         {
             size += s;
@@ -249,8 +262,8 @@ impl Pool {
 impl Drop for Shared {
     fn drop(&mut self) {
         let pool = self.pool.get_mut().unwrap_or_else(|e| e.into_inner());
-        for &at in pool.chunks.keys() {
-            self.source.give_back(at);
+        for (&at, &size) in &pool.chunks {
+            self.source.give_back(at, size);
         }
         let reserved = &self.account.reserved;
         reserved.fetch_sub(pool.reserved, Ordering::Relaxed);
@@ -319,27 +332,42 @@ mod tests {
 
     /// Chunks at made-up addresses, the next one right behind the last.
     #[derive(Default)]
-    struct Paper(Mutex<u64>);
+    struct Paper {
+        given: Mutex<BTreeMap<u64, usize>>,
+        joins: bool,
+    }
 
     impl ChunkSource for Paper {
         fn take(&self, bytes: usize) -> Result<u64> {
-            let mut next = self.0.lock().unwrap();
-            let address = 1 << 32 | *next;
-            *next += bytes as u64;
+            let mut given = self.given.lock().unwrap();
+            let last = given.last_key_value();
+            let address = last.map_or(1 << 32, |(&at, &size)| at + size as u64);
+            given.insert(address, bytes);
             Ok(address)
         }
 
-        fn give_back(&self, _: u64) {}
+        fn give_back(&self, address: u64, bytes: usize) {
+            assert_eq!(self.given.lock().unwrap().remove(&address), Some(bytes));
+        }
+
+        fn joins(&self) -> bool {
+            self.joins
+        }
+
+        fn another(&self) -> Arc<dyn ChunkSource> {
+            Arc::<Self>::default()
+        }
     }
 
-    fn arena(limit: usize) -> Arena {
-        Arena::over(Arc::<Paper>::default(), limit, Arc::default())
+    fn arena(limit: usize, joins: bool) -> Arena {
+        let given = Mutex::default();
+        Arena::over(Arc::new(Paper { given, joins }), limit, Arc::default())
     }
 
     #[test]
     fn equal_requests_get_equal_addresses_and_never_overlap() {
-        let run = || {
-            let arena = arena(4 << 30);
+        let run = |joins| {
+            let arena = arena(4 << 30, joins);
             let mut seed = 7u64;
             let mut held: Vec<Block> = Vec::new();
             let mut addresses = Vec::new();
@@ -365,16 +393,34 @@ mod tests {
             assert_eq!(arena.reserved_bytes(), 0, "everything was joined again");
             addresses
         };
-        assert_eq!(run(), run());
+        assert_eq!(run(false), run(false));
+        assert_eq!(run(true), run(true));
     }
 
     #[test]
     fn the_limit_holds() {
-        let arena = arena(512 << 20);
+        let arena = arena(512 << 20, false);
         let first = arena.take(300 << 20).unwrap();
         let error = arena.take(300 << 20).unwrap_err().to_string();
         assert!(error.contains("--max-vram"), "{error}");
         drop(first);
         assert!(arena.take(300 << 20).is_ok());
+    }
+
+    #[test]
+    fn what_is_free_in_neighbouring_chunks_is_one_piece() {
+        let arena = arena(1 << 30, true);
+        let small: Vec<Block> = (0..4).map(|_| arena.take(200 << 20).unwrap()).collect();
+        let reserved = arena.reserved_bytes();
+        drop(small);
+        let large = arena.take(reserved).unwrap();
+        assert_eq!(arena.reserved_bytes(), reserved);
+        drop(large);
+        // The chunk that something lies in stays.
+        let kept = arena.take(1).unwrap();
+        arena.trim();
+        assert!((1..=256 << 20).contains(&arena.reserved_bytes()));
+        let large = arena.take(700 << 20).unwrap();
+        assert!(large.address > kept.address);
     }
 }

@@ -13,7 +13,7 @@ use crate::tensor::{
 };
 use longtake_tensor::{
     Activation, AttentionBias, Backend, Error, Gate, Interrupt, Loader, Modulation, Recording,
-    Rope, Shape, Tensor, WeightView,
+    Rope, RopeAxes, Shape, Tensor, WeightView,
 };
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -232,6 +232,14 @@ impl Backend for CudaBackend {
 
     fn download(&self, x: &CudaTensor) -> Op<Vec<f32>> {
         self.download_f32(x).in_op("download")
+    }
+
+    fn rope(&self, axes: &RopeAxes) -> Op<Rope<Self>> {
+        self.spread_rope(axes).in_op("rope")
+    }
+
+    fn begin_rgb8(&self, x: &CudaTensor) -> Op<()> {
+        self.samples(x).map(drop).in_op("begin_rgb8")
     }
 
     fn upload_index(&self, index: &[u32]) -> Op<CudaIndex> {

@@ -98,6 +98,8 @@ impl Card {
 pub(crate) struct Device {
     pub context: Arc<CudaContext>,
     pub stream: Arc<CudaStream>,
+    /// Results go to the host on this one while `stream` goes on.
+    copies: Arc<CudaStream>,
     pub arena: Arena,
     pub card: Card,
     pub arch: Arch,
@@ -120,6 +122,21 @@ struct Staging {
     turn: usize,
 }
 
+/// A point in the stream that a copy waits for.
+pub(crate) struct Ready(sys::CUevent);
+
+// SAFETY: an event is not bound to a thread, and only waited for.
+unsafe impl Send for Ready {}
+// SAFETY: the same.
+unsafe impl Sync for Ready {}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // SAFETY: created in `Device::ready`; the driver keeps it as long as something waits for it.
+        let _ = unsafe { result::event::destroy(self.0) };
+    }
+}
+
 struct Pinned {
     memory: *mut u8,
     /// Recorded behind the last copy that reads it.
@@ -139,11 +156,13 @@ impl Device {
         unsafe { context.disable_event_tracking() };
         let arch = Arch(card.arch);
         let stream = context.new_stream().during("create a stream")?;
+        let copies = context.new_stream().during("create a stream")?;
         Ok(Self {
             arena: Arena::new(Arc::clone(&context), limit.unwrap_or(usize::MAX)),
             compiler: Compiler::new(arch, cache_folder())?,
             context,
             stream,
+            copies,
             card,
             arch,
             private: Mutex::default(),
@@ -288,14 +307,39 @@ impl Device {
         Ok(())
     }
 
-    /// Copies from `from`, which must have as many bytes, and waits.
+    /// Copies from `from`, which must have as many bytes, once all that was asked for is done, and waits.
     pub fn download(&self, from: u64, bytes: &mut [MaybeUninit<u8>]) -> Result<()> {
+        self.download_after(&self.ready()?, from, bytes)
+    }
+
+    /// An event behind all that was asked for.
+    pub fn ready(&self) -> Result<Ready> {
+        self.bind()?;
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let ready = Ready(result::event::create(flags).during("create an event")?);
+        // SAFETY: both belong to the device.
+        unsafe { result::event::record(ready.0, self.stream.cu_stream()) }
+            .during("record an event")?;
+        Ok(ready)
+    }
+
+    /// Copies from `from`, which must have as many bytes, once `ready` has come, and waits for that alone.
+    pub fn download_after(
+        &self,
+        ready: &Ready,
+        from: u64,
+        bytes: &mut [MaybeUninit<u8>],
+    ) -> Result<()> {
+        let stream = self.copies.cu_stream();
         prefer_large_pages(bytes);
         self.bind()?;
         let mut staging = self.staging.lock().unwrap_or_else(|e| e.into_inner());
         while staging.buffers.len() < 2 {
             staging.buffers.push(Pinned::new()?);
         }
+        let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both belong to the device.
+        unsafe { result::stream::wait_event(stream, ready.0, wait) }.during("wait for a result")?;
         let total = bytes.len();
         let parts = total.div_ceil(STAGING_BYTES);
         let start = |i: usize, staging: &Staging| -> Result<()> {
@@ -307,10 +351,8 @@ impl Device {
                 result::event::synchronize(buffer.free).during("wait for a copy")?;
                 let to = std::slice::from_raw_parts_mut(buffer.memory, length);
                 let at = from + (i * STAGING_BYTES) as u64;
-                result::memcpy_dtoh_async(to, at, self.stream.cu_stream())
-                    .during("copy from the device")?;
-                result::event::record(buffer.free, self.stream.cu_stream())
-                    .during("record an event")
+                result::memcpy_dtoh_async(to, at, stream).during("copy from the device")?;
+                result::event::record(buffer.free, stream).during("record an event")
             }
         };
         if parts > 0 {

@@ -94,6 +94,8 @@ impl CudaBackend {
 
     /// An empty recording with its inputs.
     fn first(&self, inputs: &[&CudaTensor]) -> Result<Recorded> {
+        // What the last phase left free is not needed beside this one's memory.
+        self.device().arena.trim();
         let arena = self.device().arena.sibling();
         let inputs = self.device().within(&arena, || {
             let own = inputs.iter().map(|x| {

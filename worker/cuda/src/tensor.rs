@@ -6,6 +6,7 @@
 //! padded. So the model stays as the reference has it, and no value is written that nobody reads.
 
 use crate::arena::Block;
+use crate::device::Ready;
 use longtake_tensor::{Shape, Tensor};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -40,6 +41,13 @@ pub(crate) struct Buffer {
 pub(crate) struct Quantised {
     pub values: Block,
     pub scales: Block,
+}
+
+/// 8-bit samples of pictures.
+pub(crate) struct Samples {
+    pub block: Block,
+    /// When they are there.
+    pub ready: Ready,
 }
 
 /// Which norm.
@@ -110,6 +118,8 @@ pub(crate) struct State {
     pub narrow: Option<Arc<Buffer>>,
     pub quantised: Option<Arc<Quantised>>,
     pub pending: Option<Pending>,
+    /// The same as 8-bit samples, on their way.
+    pub samples: Option<Arc<Samples>>,
     /// Packed (cos, sin), kept with the cosines.
     pub rope: Option<Arc<Block>>,
 }

@@ -7,7 +7,7 @@ use crate::device::Arg;
 use crate::error::{InOp, Result};
 use crate::kernels::{norm_lanes, pixel_norm_spec};
 use crate::small::With;
-use crate::tensor::{Buffer, CudaConv, CudaTensor, Element, Pending};
+use crate::tensor::{Buffer, CudaConv, CudaTensor, Element, Pending, Samples};
 use half::bf16;
 use longtake_tensor::{ChannelModulation, Error, GroupNorm, Shape, Tensor, TimePadding, VaeOps};
 use std::ops::Range;
@@ -108,8 +108,11 @@ impl CudaBackend {
         Ok(block)
     }
 
-    /// Appends 8-bit samples of `x`; straight from the cells where the pixels were never needed.
-    pub(crate) fn pictures_out(&self, x: &CudaTensor, rgb: &mut Vec<u8>) -> Result<()> {
+    /// 8-bit samples of `x`; straight from the cells where the pixels were never needed.
+    pub(crate) fn samples(&self, x: &CudaTensor) -> Result<Arc<Samples>> {
+        if let Some(samples) = &x.node.lock().samples {
+            return Ok(Arc::clone(samples));
+        }
         let count = x.shape().count();
         let block = self.device().take(count)?;
         let note = {
@@ -145,9 +148,20 @@ impl CudaBackend {
             ];
             self.layout("rgb8", count, &args)?;
         }
+        let ready = self.device().ready()?;
+        let samples = Arc::new(Samples { block, ready });
+        x.node.lock().samples = Some(Arc::clone(&samples));
+        Ok(samples)
+    }
+
+    /// Appends 8-bit samples of `x`.
+    pub(crate) fn pictures_out(&self, x: &CudaTensor, rgb: &mut Vec<u8>) -> Result<()> {
+        let samples = self.samples(x)?;
+        let count = x.shape().count();
         rgb.reserve(count);
         let room = &mut rgb.spare_capacity_mut()[..count];
-        self.device().download(block.address(), room)?;
+        self.device()
+            .download_after(&samples.ready, samples.block.address(), room)?;
         // SAFETY: `download` has written all of the `count` bytes behind those that were there.
         unsafe { rgb.set_len(rgb.len() + count) };
         Ok(())

@@ -6,7 +6,7 @@
 use crate::config::PipelineClass;
 use crate::error::{InPart, Result};
 use crate::weights::Weights;
-use longtake_tensor::{Activation, Backend, Loader, Rope, Shape};
+use longtake_tensor::{Activation, Backend, Loader, Rope, RopeAxes, Shape};
 use std::f32::consts::PI;
 
 /// Channels of the sinusoid that the timestep MLPs read.
@@ -142,49 +142,27 @@ fn rope_frequencies(n: usize) -> Vec<f32> {
 /// frequency the three axes.
 pub fn rope<B: Backend>(b: &B, at: &Positions, dim: usize) -> Result<Rope<B>> {
     let frequencies = rope_frequencies(dim / 6);
-    let identity = dim % 6 / 2;
     // cos and sin of every coordinate that occurs: a row of frequencies for each.
-    let table = |coordinates: Vec<f32>| -> Vec<Vec<(f32, f32)>> {
+    let table = |coordinates: Vec<f32>| -> Vec<f32> {
         let row = |x: f32| {
-            let angle = |f: &f32| f64::from(f * (x * 2.0 - 1.0));
-            let pair = |a: f64| (libm::cos(a) as f32, libm::sin(a) as f32);
-            frequencies.iter().map(angle).map(pair).collect()
+            let angles = frequencies
+                .iter()
+                .map(move |f| f64::from(f * (x * 2.0 - 1.0)));
+            angles.flat_map(|a| [libm::cos(a) as f32, libm::sin(a) as f32])
         };
-        coordinates.into_iter().map(row).collect()
+        coordinates.into_iter().flat_map(row).collect()
     };
     let in_front = at.in_front.iter().map(|front| at.frame_time(front.frame));
-    let times = table(in_front.chain((0..at.frames).map(|f| at.time(f))).collect());
-    let own = std::iter::repeat_n(1, at.frames);
-    let strides: Vec<usize> = (at.in_front.iter().map(|front| front.stride))
-        .chain(own)
-        .collect();
-    let rows = table((0..at.height).map(|y| at.place(y)).collect());
-    let columns = table((0..at.width).map(|x| at.place(x)).collect());
-    let cells = |stride: &usize| at.height.div_ceil(*stride) * at.width.div_ceil(*stride);
-    let tokens: usize = strides.iter().map(cells).sum();
-    let mut cos = Vec::with_capacity(tokens * dim / 2);
-    let mut sin = Vec::with_capacity(tokens * dim / 2);
-    for (time, &stride) in times.iter().zip(&strides) {
-        for row in rows.iter().step_by(stride) {
-            for column in columns.iter().step_by(stride) {
-                cos.extend(std::iter::repeat_n(1.0, identity));
-                sin.extend(std::iter::repeat_n(0.0, identity));
-                for k in 0..frequencies.len() {
-                    for axis in [time, row, column] {
-                        cos.push(axis[k].0);
-                        sin.push(axis[k].1);
-                    }
-                }
-            }
-        }
-    }
-    let shape = Shape::from([tokens, dim / 2]);
-    let upload = |values: &[f32]| {
-        b.upload(shape, values)
-            .in_part(|| "rotary positions".into())
+    let strides = at.in_front.iter().map(|front| front.stride);
+    let axes = RopeAxes {
+        identity: dim % 6 / 2,
+        frequencies: frequencies.len(),
+        tables: [
+            table(in_front.chain((0..at.frames).map(|f| at.time(f))).collect()),
+            table((0..at.height).map(|y| at.place(y)).collect()),
+            table((0..at.width).map(|x| at.place(x)).collect()),
+        ],
+        strides: strides.chain(std::iter::repeat_n(1, at.frames)).collect(),
     };
-    Ok(Rope {
-        cos: upload(&cos)?,
-        sin: upload(&sin)?,
-    })
+    b.rope(&axes).in_part(|| "rotary positions".into())
 }

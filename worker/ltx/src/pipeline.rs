@@ -17,7 +17,7 @@ use longtake_tensor::{Backend, Shape, Tensor};
 pub const TAIL_HALO: usize = 4;
 
 /// Values of an activation above which pictures are decoded in parts of some frames each.
-pub const PART_VALUES_MAX: usize = 1 << 31;
+const PART_VALUES_MAX: usize = 192 << 20;
 
 fn refuse<T>(what: &'static str, message: String) -> Result<T> {
     Err(Error::Request { what, message })
@@ -108,23 +108,48 @@ pub(crate) fn decode<B: Backend>(
     let [time, space] = config.vae.ratios();
     let cells = visible.height * visible.width * space * space;
     let samples = ((visible.frames - 1) * time + 1) * cells * 3;
+    pictures(b, decoder, &z, request.timestep, samples)
+}
+
+/// Pictures for the VAE's own latents `[F, H, W, C]`, in parts where they are large; there are about
+/// `samples` samples in them.
+pub fn pictures<B: Backend>(
+    b: &B,
+    decoder: &Decoder<B>,
+    latents: &B::Tensor,
+    timestep: f32,
+    samples: usize,
+) -> Result<Video> {
     let mut video = Video {
         frames: 0,
         height: 0,
         width: 0,
         rgb: Vec::with_capacity(samples),
     };
+    // One part behind: a device copies it while it decodes the next one.
+    let mut waiting: Option<B::Tensor> = None;
     let mut take = |pictures: B::Tensor| {
-        let &[frames, height, width, _] = pictures.shape().dims() else {
-            return refuse("latents", format!("decoded to {}", pictures.shape()));
-        };
-        (video.height, video.width) = (height, width);
-        video.frames += frames;
-        b.download_rgb8(&pictures, &mut video.rgb)
-            .in_part(|| "pictures".into())
+        b.begin_rgb8(&pictures).in_part(|| "pictures".into())?;
+        match waiting.replace(pictures) {
+            Some(before) => append(b, &before, &mut video),
+            None => Ok(()),
+        }
     };
-    decoder.forward_in_parts(b, &z, request.timestep, PART_VALUES_MAX, &mut take)?;
+    decoder.forward_in_parts(b, latents, timestep, PART_VALUES_MAX, &mut take)?;
+    if let Some(last) = waiting {
+        append(b, &last, &mut video)?;
+    }
     Ok(video)
+}
+
+fn append<B: Backend>(b: &B, pictures: &B::Tensor, video: &mut Video) -> Result<()> {
+    let &[frames, height, width, _] = pictures.shape().dims() else {
+        return refuse("latents", format!("decoded to {}", pictures.shape()));
+    };
+    (video.height, video.width) = (height, width);
+    video.frames += frames;
+    b.download_rgb8(pictures, &mut video.rgb)
+        .in_part(|| "pictures".into())
 }
 
 /// Compresses values beyond 1: `x (1 - 0.8 s sigmoid(4 s (|x| - 1)))` with `s = 0.75 ratio`.

@@ -85,7 +85,9 @@ impl TorchRng {
         }
         values.iter_mut().for_each(|v| *v = self.uniform_f32());
         let whole = count / BLOCK * BLOCK;
-        values[..whole].chunks_exact_mut(BLOCK).for_each(to_normal);
+        by_many(&mut values[..whole], BLOCK, |part| {
+            part.chunks_exact_mut(BLOCK).for_each(to_normal);
+        });
         if whole < count {
             let last = &mut values[count - BLOCK..];
             last.iter_mut().for_each(|v| *v = self.uniform_f32());
@@ -97,7 +99,16 @@ impl TorchRng {
     /// The same for a tensor whose values do not lie in one run: torch then draws one after the
     /// other, as for fewer than 16.
     pub fn randn_one_by_one(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.normal_f64() as f32).collect()
+        let kept = self.cached.take_if(|_| count > 0);
+        let pairs = (count - usize::from(kept.is_some())).div_ceil(2);
+        let mut values: Vec<f64> = (0..2 * pairs).map(|_| self.uniform_f64()).collect();
+        by_many(&mut values, 2, |part| {
+            part.as_chunks_mut().0.iter_mut().for_each(to_pair);
+        });
+        let mut all = kept.into_iter().chain(values);
+        let drawn = all.by_ref().take(count).map(|v| v as f32).collect();
+        self.cached = self.cached.or(all.next());
+        drawn
     }
 
     /// Leaves the generator as `randn(count)` would.
@@ -122,11 +133,42 @@ impl TorchRng {
         if let Some(value) = self.cached.take() {
             return value;
         }
-        let angle = TAU * self.uniform_f64();
-        let radius = (-2.0 * libm::log1p(-self.uniform_f64())).sqrt();
-        self.cached = Some(radius * libm::sin(angle));
-        radius * libm::cos(angle)
+        let mut pair = [self.uniform_f64(), self.uniform_f64()];
+        to_pair(&mut pair);
+        self.cached = Some(pair[1]);
+        pair[0]
     }
+}
+
+/// Turns two uniform values into normal ones.
+fn to_pair(pair: &mut [f64; 2]) {
+    let angle = TAU * pair[0];
+    let radius = (-2.0 * libm::log1p(-pair[1])).sqrt();
+    *pair = [radius * libm::cos(angle), radius * libm::sin(angle)];
+}
+
+/// Has `f` work on parts of many values side by side, cut at multiples of `unit` values. What comes out
+/// does not depend on where: `f` looks at no more than a unit at a time.
+fn by_many<T: Send>(values: &mut [T], unit: usize, f: impl Fn(&mut [T]) + Sync) {
+    const EACH_MIN: usize = 1 << 15;
+    const THREADS_MAX: usize = 16;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(THREADS_MAX).min(values.len() / EACH_MIN).max(1);
+    let each = values
+        .len()
+        .div_ceil(threads)
+        .next_multiple_of(unit)
+        .max(unit);
+    std::thread::scope(|scope| {
+        let mut parts = values.chunks_mut(each);
+        let first = parts.next();
+        for part in parts {
+            scope.spawn(|| f(part));
+        }
+        if let Some(first) = first {
+            f(first);
+        }
+    });
 }
 
 /// Turns 16 uniform values into normal ones: value i and i + 8 make a pair.
@@ -164,6 +206,31 @@ mod tests {
             assert_eq!(drawn.randn(5), skipped.randn(5), "{count}");
             assert_eq!(drawn.randn(40), skipped.randn(40), "{count}");
         }
+    }
+
+    #[test]
+    fn drawing_many_one_by_one_equals_drawing_each() {
+        for counts in [
+            vec![1, 2, 3, 0, 70_001],
+            vec![200_000, 1],
+            vec![5, 65_536, 7],
+        ] {
+            let (mut many, mut each) = (TorchRng::new(5), TorchRng::new(5));
+            for count in counts {
+                let one_by_one: Vec<f32> = (0..count).map(|_| each.normal_f64() as f32).collect();
+                assert!(many.randn_one_by_one(count) == one_by_one, "{count}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_values_equal_those_of_fewer_threads() {
+        let mut rng = TorchRng::new(9);
+        let mut uniform = TorchRng::new(9);
+        let values = rng.randn(1 << 18);
+        let mut blocks: Vec<f32> = values.iter().map(|_| uniform.uniform_f32()).collect();
+        blocks.chunks_exact_mut(16).for_each(super::to_normal);
+        assert!(values == blocks);
     }
 
     #[test]

@@ -104,6 +104,65 @@ pub struct Rope<B: Loader> {
     pub sin: B::Tensor,
 }
 
+/// Rotations by the place of a token on three axes: frames, rows, columns. Channel pairs are, in this
+/// order, `identity` that are not turned, then frequency by frequency one for each axis.
+#[derive(Clone, Debug)]
+pub struct RopeAxes {
+    /// Pairs that are not turned.
+    pub identity: usize,
+    /// Frequencies of each axis.
+    pub frequencies: usize,
+    /// By axis, `[places, frequencies, 2]`: cosine and sine.
+    pub tables: [Vec<f32>; 3],
+    /// For each frame, 1 or more: a token stands for so many rows and columns.
+    pub strides: Vec<usize>,
+}
+
+impl RopeAxes {
+    /// Places on each axis.
+    pub fn places(&self) -> [usize; 3] {
+        let row = (2 * self.frequencies).max(1);
+        [0, 1, 2].map(|axis| self.tables[axis].len() / row)
+    }
+
+    /// Tokens: of each frame every row and column that its stride comes to.
+    pub fn tokens(&self) -> usize {
+        let [_, height, width] = self.places();
+        let cells = |stride: &usize| height.div_ceil(*stride) * width.div_ceil(*stride);
+        self.strides.iter().map(cells).sum()
+    }
+
+    /// Channel pairs.
+    pub fn pairs(&self) -> usize {
+        self.identity + 3 * self.frequencies
+    }
+
+    /// Cosines and sines of all tokens, `[tokens, pairs]` each.
+    pub fn spread(&self) -> [Vec<f32>; 2] {
+        let count = self.tokens() * self.pairs();
+        let [mut cos, mut sin] = [Vec::with_capacity(count), Vec::with_capacity(count)];
+        let [frames, rows, columns] = self
+            .tables
+            .each_ref()
+            .map(|table| table.chunks_exact((2 * self.frequencies).max(1)));
+        for (frame, &stride) in frames.zip(&self.strides) {
+            for row in rows.clone().step_by(stride) {
+                for column in columns.clone().step_by(stride) {
+                    cos.extend(std::iter::repeat_n(1.0, self.identity));
+                    sin.extend(std::iter::repeat_n(0.0, self.identity));
+                    for k in 0..self.frequencies {
+                        for axis in [frame, row, column] {
+                            cos.push(axis[2 * k]);
+                            sin.push(axis[2 * k + 1]);
+                        }
+                    }
+                }
+            }
+        }
+        [cos, sin]
+    }
+}
+
 /// What is added to attention scores before the softmax.
 pub struct AttentionBias<'a, B: Loader> {
     /// By key, `[Lk]`.
@@ -296,6 +355,21 @@ pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
 
     /// Copies a tensor back.
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    /// The rotations of all tokens on the device, as [`RopeAxes::spread`] gives them.
+    fn rope(&self, axes: &RopeAxes) -> Result<Rope<Self>> {
+        let shape = Shape::from([axes.tokens(), axes.pairs()]);
+        let [cos, sin] = axes.spread();
+        Ok(Rope {
+            cos: self.upload(shape, &cos)?,
+            sin: self.upload(shape, &sin)?,
+        })
+    }
+    /// Starts what [`Backend::download_rgb8`] has to wait for. A device that has a queue then copies
+    /// while it works on what comes after.
+    fn begin_rgb8(&self, x: &Self::Tensor) -> Result<()> {
+        let _ = x;
+        Ok(())
+    }
     /// Copies token indices to the device.
     fn upload_index(&self, index: &[u32]) -> Result<Self::Index>;
     /// 8-bit pictures `[F, H, W, 3]` as values in -1..1: `v / 255 * 2 - 1`.

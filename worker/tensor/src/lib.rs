@@ -13,7 +13,7 @@ pub mod storage;
 
 pub use backend::{
     Activation, AttentionBias, Backend, ChannelModulation, Gate, GroupNorm, Loader, Modulation,
-    Recording, Rope, Tensor, TimePadding, VaeOps,
+    Recording, Rope, RopeAxes, Tensor, TimePadding, VaeOps,
 };
 pub use dtype::{DType, WeightView, bf16_bytes, f8e4m3_from_f32};
 pub use error::{Error, Result};

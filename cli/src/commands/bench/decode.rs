@@ -5,10 +5,10 @@ use super::gpu::{GpuArgs, Parts, Report, time};
 use super::random_model::{RandomFile, normals, vae_config};
 use anyhow::{Context, Result};
 use longtake_ltx::names::Part;
-use longtake_ltx::pipeline::PART_VALUES_MAX;
+use longtake_ltx::pipeline::pictures;
 use longtake_ltx::vae::Decoder;
 use longtake_ltx::weights::{Scrutiny, Weights};
-use longtake_tensor::{Backend, Loader, Shape};
+use longtake_tensor::{Loader, Shape};
 use std::time::Instant;
 
 /// Flags of `bench vae`.
@@ -50,14 +50,7 @@ pub fn run(args: &VaeArgs) -> Result<()> {
     let latents = b.upload(Shape::from([frames, height, width, 128]), &latents)?;
     let samples = ((frames - 1) * 8 + 1) * height * width * 32 * 32 * 3;
     let decode = || -> Result<()> {
-        let mut rgb = Vec::with_capacity(samples);
-        decoder.forward_in_parts(&b, &latents, 0.05, PART_VALUES_MAX, &mut |part| {
-            let downloaded = b.download_rgb8(&part, &mut rgb);
-            downloaded.map_err(|source| longtake_ltx::Error::Backend {
-                part: "pictures".to_owned(),
-                source,
-            })
-        })?;
+        let rgb = pictures(&b, &decoder, &latents, 0.05, samples)?.rgb;
         anyhow::ensure!(rgb.len() == samples, "{} samples came out", rgb.len());
         Ok(())
     };

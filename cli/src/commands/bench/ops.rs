@@ -7,7 +7,7 @@ use longtake_cuda::{CudaBackend, CudaOptions, Precision};
 use longtake_tensor::dtype::f8e4m3_to_f32;
 use longtake_tensor::{
     Activation, AttentionBias, Backend, ChannelModulation, DType, Gate, GroupNorm, Modulation,
-    Rope, Shape, TimePadding, WeightView,
+    Rope, RopeAxes, Shape, TimePadding, WeightView,
 };
 
 /// Largest relative error of an operation in bf16.
@@ -279,6 +279,19 @@ impl<B: Backend> Side<'_, B> {
                 b.download_rgb8(&x, &mut rgb)?;
                 return Ok(rgb.into_iter().map(f32::from).collect());
             }
+            "rope of three axes" => {
+                let table = |places: usize| self.draw(places * 5 * 2, 1.0);
+                let axes = RopeAxes {
+                    identity: 1,
+                    frequencies: 5,
+                    tables: [table(3), table(4), table(2)],
+                    strides: vec![1; 3],
+                };
+                let rope = b.rope(&axes)?;
+                let mut both = b.download(&rope.cos)?;
+                both.extend(b.download(&rope.sin)?);
+                return Ok(both);
+            }
             "upload_rgb8" => {
                 let rgb: Vec<u8> = (0..2 * 4 * 6 * 3).map(|i| (i * 37 % 256) as u8).collect();
                 b.upload_rgb8(2, 4, 6, &rgb)?
@@ -404,6 +417,7 @@ const CASES: &[(&str, f64)] = &[
     ("unpatchify", F32),
     ("unpatchify to rgb8", F32),
     ("upload_rgb8", F32),
+    ("rope of three axes", F32),
 ];
 
 /// `|a - b| / |b|`; infinite where one has other values than the other, or none.
