@@ -27,7 +27,6 @@ pub use workers::NAME_BYTES_MAX;
 use actor::Actor;
 use auth::{Gate, Tokens};
 use http::{HttpServer, Sources};
-use longtake_common::Hash;
 use longtake_common::artifact::ArtifactStore;
 use longtake_core::{Core, Effects, Limits};
 use longtake_proto::v1::jobs_server::JobsServer;
@@ -124,7 +123,7 @@ impl Coordinator {
         })?;
         let artifacts = ArtifactStore::open(&config.artifacts)?;
         artifacts.check().await?;
-        let probe = probe(&artifacts, addr).await?;
+        let probe = probe(addr);
         let store = store::open(&config.state).await?;
         let claim = store.claim().await?;
         let (started, mut fx) = (Instant::now(), Effects::new());
@@ -194,14 +193,12 @@ impl Coordinator {
     }
 }
 
-/// Puts something into the store that no other store holds: a worker for which the same URL is
-/// another folder or bucket would lose what it renders.
-async fn probe(artifacts: &ArtifactStore, addr: SocketAddr) -> Result<Hash, StartError> {
+/// What no other coordinator puts into its store, see [`workers::WorkersService`].
+fn probe(addr: SocketAddr) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let started_ns = now.unwrap_or_default().as_nanos();
     let process = std::process::id();
-    let text = format!("coordinator at {addr}, process {process}, started at {started_ns} ns");
-    Ok(artifacts.put(text).await?)
+    format!("coordinator at {addr}, process {process}, started at {started_ns} ns")
 }
 
 /// Listens, or says what is in the way.

@@ -30,17 +30,17 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub struct WorkersService {
     actor: mpsc::Sender<Request>,
     artifacts: ArtifactStore,
-    probe: Hash,
+    probe: String,
     counters: Arc<Counters>,
 }
 
 impl WorkersService {
-    /// Workers for the actor's core, which take what they work on from the store: the one that holds
-    /// `probe`.
+    /// Workers for the actor's core, which take what they work on from the store: the one into which
+    /// `probe` is put, which no other coordinator puts anywhere.
     pub fn new(
         actor: mpsc::Sender<Request>,
         artifacts: ArtifactStore,
-        probe: Hash,
+        probe: String,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
@@ -60,9 +60,14 @@ impl Workers for WorkersService {
         &self,
         _request: tonic::Request<v1::WorkplaceRequest>,
     ) -> Result<Response<v1::WorkplaceReply>, Status> {
+        // Each time: the store may have been emptied since. A worker for which the same URL is another
+        // folder or bucket does not find it, and would lose what it renders.
+        if let Err(error) = self.artifacts.put(self.probe.clone()).await {
+            tracing::warn!(%error, "cannot leave a mark for a worker");
+        }
         Ok(Response::new(v1::WorkplaceReply {
             artifacts: self.artifacts.url().to_owned(),
-            probe: self.probe.to_string(),
+            probe: Hash::of(self.probe.as_bytes()).to_string(),
         }))
     }
 
