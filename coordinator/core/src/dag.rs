@@ -485,4 +485,4 @@ pub fn unit_weight(kind: TaskKind) -> f64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -99,30 +99,10 @@ pub fn forecast(
 mod tests {
     use super::*;
     use crate::plan::plan;
-    use longtake_common::Hash;
-    use longtake_common::sampling::{Sampling, Schedule};
-    use longtake_common::spec::{Codec, ModelRef};
 
     /// Five windows.
     fn spec(continuity: Continuity) -> JobSpec {
-        JobSpec {
-            prompt: String::new(),
-            negative: String::new(),
-            frames: 121 + 4 * 104,
-            width: 64,
-            height: 64,
-            fps: 24.0,
-            seed: 0,
-            model: ModelRef::new("m", Hash::of(b"m")),
-            continuity,
-            segment_frames: 121,
-            overlap_frames: 17,
-            sampling: Sampling::plain(Schedule::Steps(1), 1.0, 1),
-            codec: Codec::H264,
-            shots: Vec::new(),
-            conditioning: Vec::new(),
-            previews: false,
-        }
+        crate::dag::tests::spec(121 + 4 * 104, continuity)
     }
 
     /// Denoising takes ten seconds, decoding four, the rest one.

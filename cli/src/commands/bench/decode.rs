@@ -1,7 +1,6 @@
 //! `bench vae`: decoding a window's latents to 8-bit pictures, with random weights of the true size.
 
-use super::dit::latent_cells;
-use super::gpu::{GpuArgs, Parts, Report, time};
+use super::gpu::{GpuArgs, Parts, Report, WindowArgs, time};
 use super::random_model::{RandomFile, normals, vae_config};
 use anyhow::{Context, Result};
 use longtake_ltx::names::Part;
@@ -14,22 +13,15 @@ use std::time::Instant;
 /// Flags of `bench vae`.
 #[derive(clap::Args)]
 pub struct VaeArgs {
-    /// Draw the weights (none are shipped)
-    #[arg(long, required = true)]
-    random_weights: bool,
-    /// Picture size
-    #[arg(long, value_name = "WxH", default_value = "1216x704")]
-    size: String,
-    /// Pictures, 8k+1
-    #[arg(long, value_name = "N", default_value_t = 121)]
-    frames: usize,
+    #[command(flatten)]
+    window: WindowArgs,
     #[command(flatten)]
     gpu: GpuArgs,
 }
 
 /// Measures and prints.
 pub fn run(args: &VaeArgs) -> Result<()> {
-    let [frames, height, width] = latent_cells(&args.size, args.frames)?;
+    let [frames, height, width] = args.window.latent_cells()?;
     let opening = Instant::now();
     let b = args.gpu.open()?;
     let opening = opening.elapsed();
@@ -78,7 +70,7 @@ pub fn run(args: &VaeArgs) -> Result<()> {
         Ok(())
     })?;
     let report = Report {
-        key: format!("vae {}", args.size),
+        key: format!("vae {}", args.window.size),
         device: b.device_name().to_owned(),
         tflops: flops / times.median_ms / 1e9,
         times,

@@ -1,6 +1,6 @@
 //! `bench dit`: one denoising step of the transformer, with random weights of the true size.
 
-use super::gpu::{Bits, GpuArgs, Parts, Report, time};
+use super::gpu::{Bits, GpuArgs, Parts, Report, WindowArgs, time};
 use super::random_model::{RandomFile, normals};
 use anyhow::{Context, Result, bail};
 use longtake_cuda::{CudaBackend, CudaTensor};
@@ -21,15 +21,8 @@ pub struct DitArgs {
     /// Model to take the sizes of: ltxv-13b-0.9.8-distilled or ltxv-2b-0.9.8-distilled
     #[arg(long, value_name = "NAME", default_value = "ltxv-13b-0.9.8-distilled")]
     model: String,
-    /// Draw the weights (none are shipped)
-    #[arg(long, required = true)]
-    random_weights: bool,
-    /// Picture size
-    #[arg(long, value_name = "WxH", default_value = "1216x704")]
-    size: String,
-    /// Pictures, 8k+1
-    #[arg(long, value_name = "N", default_value_t = 121)]
-    frames: usize,
+    #[command(flatten)]
+    window: WindowArgs,
     /// Tokens, instead of --size and --frames
     #[arg(long, value_name = "N", conflicts_with_all = ["size", "frames"])]
     tokens: Option<usize>,
@@ -47,21 +40,6 @@ pub fn sizes(model: &str) -> Result<[usize; 3]> {
         name if name.starts_with("ltxv-2b") => Ok([28, 32, 64]),
         other => bail!("--model {other}: ltxv-13b-… and ltxv-2b-… are known"),
     }
-}
-
-/// Latent cells of pictures.
-pub fn latent_cells(size: &str, frames: usize) -> Result<[usize; 3]> {
-    let parse = || -> Option<[usize; 2]> {
-        let (width, height) = size.split_once('x')?;
-        Some([width.parse().ok()?, height.parse().ok()?])
-    };
-    let Some([width, height]) = parse() else {
-        bail!("--size {size}: WIDTHxHEIGHT is expected");
-    };
-    if frames % 8 != 1 || width == 0 || height == 0 || width % 32 != 0 || height % 32 != 0 {
-        bail!("--size {size} --frames {frames}: multiples of 32, and 8k+1 frames, are needed");
-    }
-    Ok([frames / 8 + 1, height / 32, width / 32])
 }
 
 /// A step's operands.
@@ -103,7 +81,7 @@ pub fn run(args: &DitArgs) -> Result<()> {
     let layers = args.layers.unwrap_or(all).min(all);
     let tokens = match args.tokens {
         Some(tokens) => tokens,
-        None => latent_cells(&args.size, args.frames)?.iter().product(),
+        None => args.window.latent_cells()?.iter().product(),
     };
     let dim = heads * head_dim;
     let opening = Instant::now();

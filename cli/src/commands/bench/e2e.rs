@@ -1,8 +1,7 @@
 //! `bench e2e`: from a prompt to decoded pictures through the whole model, with random weights of the
 //! true size.
 
-use super::dit::latent_cells;
-use super::gpu::{Bits, GpuArgs};
+use super::gpu::{Bits, GpuArgs, WindowArgs};
 use super::random_model::write_model;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -42,15 +41,8 @@ pub struct EndToEndArgs {
     /// Model to take the sizes of: ltxv-13b-0.9.8-distilled or ltxv-2b-0.9.8-distilled
     #[arg(long, value_name = "NAME", default_value = "ltxv-13b-0.9.8-distilled")]
     model: String,
-    /// Draw the weights (none are shipped)
-    #[arg(long, required = true)]
-    random_weights: bool,
-    /// Picture size
-    #[arg(long, value_name = "WxH", default_value = "1216x704")]
-    size: String,
-    /// Pictures, 8k+1
-    #[arg(long, value_name = "N", default_value_t = 121)]
-    frames: usize,
+    #[command(flatten)]
+    window: WindowArgs,
     /// Passes
     #[arg(long, value_name = "PASSES", default_value = "multi")]
     passes: Passes,
@@ -180,7 +172,7 @@ impl Bench<'_> {
 /// Measures and prints.
 pub fn run(args: &EndToEndArgs) -> Result<()> {
     let sizes = super::dit::sizes(&args.model)?;
-    let full = latent_cells(&args.size, args.frames)?;
+    let full = args.window.latent_cells()?;
     let b = args.gpu.open()?;
     let folder = tempfile::tempdir().context("make a folder for the weights")?;
     write_model(folder.path(), sizes)?;
@@ -222,7 +214,7 @@ pub fn run(args: &EndToEndArgs) -> Result<()> {
     result.key = format!(
         "e2e {} {} {passes} {}, {} attention",
         args.model,
-        args.size,
+        args.window.size,
         bits(args.gpu.precision),
         bits(args.gpu.attention)
     );

@@ -16,6 +16,42 @@ pub enum Bits {
     Bf16,
 }
 
+/// Flags of a bench that draws a window with random weights of the true size.
+#[derive(clap::Args)]
+pub struct WindowArgs {
+    /// Draw the weights (none are shipped)
+    #[arg(long, required = true)]
+    random_weights: bool,
+    /// Picture size
+    #[arg(long, value_name = "WxH", default_value = "1216x704")]
+    pub size: String,
+    /// Pictures, 8k+1
+    #[arg(long, value_name = "N", default_value_t = 121)]
+    frames: usize,
+}
+
+impl WindowArgs {
+    /// Frames, height and width of the window's latent.
+    pub fn latent_cells(&self) -> Result<[usize; 3]> {
+        latent_cells(&self.size, self.frames)
+    }
+}
+
+/// Latent cells of pictures.
+pub fn latent_cells(size: &str, frames: usize) -> Result<[usize; 3]> {
+    let parse = || -> Option<[usize; 2]> {
+        let (width, height) = size.split_once('x')?;
+        Some([width.parse().ok()?, height.parse().ok()?])
+    };
+    let Some([width, height]) = parse() else {
+        bail!("--size {size}: WIDTHxHEIGHT is expected");
+    };
+    if frames % 8 != 1 || width == 0 || height == 0 || width % 32 != 0 || height % 32 != 0 {
+        bail!("--size {size} --frames {frames}: multiples of 32, and 8k+1 frames, are needed");
+    }
+    Ok([frames / 8 + 1, height / 32, width / 32])
+}
+
 /// Flags of every bench on a GPU.
 #[derive(clap::Args)]
 pub struct GpuArgs {

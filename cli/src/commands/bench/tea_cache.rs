@@ -1,7 +1,7 @@
 //! `bench teacache`: how many block evaluations TeaCache saves on a model, and how far its pictures
 //! are from those without it.
 
-use super::dit::latent_cells;
+use super::gpu::latent_cells;
 use crate::terminal::print;
 use anyhow::{Context, Result, bail};
 use longtake_agent::{ModelFiles, TeaCacheTrial, measure_tea_cache};

@@ -3,7 +3,7 @@ use crate::plan::{Take, plan};
 use longtake_common::sampling::SecondPass;
 use longtake_common::spec::{Codec, ModelRef, Sampling, Schedule, Shot, Transition};
 
-fn spec(frames: u32, continuity: Continuity) -> JobSpec {
+pub(crate) fn spec(frames: u32, continuity: Continuity) -> JobSpec {
     JobSpec {
         prompt: String::new(),
         negative: String::new(),
