@@ -124,6 +124,7 @@ impl Coordinator {
         let artifacts = ArtifactStore::open(&config.artifacts)?;
         artifacts.check().await?;
         let probe = probe(addr);
+        artifacts.put(probe.clone()).await?;
         let store = store::open(&config.state).await?;
         let claim = store.claim().await?;
         let (started, mut fx) = (Instant::now(), Effects::new());
@@ -193,7 +194,8 @@ impl Coordinator {
     }
 }
 
-/// What no other coordinator puts into its store, see [`workers::WorkersService`].
+/// Something that no other store holds: a worker for which the same URL is another folder or bucket does
+/// not find it there, and would lose what it renders.
 fn probe(addr: SocketAddr) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let started_ns = now.unwrap_or_default().as_nanos();

@@ -35,8 +35,8 @@ pub struct WorkersService {
 }
 
 impl WorkersService {
-    /// Workers for the actor's core, which take what they work on from the store: the one into which
-    /// `probe` is put, which no other coordinator puts anywhere.
+    /// Workers for the actor's core, which take what they work on from the store: the one that holds
+    /// `probe`, which no other coordinator puts anywhere.
     pub fn new(
         actor: mpsc::Sender<Request>,
         artifacts: ArtifactStore,
@@ -60,14 +60,16 @@ impl Workers for WorkersService {
         &self,
         _request: tonic::Request<v1::WorkplaceRequest>,
     ) -> Result<Response<v1::WorkplaceReply>, Status> {
-        // Each time: the store may have been emptied since. A worker for which the same URL is another
-        // folder or bucket does not find it, and would lose what it renders.
-        if let Err(error) = self.artifacts.put(self.probe.clone()).await {
+        let probe = Hash::of(self.probe.as_bytes());
+        // The store may have been emptied since the start.
+        if let Ok(false) = self.artifacts.exists(probe).await
+            && let Err(error) = self.artifacts.put(self.probe.clone()).await
+        {
             tracing::warn!(%error, "cannot leave a mark for a worker");
         }
         Ok(Response::new(v1::WorkplaceReply {
             artifacts: self.artifacts.url().to_owned(),
-            probe: Hash::of(self.probe.as_bytes()).to_string(),
+            probe: probe.to_string(),
         }))
     }
 
