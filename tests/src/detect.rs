@@ -5,10 +5,12 @@
 //! vertical gradient, opposite edges joined. Positions are on that torus, in pixels.
 
 mod motion;
+mod scene;
 #[cfg(test)]
 mod tests;
 
 pub use motion::{Continuity, MOST_DEVIATION_PX, SeamMotion, Track, continuity};
+pub use scene::Scene;
 
 use longtake_common::Frame;
 use std::f64::consts::TAU;

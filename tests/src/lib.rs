@@ -2,9 +2,11 @@
 
 pub mod detect;
 pub mod farm;
+pub mod held;
 pub mod local;
 pub mod network;
 pub mod product;
+pub mod prompts;
 pub mod proxy;
 pub mod scenario;
 pub mod services;

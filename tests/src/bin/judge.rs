@@ -4,7 +4,9 @@
 use clap::{Parser, Subcommand};
 use longtake_common::media::open_video;
 use longtake_tests::detect::{Track, continuity, look};
+use longtake_tests::held::{self, Held};
 use longtake_tests::product::{Report, render};
+use longtake_tests::prompts::{Wanted, held_out};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -46,6 +48,12 @@ enum What {
         #[arg(long, default_value_t = 0)]
         skip: usize,
     },
+    /// Films with a given first frame, a second one within, and a clip at either end: are they met?
+    Held {
+        /// Prompts, each of which is rendered four times, from the top of the list.
+        #[arg(long, default_value_t = 10)]
+        count: usize,
+    },
     /// Judge the motion in a film that is already there.
     Film {
         /// The film.
@@ -75,6 +83,7 @@ fn main() -> Result<(), String> {
             seconds,
             skip,
         } => films_hold(folder, films, seconds, skip, &flags),
+        What::Held { count } => pictures_are_met(folder, count, &flags),
         What::Film { path, seam } => {
             let seams: Vec<_> = seam.iter().map(|&f| (f, OVERLAP_FRAMES)).collect();
             Ok(motion_json(&watch(&path)?, &seams))
@@ -83,38 +92,6 @@ fn main() -> Result<(), String> {
     }?;
     println!("{result}");
     Ok(())
-}
-
-/// A prompt of the main grammar with the words that its film is judged by.
-struct Wanted {
-    prompt: String,
-    size: String,
-    colour: String,
-    shape: String,
-    speed: String,
-    direction: String,
-    background: String,
-}
-
-/// The prompts that ltxv-tiny was never trained on.
-fn held_out() -> Vec<Wanted> {
-    let list = include_str!("../../../configs/models/ltxv-tiny/held_out.txt");
-    list.lines()
-        .map(|line| {
-            // a SIZE COLOUR SHAPE rolls SPEED DIRECTION over a BACKGROUND background
-            let word: Vec<&str> = line.split(' ').collect();
-            let word = |index: usize| word[index].to_owned();
-            Wanted {
-                prompt: line.to_owned(),
-                size: word(1),
-                colour: word(2),
-                shape: word(3),
-                speed: word(5),
-                direction: word(6),
-                background: word(9),
-            }
-        })
-        .collect()
 }
 
 /// Looks at every frame of a film.
@@ -284,5 +261,29 @@ fn memory(folder: &Path, seconds: f64, flags: &[&str]) -> Result<Value, String> 
         "peak_bytes_long": long,
         "long_s": seconds,
         "ratio": round(long as f64 / short as f64),
+    }))
+}
+
+fn pictures_are_met(folder: &Path, count: usize, flags: &[&str]) -> Result<Value, String> {
+    let mut all = Vec::new();
+    for (index, want) in held_out().iter().enumerate().take(count) {
+        // Anywhere, and elsewhere each time.
+        let at = ((37 * index % 256) as f64, (53 * index % 160) as f64);
+        let found = held::held(folder, want, at, index, flags)?;
+        eprintln!("{}", held::row(want, &found));
+        all.push(found);
+    }
+    let least = |of: fn(&Held) -> f64| round(all.iter().map(of).fold(f64::INFINITY, f64::min));
+    let hold = |of: fn(&Held) -> bool| all.iter().filter(|found| of(found)).count();
+    Ok(json!({
+        "prompts": all.len(),
+        "first_db_least": least(|found| found.first_db),
+        "keyframe_db_least": least(|found| found.keyframe_db),
+        "forward_db_least": least(|found| found.forward.psnr_db),
+        "forward_same": hold(|found| found.forward.same),
+        "forward_hold": hold(|found| found.forward.holds),
+        "backward_db_least": least(|found| found.backward.psnr_db),
+        "backward_same": hold(|found| found.backward.same),
+        "backward_hold": hold(|found| found.backward.holds),
     }))
 }

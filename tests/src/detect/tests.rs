@@ -2,77 +2,11 @@
 
 use super::*;
 
-#[derive(Clone, Copy)]
-struct Scene {
-    shape: &'static str,
-    colour: usize,
-    background: usize,
-    radius: f64,
-    x: f64,
-    y: f64,
-    /// Pixels a frame.
-    velocity: (f64, f64),
-    /// Grey levels of noise.
-    noise: f64,
-}
-
 const WIDTH: u32 = 256;
 const HEIGHT: u32 = 160;
 
-/// Sum of four uniform draws: close enough to a Gaussian of deviation 1.
-fn noise(state: &mut u64) -> f64 {
-    (0..4)
-        .map(|_| {
-            *state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (*state >> 33) as f64 / f64::from(1u32 << 31) - 0.5
-        })
-        .sum::<f64>()
-        * 3f64.sqrt()
-}
-
-impl Scene {
-    fn centre(&self, frame: u32) -> (f64, f64) {
-        let t = f64::from(frame);
-        (
-            (self.x + self.velocity.0 * t).rem_euclid(f64::from(WIDTH)),
-            (self.y + self.velocity.1 * t).rem_euclid(f64::from(HEIGHT)),
-        )
-    }
-
-    fn draw(&self, frame: u32) -> Frame {
-        let (cx, cy) = self.centre(frame);
-        let mut state = u64::from(frame) + 1;
-        let mut out = Frame::black(WIDTH, HEIGHT);
-        let (w, h) = (f64::from(WIDTH), f64::from(HEIGHT));
-        for (i, pixel) in out.data_mut().chunks_exact_mut(3).enumerate() {
-            let (x, y) = (
-                (i % WIDTH as usize) as f64 + 0.5,
-                (i / WIDTH as usize) as f64 + 0.5,
-            );
-            let dx = (x - cx + w / 2.0).rem_euclid(w) - w / 2.0;
-            let dy = (y - cy + h / 2.0).rem_euclid(h) - h / 2.0;
-            let m = ideal_coverage(self.shape, self.radius, dx, dy);
-            for c in 0..3 {
-                let ground = BACKGROUNDS[self.background].1[c] * gradient(y / h);
-                let value = ground + m * (COLOURS[self.colour].1[c] - ground);
-                pixel[c] = (255.0 * value + self.noise * noise(&mut state))
-                    .round()
-                    .clamp(0.0, 255.0) as u8;
-            }
-        }
-        out
-    }
-
-    fn track(&self, frames: u32) -> Track {
-        let mut track = Track::new(WIDTH, HEIGHT, 24.0);
-        (0..frames).for_each(|f| track.push(look(&self.draw(f))));
-        track
-    }
-}
-
 const BALL: Scene = Scene {
+    size: (WIDTH, HEIGHT),
     shape: "ball",
     colour: 0,
     background: 3,

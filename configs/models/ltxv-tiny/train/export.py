@@ -22,6 +22,9 @@ def pack(state, kind):
     out = {}
     for name, w in state.items():
         w = w.detach().float().cpu()
+        if name.startswith("encoder.conv_out.conv."):
+            # The encoder's one log-variance, which nothing trains: a sample is to be the mean.
+            w = torch.cat([w[:-1], torch.full_like(w[-1:], -30. if name.endswith("bias") else 0.)])
         matrix = name.endswith(".weight") and w.ndim > 1
         if kind == "text_encoder":
             if name != "encoder.embed_tokens.weight":            # the same tensor as shared.weight
