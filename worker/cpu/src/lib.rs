@@ -5,6 +5,7 @@
 
 mod backend;
 mod check;
+pub mod gang;
 mod glue;
 pub mod kernels;
 mod tensor;

@@ -8,6 +8,7 @@ use crate::guidance::{self, Branch, Predictions};
 use crate::noise::Noise;
 use crate::sampling::{GuidanceStep, Pass};
 use crate::schedule::{Schedule, TokenStep};
+use crate::shard::{Shard, Team};
 use crate::tea_cache::TeaCache;
 use crate::transformer::{Around, Perturbation, TextContext, Transformer};
 use crate::types::{DenoiseRequest, Denoised, Latents, Prompt};
@@ -36,6 +37,10 @@ pub(crate) struct Denoising<'a, B: Backend> {
     tokens: Tokens,
     index: B::Index,
     channels: usize,
+    /// This rank's share of the tokens, where a gang shares them.
+    shard: Option<Shard<'a, B>>,
+    /// `index` of them.
+    own_index: Option<B::Index>,
 }
 
 impl<'a, B: Backend> Denoising<'a, B> {
@@ -45,6 +50,7 @@ impl<'a, B: Backend> Denoising<'a, B> {
         transformer: &'a Transformer<B>,
         config: &ModelConfig,
         request: &'a DenoiseRequest<'a>,
+        team: Option<&'a Team<B>>,
     ) -> Result<Self> {
         let (r, channels) = (request, config.transformer.in_channels);
         let schedule = check(config, transformer.block_count(), r)?;
@@ -72,13 +78,25 @@ impl<'a, B: Backend> Denoising<'a, B> {
             time_ratio,
             space_ratio,
         };
+        let dim = config.transformer.inner_dim();
+        let shard = team.map(|team| Shard::new(b, team, tokens.index.len(), dim));
+        let shard = shard.transpose().in_part(share)?;
+        let rope = rope(b, &positions, dim)?;
+        let own_index = shard
+            .as_ref()
+            .map(|s| b.upload_index(&s.own_index(&tokens.index)));
         Ok(Self {
             b,
             transformer,
             request,
             schedule,
             recordings: recordings(r.pass),
-            rope: rope(b, &positions, config.transformer.inner_dim())?,
+            rope: match &shard {
+                None => rope,
+                Some(shard) => shard.own_rope(b, &rope).in_part(share)?,
+            },
+            own_index: own_index.transpose().in_part(share)?,
+            shard,
             text: transformer.text_context(b, r.prompt)?,
             negative: negative
                 .map(|p| transformer.text_context(b, p))
@@ -111,7 +129,12 @@ impl<'a, B: Backend> Denoising<'a, B> {
             x = self
                 .advance(x, &v, &moves)
                 .in_part(|| format!("step {step}"))?;
-            if progress(step + 1, steps).is_break() {
+            let mut stops = progress(step + 1, steps).is_break();
+            if let Some(shard) = &self.shard {
+                // Nobody is left waiting for ranks that have stopped.
+                stops = shard.any(stops).in_part(share)?;
+            }
+            if stops {
                 let step = step + 1;
                 return Err(Error::Cancelled { step, steps });
             }
@@ -238,8 +261,9 @@ impl<'a, B: Backend> Denoising<'a, B> {
                 Branch::Negative => negative.unwrap_or(&self.text),
                 Branch::Text | Branch::Perturbed => &self.text,
             },
-            index: &self.index,
+            index: self.own_index.as_ref().unwrap_or(&self.index),
             rope: &self.rope,
+            shard: self.shard.as_ref(),
             perturbation: match branch {
                 Branch::Perturbed => Perturbation {
                     mode: self.request.pass.guidance.stg_mode,
@@ -270,10 +294,29 @@ impl<'a, B: Backend> Denoising<'a, B> {
         let known = self.recordings.iter();
         let found = known
             .into_iter()
-            .find(|r| r.branch == branch && r.blocks == blocks);
-        match found {
+            .find(|r| r.branch == branch && r.blocks == blocks)
+            .filter(|_| self.shard.as_ref().is_none_or(Shard::is_recordable));
+        let x = &self.own(x)?;
+        let v = match found {
             Some(recorded) => b.recorded(&recorded.recording, &[x, sinusoid], compute),
             None => compute(&[x.clone(), sinusoid.clone()]),
+        };
+        self.whole(v?)
+    }
+
+    /// What the blocks see of the window's tokens.
+    fn own(&self, x: &B::Tensor) -> Result<B::Tensor> {
+        match &self.shard {
+            None => Ok(x.clone()),
+            Some(shard) => shard.own(self.b, x).in_part(share),
+        }
+    }
+
+    /// The window's tokens for what came of these.
+    fn whole(&self, x: B::Tensor) -> Result<B::Tensor> {
+        match &self.shard {
+            None => Ok(x),
+            Some(shard) => shard.whole(self.b, &x).in_part(share),
         }
     }
 
@@ -288,15 +331,21 @@ impl<'a, B: Backend> Denoising<'a, B> {
         cache: &'s mut TeaCache<B>,
     ) -> Result<Predict<'s, B::Tensor>> {
         let (model, b) = (self.transformer, self.b);
-        let (h, told) = model.enter(b, x, sinusoid)?;
-        let reuse = cache.decide(b, model, &h, &told, &self.index, last)?;
+        let (h, told) = model.enter(b, &self.own(x)?, sinusoid)?;
+        let index = self.own_index.as_ref().unwrap_or(&self.index);
+        let input = model.first_input(b, &h, &told, index)?;
+        let reuse = cache.decide(b, &input, self.shard.as_ref(), last)?;
         Ok(Box::new(move |branch| {
             let around = self.around(branch, now);
             let compute = |h: B::Tensor| model.run_blocks(b, h, &told, &around);
             let out = cache.blocks(b, branch, reuse, &h, model.block_count(), compute)?;
-            model.leave(b, &out, &told, &self.index)
+            self.whole(model.leave(b, &out, &told, index)?)
         }))
     }
+}
+
+fn share() -> String {
+    "the share of a rank".to_owned()
 }
 
 /// What the backend remembers of one kind of prediction.

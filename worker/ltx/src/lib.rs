@@ -22,6 +22,7 @@ pub mod pipeline;
 pub mod rng;
 pub mod sampling;
 pub mod schedule;
+mod shard;
 mod source;
 pub mod t5;
 mod tea_cache;

@@ -3,9 +3,10 @@
 use crate::conditioning::Encoded;
 use crate::config::{ModelConfig, PipelineClass};
 use crate::denoise::Denoising;
-use crate::error::{InPart, Result};
+use crate::error::{Error, InPart, Result};
 use crate::pictures::Pictures;
 use crate::pipeline;
+use crate::shard::{Team, check_ranks};
 use crate::source::ModelFiles;
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokenizer;
@@ -14,8 +15,9 @@ use crate::types::{DecodeRequest, DenoiseRequest, Denoised, Latents, Prompt, Vid
 use crate::upsampler::{LatentUpsampler, adain, upload};
 use crate::vae::{Decoder, Encoder};
 use crate::weights::Scrutiny;
-use longtake_tensor::{Backend, Loader, Shape, Tensor, WeightView};
+use longtake_tensor::{Backend, Collective, Loader, Shape, Tensor, WeightView};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// The parts of a model, loaded.
 struct Parts<B: Loader> {
@@ -100,14 +102,41 @@ impl Loader for Unloaded {
 /// A loaded model on a backend.
 pub struct Model<B: Backend> {
     backend: B,
-    parts: Parts<B>,
+    parts: Arc<Parts<B>>,
+    team: Option<Team<B>>,
 }
 
 impl<B: Backend> Model<B> {
     /// Loads a model: checks configuration and weights, prepares them for the backend.
     pub fn load(files: impl Into<ModelFiles>, backend: B) -> Result<Self> {
         let parts = Parts::load(&files.into(), &backend, Scrutiny::Values)?;
-        Ok(Self { backend, parts })
+        Ok(Self {
+            backend,
+            parts: Arc::new(parts),
+            team: None,
+        })
+    }
+
+    /// The same model, its weights shared, as one rank of a gang. What it is asked to do, all ranks are
+    /// asked to do; each does its share, and each has the whole result.
+    ///
+    /// # Errors
+    /// When the ranks do not divide the attention heads.
+    pub fn on_rank(&self, gang: Arc<dyn Collective<B>>) -> Result<Self> {
+        check_ranks(&self.parts.config, gang.ranks())?;
+        Ok(Self {
+            backend: self.backend.clone(),
+            parts: self.parts.clone(),
+            team: Team::new(gang),
+        })
+    }
+
+    /// Tells the other ranks when this one cannot go on.
+    fn told<T>(&self, done: Result<T>) -> Result<T> {
+        if let (Err(error @ Error::Backend { source, .. }), Some(team)) = (&done, &self.team) {
+            team.abort(&format!("{error}: {source}"));
+        }
+        done
     }
 
     /// Configuration that it was loaded with.
@@ -153,13 +182,15 @@ impl<B: Backend> Model<B> {
         request: &DenoiseRequest<'_>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Denoised> {
-        Denoising::new(
+        let denoised = Denoising::new(
             &self.backend,
             &self.parts.transformer,
             &self.parts.config,
             request,
-        )?
-        .run(progress)
+            self.team.as_ref(),
+        )
+        .and_then(|denoising| denoising.run(progress));
+        self.told(denoised)
     }
 
     /// Decodes a window: 8 (F - 1) + 1 pictures.

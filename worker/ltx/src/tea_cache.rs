@@ -4,7 +4,7 @@
 
 use crate::error::{InPart, Result};
 use crate::guidance::Branch;
-use crate::transformer::{Told, Transformer};
+use crate::shard::Shard;
 use crate::types::BlockCount;
 use longtake_tensor::Backend;
 use std::collections::BTreeMap;
@@ -43,26 +43,30 @@ impl<B: Backend> TeaCache<B> {
         self.count.computed += block_count;
     }
 
-    /// Whether this step may reuse what the blocks added before. The first and the last step of a
-    /// pass never do.
+    /// Whether this step, with `input` going into the first block, may reuse what the blocks added
+    /// before. The first and the last step of a pass never do.
     pub fn decide(
         &mut self,
         b: &B,
-        transformer: &Transformer<B>,
-        h: &B::Tensor,
-        told: &Told<B>,
-        index: &B::Index,
+        input: &B::Tensor,
+        shard: Option<&Shard<'_, B>>,
         last: bool,
     ) -> Result<bool> {
         let Some(threshold) = self.threshold else {
             return Ok(false);
         };
-        let input = transformer.first_input(b, h, told, index)?;
-        let input = b.download(&input).in_part(|| "TeaCache".into())?;
-        let change = self
-            .input
-            .as_deref()
-            .map(|before| relative_change(before, &input));
+        let part = || "TeaCache".to_owned();
+        let mut input = b.download(input).in_part(part)?;
+        if let Some(shard) = shard {
+            shard.cut_padding(&mut input);
+        }
+        let sums = self.input.as_deref().map(|before| change(before, &input));
+        let change = match (sums, shard) {
+            (Some(sums), None) => Some(relative(sums)),
+            // All ranks find the same, and so decide the same.
+            (Some(sums), Some(shard)) => Some(relative(shard.sum(sums).in_part(part)?)),
+            (None, _) => None,
+        };
         self.input = Some(input);
         self.change += change.unwrap_or(f32::INFINITY);
         let reuse = !last && self.change < threshold;
@@ -102,10 +106,14 @@ impl<B: Backend> TeaCache<B> {
     }
 }
 
-/// `sum |a - b| / sum |a|`.
-fn relative_change(before: &[f32], now: &[f32]) -> f32 {
+/// `sum |a - b|` and `sum |a|`.
+fn change(before: &[f32], now: &[f32]) -> [f64; 2] {
     let pairs = before.iter().zip(now);
     let change: f64 = pairs.map(|(&a, &b)| f64::from((a - b).abs())).sum();
     let size: f64 = before.iter().map(|&a| f64::from(a.abs())).sum();
+    [change, size]
+}
+
+fn relative([change, size]: [f64; 2]) -> f32 {
     (change / size) as f32
 }

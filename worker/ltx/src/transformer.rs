@@ -8,6 +8,7 @@ use crate::config::TransformerConfig;
 use crate::embeddings::{TimestepEmbedder, timestep_sinusoid};
 use crate::error::{InPart, Result};
 use crate::sampling::StgMode;
+use crate::shard::Shard;
 use crate::types::Prompt;
 use crate::weights::Weights;
 use longtake_tensor::{Activation, AttentionBias, Backend, Gate, Loader, Modulation, Rope, Shape};
@@ -81,6 +82,16 @@ impl<B: Backend> Attention<B> {
         bias: &AttentionBias<'_, B>,
     ) -> Op<B::Tensor> {
         let x = b.attention(q, k, v, self.heads, self.scale, bias)?;
+        b.linear(&x, &self.to_out, Activation::None)
+    }
+
+    /// The same for this rank's tokens, which attend to those of all ranks: for the attention, ranks
+    /// have all tokens of some heads instead of all heads of some tokens.
+    fn forward_shared(&self, b: &B, shard: &Shard<'_, B>, qkv: [&B::Tensor; 3]) -> Op<B::Tensor> {
+        let [q, k, v] = shard.to_heads(b, qkv)?;
+        let heads = self.heads / shard.ranks();
+        let x = b.attention(&q, &k, &v, heads, self.scale, &AttentionBias::NONE)?;
+        let x = shard.to_tokens(b, &x)?;
         b.linear(&x, &self.to_out, Activation::None)
     }
 }
@@ -171,8 +182,11 @@ impl<B: Backend> Block<B> {
             }
             _ => {
                 let q = attn1.query(b, h, Some(step.rope))?;
-                let kv = attn1.key_value(b, h, Some(step.rope))?;
-                attn1.forward(b, &q, &kv, &AttentionBias::NONE)
+                let (k, v) = attn1.key_value(b, h, Some(step.rope))?;
+                match step.shard {
+                    None => attn1.forward(b, &q, &(k, v), &AttentionBias::NONE),
+                    Some(shard) => attn1.forward_shared(b, shard, [&q, &k, &v]),
+                }
             }
         }
     }
@@ -207,6 +221,7 @@ struct Step<'a, B: Backend> {
     rope: &'a Rope<B>,
     /// `[N]`.
     text_bias: &'a B::Tensor,
+    shard: Option<&'a Shard<'a, B>>,
 }
 
 /// A prompt as cross-attention sees it: computed once for all steps.
@@ -227,6 +242,8 @@ pub struct Around<'a, B: Backend> {
     pub rope: &'a Rope<B>,
     /// What spatio-temporal guidance disturbs.
     pub perturbation: Perturbation<'a>,
+    /// Whose tokens these are, where a gang shares them.
+    pub shard: Option<&'a Shard<'a, B>>,
 }
 
 /// The timesteps of a forward pass, embedded.
@@ -332,6 +349,7 @@ impl<B: Backend> Transformer<B> {
             index: &timesteps.index,
             rope,
             perturbation: Perturbation::NONE,
+            shard: None,
         };
         self.forward_at(b, x, &timestep_sinusoid(b, &timesteps.distinct)?, &around)
     }
@@ -381,6 +399,7 @@ impl<B: Backend> Transformer<B> {
             index: around.index,
             rope: around.rope,
             text_bias: &around.text.bias,
+            shard: around.shard,
         };
         for (i, (block, text)) in self.blocks.iter().zip(&around.text.blocks).enumerate() {
             x = block

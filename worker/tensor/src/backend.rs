@@ -11,6 +11,7 @@
 
 use crate::dtype::WeightView;
 use crate::error::{Error, Result};
+use crate::over_host;
 use crate::shape::Shape;
 use std::any::Any;
 use std::ops::Range;
@@ -467,4 +468,27 @@ pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
     fn reshape(&self, x: &Self::Tensor, shape: Shape) -> Result<Self::Tensor>;
     /// Channels `0..count` of the last axis.
     fn first_channels(&self, x: &Self::Tensor, count: usize) -> Result<Self::Tensor>;
+
+    // ---- a gang's share of a window
+
+    /// Several `[L, D]`, divided by channels for the ranks: `[ranks, L, tensors, D / ranks]`.
+    fn pack_heads(&self, xs: &[&Self::Tensor], ranks: usize) -> Result<Self::Tensor> {
+        over_host::pack_heads(self, xs, ranks)
+    }
+    /// `[L, count D]` as so many `[L, D]`.
+    fn unpack_heads(&self, x: &Self::Tensor, count: usize) -> Result<Vec<Self::Tensor>> {
+        over_host::unpack_heads(self, x, count)
+    }
+    /// `[ranks, L, D]` to `[L, ranks D]`.
+    fn join_heads(&self, x: &Self::Tensor) -> Result<Self::Tensor> {
+        over_host::join_heads(self, x)
+    }
+    /// Rows `range` of `x` `[F, H, W, C]`.
+    fn rows(&self, x: &Self::Tensor, range: Range<usize>) -> Result<Self::Tensor> {
+        over_host::rows(self, x, range)
+    }
+    /// Pictures `[F, H, W, C]` of equal frames and columns, one below the other.
+    fn join_rows(&self, parts: &[&Self::Tensor]) -> Result<Self::Tensor> {
+        over_host::join_rows(self, parts)
+    }
 }

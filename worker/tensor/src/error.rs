@@ -41,6 +41,16 @@ pub enum Error {
     /// Nobody wants the result any more: see [`crate::Interrupt`].
     #[error("interrupted")]
     Interrupted,
+    /// A rank of a gang is lost, has given up, or does something else than this one.
+    #[error("rank {rank} of {ranks} {what}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// How many there are.
+        ranks: usize,
+        /// What happened to it.
+        what: String,
+    },
     /// The device or its library reported a failure.
     #[error("{op}: {message}")]
     Device {
@@ -58,6 +68,15 @@ impl Error {
             op,
             shapes: Box::new([left, right]),
             rule,
+        }
+    }
+
+    /// [`Error::Rank`].
+    pub fn rank(rank: usize, ranks: usize, what: impl Into<String>) -> Self {
+        Self::Rank {
+            rank,
+            ranks,
+            what: what.into(),
         }
     }
 

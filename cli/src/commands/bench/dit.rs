@@ -124,6 +124,7 @@ pub fn run(args: &DitArgs) -> Result<()> {
                 index: &index,
                 rope: &step.rope,
                 perturbation: Perturbation::NONE,
+                shard: None,
             };
             transformer.forward_at(&b, &inputs[0], &inputs[1], &around)
         })?)
@@ -146,6 +147,7 @@ pub fn run(args: &DitArgs) -> Result<()> {
             index: &index,
             rope: &step.rope,
             perturbation: Perturbation::NONE,
+            shard: None,
         };
         let v = transformer.forward_at(&b, &step.x, &step.sinusoid, &around)?;
         Ok(b.settle(&v)?)

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub mod manifest;
+pub mod random;
 
 use longtake_cpu::{CpuBackend, Isa};
 use std::path::{Path, PathBuf};

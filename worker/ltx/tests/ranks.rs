@@ -1,0 +1,279 @@
+//! A gang's ranks do not show: whatever their number, they render what one renders, to the bit.
+
+mod common;
+
+use common::random::model_of_heads;
+use common::{backend, golden, tiny_model};
+use longtake_cpu::CpuBackend;
+use longtake_cpu::gang::threads;
+use longtake_ltx::config::PipelineClass;
+use longtake_ltx::{
+    DenoiseRequest, Denoised, Encoded, Error, Guidance, GuidanceStep, Held, Latents, Model, Pass,
+    Prompt, Steps, StgMode,
+};
+use longtake_tensor::Collective;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// What each of `ranks` ranks makes of `job`.
+fn on_ranks<T: Send>(
+    model: &Model<CpuBackend>,
+    ranks: usize,
+    job: impl Fn(usize, &Model<CpuBackend>) -> T + Sync,
+) -> Vec<T> {
+    let models: Vec<_> = threads(ranks)
+        .into_iter()
+        .map(|gang| {
+            model
+                .on_rank(Arc::new(gang))
+                .expect("the ranks divide the heads")
+        })
+        .collect();
+    std::thread::scope(|scope| {
+        let job = &job;
+        let running: Vec<_> = models
+            .iter()
+            .enumerate()
+            .map(|(rank, model)| scope.spawn(move || job(rank, model)))
+            .collect();
+        let ended = running.into_iter().map(|rank| rank.join().expect("a rank"));
+        ended.collect()
+    })
+}
+
+fn prompt(model: &Model<CpuBackend>, text: &str) -> Prompt {
+    model
+        .encode_prompt(text, 16, PipelineClass::Condition)
+        .expect("prompt")
+}
+
+/// Latents of smooth values.
+fn latents(frames: usize, height: usize, width: usize) -> Encoded {
+    let values = (0..128 * frames * height * width).map(|i| (i as f32 * 0.37).sin());
+    let mode = Latents {
+        channels: 128,
+        frames,
+        height,
+        width,
+        values: values.collect(),
+    };
+    Encoded { mode, spread: None }
+}
+
+/// A window to denoise.
+struct Window {
+    class: PipelineClass,
+    latent: [usize; 3],
+    pass: Pass,
+    held: Vec<(Encoded, usize, f32, Option<usize>)>,
+}
+
+impl Window {
+    fn plain(latent: [usize; 3]) -> Self {
+        let steps = Steps::Timesteps(vec![1.0, 0.9, 0.5]);
+        Self {
+            class: PipelineClass::Condition,
+            latent,
+            pass: Pass::plain(steps, 1.5),
+            held: Vec::new(),
+        }
+    }
+
+    fn denoise(&self, model: &Model<CpuBackend>) -> Denoised {
+        let (text, negative) = (prompt(model, "a red circle"), prompt(model, "blur"));
+        let held = |(encoded, frame, strength, reference_stride)| Held {
+            encoded,
+            frame,
+            strength,
+            noised: true,
+            reference_stride,
+        };
+        let held: Vec<Held<'_>> = self
+            .held
+            .iter()
+            .map(|(e, f, s, r)| held((e, *f, *s, *r)))
+            .collect();
+        let request = DenoiseRequest {
+            negative: Some(&negative),
+            held: &held,
+            ..DenoiseRequest::new(self.class, self.latent, 24.0, 3, &self.pass, &text)
+        };
+        model
+            .denoise(&request, &mut |_, _| ControlFlow::Continue(()))
+            .expect("latents")
+    }
+
+    /// Checks that every rank of gangs of these sizes gets what one rank gets.
+    fn check(&self, model: &Model<CpuBackend>, gangs: &[usize]) -> Denoised {
+        let alone = self.denoise(model);
+        for &ranks in gangs {
+            for (rank, shared) in on_ranks(model, ranks, |_, m| self.denoise(m))
+                .iter()
+                .enumerate()
+            {
+                assert!(
+                    *shared == alone,
+                    "rank {rank} of {ranks} is {:e} off at {:?}",
+                    error(&shared.latents, &alone.latents),
+                    self.latent
+                );
+            }
+        }
+        alone
+    }
+}
+
+/// Norm of the difference over that of `b`.
+fn error(a: &Latents, b: &Latents) -> f64 {
+    let square = |v: f32| f64::from(v).powi(2);
+    let pairs = a.values.iter().zip(&b.values);
+    let difference: f64 = pairs.map(|(&a, &b)| square(a - b)).sum();
+    let norm: f64 = b.values.iter().map(|&v| square(v)).sum();
+    (difference / norm).sqrt()
+}
+
+/// Guidance of all kinds, the blocks disturbed as `mode` says.
+fn guided(mode: StgMode) -> Guidance {
+    Guidance {
+        steps: vec![GuidanceStep {
+            timestep: 0.0,
+            guidance_scale: 3.0,
+            stg_scale: 1.5,
+            rescaling_scale: 0.7,
+            skip_blocks: vec![1],
+        }],
+        cfg_star_rescale: true,
+        stg_mode: mode,
+    }
+}
+
+#[test]
+fn any_number_of_tokens_is_shared() {
+    let model = model_of_heads(24);
+    // 45, 7 and 8 tokens, fewer than the ranks among them.
+    for latent in [[3, 3, 5], [7, 1, 1], [2, 2, 2], [1, 1, 3]] {
+        Window::plain(latent).check(&model, &[1, 2, 3, 4, 8]);
+    }
+}
+
+#[test]
+fn guidance_of_all_kinds_is_shared() {
+    let model = model_of_heads(24);
+    let modes = [
+        StgMode::AttentionValues,
+        StgMode::AttentionSkip,
+        StgMode::Residual,
+        StgMode::TransformerBlock,
+    ];
+    for mode in modes {
+        let mut window = Window::plain([2, 3, 3]);
+        window.class = PipelineClass::Official;
+        window.pass.guidance = guided(mode);
+        window.pass.stochastic = mode == StgMode::AttentionSkip;
+        window.check(&model, &[2, 4]);
+    }
+}
+
+#[test]
+fn tokens_of_what_is_held_are_shared() {
+    let model = model_of_heads(24);
+    for class in [PipelineClass::Official, PipelineClass::Condition] {
+        let mut window = Window::plain([4, 2, 4]);
+        window.class = class;
+        window.pass.image_cond_noise_scale = 0.15;
+        window.held = vec![
+            (latents(1, 2, 4), 0, 1.0, None),
+            // A picture and a clip inside the window, and a reference at half its size: in front.
+            (latents(1, 2, 4), 11, 0.6, None),
+            (latents(2, 2, 4), 8, 0.9, None),
+            (latents(2, 1, 2), 0, 1.0, Some(2)),
+        ];
+        window.check(&model, &[2, 3, 8]);
+    }
+}
+
+#[test]
+fn all_ranks_reuse_the_same_steps() {
+    let model = model_of_heads(24);
+    let mut window = Window::plain([3, 3, 3]);
+    let steps = (0..8).map(|i| 1.0 - 0.03 * i as f32).collect();
+    window.pass = Pass::plain(Steps::Timesteps(steps), 3.0);
+    window.pass.tea_cache = Some(0.5);
+    let done = window.check(&model, &[2, 4]);
+    assert!(
+        done.blocks.reused > 0 && done.blocks.computed > 0,
+        "{:?}",
+        done.blocks
+    );
+}
+
+#[test]
+fn the_shipped_model_is_shared() {
+    let model = Model::load(&tiny_model(), backend(2)).expect("the shipped model loads");
+    let mut window = Window::plain([3, 3, 5]);
+    window.held = vec![(latents(1, 3, 5), 0, 1.0, None)];
+    window.check(&model, &[2, 4]);
+}
+
+#[test]
+fn ranks_that_do_not_divide_the_heads_are_refused() {
+    let model = model_of_heads(24);
+    let gang = threads(5).remove(0);
+    let error = model.on_rank(Arc::new(gang)).err().expect("24 / 5");
+    assert_eq!(
+        error.to_string(),
+        "ranks: the model's 24 attention heads cannot be shared by 5 ranks; \
+         1, 2, 3, 4, 6, 8, 12, 24 work"
+    );
+}
+
+#[test]
+fn all_ranks_stop_when_one_is_to_stop() {
+    let model = Model::load(&golden("model"), backend(2)).expect("the golden model loads");
+    let pass = Window::plain([2, 2, 2]).pass;
+    let stopped = on_ranks(&model, 2, |rank, model| {
+        let (text, negative) = (prompt(model, "a"), prompt(model, ""));
+        let request = DenoiseRequest {
+            negative: Some(&negative),
+            ..DenoiseRequest::new(PipelineClass::Condition, [2, 2, 2], 24.0, 3, &pass, &text)
+        };
+        model.denoise(&request, &mut |step, _| match (step, rank) {
+            (2, 1) => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        })
+    });
+    for stopped in stopped {
+        assert!(matches!(
+            stopped,
+            Err(Error::Cancelled { step: 2, steps: 3 })
+        ));
+    }
+}
+
+#[test]
+fn a_rank_that_is_gone_ends_the_others() {
+    let model = model_of_heads(24);
+    let mut gang = threads(3);
+    drop(gang.remove(1));
+    let ends: Vec<Arc<dyn Collective<CpuBackend>>> = gang
+        .into_iter()
+        .map(|end| Arc::new(end) as Arc<dyn Collective<CpuBackend>>)
+        .collect();
+    std::thread::scope(|scope| {
+        for end in ends {
+            let model = model.on_rank(end).expect("24 / 3");
+            scope.spawn(move || {
+                let text = prompt(&model, "a");
+                let pass = Pass::plain(Steps::Timesteps(vec![1.0]), 1.0);
+                let class = PipelineClass::Condition;
+                let request = DenoiseRequest::new(class, [2, 2, 2], 24.0, 3, &pass, &text);
+                let done = model.denoise(&request, &mut |_, _| ControlFlow::Continue(()));
+                let error = done.expect_err("a rank is missing");
+                let Error::Backend { source, .. } = &error else {
+                    panic!("{error}");
+                };
+                assert!(source.to_string().contains("rank"), "{source}");
+            });
+        }
+    });
+}
