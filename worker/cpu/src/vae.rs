@@ -138,7 +138,15 @@ impl VaeOps for CpuBackend {
                 let range = i * block..(i + 1) * block;
                 let skip = skip.map(|skip| &skip.values()[range.clone()]);
                 let x = &x.values()[range.clone()];
-                kernels::group_norm_silu(self.isa(), x, from.channels, &affine, skip, out);
+                kernels::group_norm_silu(
+                    self.isa(),
+                    x,
+                    from.width,
+                    from.channels,
+                    &affine,
+                    skip,
+                    out,
+                );
             }
         })
     }

@@ -98,12 +98,28 @@ fn ranks_that_do_different_things_are_told() {
         assert!(error.contains("adds"), "{error}");
     });
     on_all(threads(2), |end| {
-        // One is an exchange ahead.
-        if end.rank() == 1 {
-            end.exchange_bytes(&[], &[]).expect("nothing to exchange");
-        }
-        let error = end.barrier().expect_err("out of step").to_string();
-        assert!(error.contains("is at exchange"), "{error}");
+        let b = backend();
+        let x = b.upload(Shape::from([2, 1]), &[0.0; 2]).expect("x");
+        let done = match end.rank() {
+            0 => end.barrier(),
+            _ => end.all_to_all(&b, &x).map(drop),
+        };
+        let error = done.expect_err("out of step").to_string();
+        assert!(error.contains("does something else"), "{error}");
+    });
+    on_all(threads(2), |end| {
+        let b = backend();
+        let x = b.upload(
+            Shape::from([2, 1 + end.rank()]),
+            &[0.0; 4][..2 + 2 * end.rank()],
+        );
+        let error = end
+            .all_to_all(&b, &x.expect("x"))
+            .expect_err("sizes differ");
+        assert!(
+            error.to_string().contains("values were expected"),
+            "{error}"
+        );
     });
 }
 

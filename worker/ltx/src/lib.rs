@@ -4,6 +4,7 @@
 //! over the operations of [`longtake_tensor::Backend`]. Names no backend, opens no socket, knows
 //! no job: prompts and latents in, latents and pictures out. Start with [`Model`].
 
+mod band;
 pub mod conditioning;
 pub mod config;
 mod convert;

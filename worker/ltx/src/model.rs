@@ -118,7 +118,8 @@ impl<B: Backend> Model<B> {
     }
 
     /// The same model, its weights shared, as one rank of a gang. What it is asked to do, all ranks are
-    /// asked to do; each does its share, and each has the whole result.
+    /// asked to do; each does its share, and each has the whole result, but for pictures, which rank 0
+    /// alone has: the others get none.
     ///
     /// # Errors
     /// When the ranks do not divide the attention heads.
@@ -134,7 +135,11 @@ impl<B: Backend> Model<B> {
     /// Tells the other ranks when this one cannot go on.
     fn told<T>(&self, done: Result<T>) -> Result<T> {
         if let (Err(error @ Error::Backend { source, .. }), Some(team)) = (&done, &self.team) {
-            team.abort(&format!("{error}: {source}"));
+            match source {
+                // Whoever is behind it is named already.
+                longtake_tensor::Error::Rank { .. } => team.abort(&source.to_string()),
+                source => team.abort(&format!("{error}: {source}")),
+            }
         }
         done
     }
@@ -172,7 +177,14 @@ impl<B: Backend> Model<B> {
         class: PipelineClass,
     ) -> Result<Prompt> {
         let tokens = self.parts.tokenizer.encode_padded(text, text_tokens)?;
-        pipeline::encode_tokens(&self.backend, &self.parts.text_encoder, class, &tokens)
+        let (b, encoder) = (&self.backend, &self.parts.text_encoder);
+        self.told(pipeline::encode_tokens(
+            b,
+            self.team.as_ref(),
+            encoder,
+            class,
+            &tokens,
+        ))
     }
 
     /// Denoises a window. `progress` is called with (steps done, steps) after each step and may
@@ -195,14 +207,20 @@ impl<B: Backend> Model<B> {
 
     /// Decodes a window: 8 (F - 1) + 1 pictures.
     pub fn decode(&self, latents: &Latents, request: &DecodeRequest) -> Result<Video> {
-        pipeline::decode(
-            &self.backend,
-            &self.parts.decoder,
-            &self.parts.config,
-            latents,
-            request,
-            0,
-        )
+        self.decode_from(latents, request, 0)
+    }
+
+    fn decode_from(
+        &self,
+        latents: &Latents,
+        request: &DecodeRequest,
+        first: usize,
+    ) -> Result<Video> {
+        let (b, team) = (&self.backend, self.team.as_ref());
+        let (decoder, config) = (&self.parts.decoder, &self.parts.config);
+        self.told(pipeline::decode(
+            b, team, decoder, config, latents, request, first,
+        ))
     }
 
     /// The last `tail_frames` (8k + 1) pictures of a window, decoded from its last k + 1 latents
@@ -214,25 +232,19 @@ impl<B: Backend> Model<B> {
         tail_frames: usize,
     ) -> Result<Video> {
         let first = pipeline::tail_start(&self.parts.config, latents, tail_frames)?;
-        let video = pipeline::decode(
-            &self.backend,
-            &self.parts.decoder,
-            &self.parts.config,
-            latents,
-            request,
-            first,
-        )?;
+        let video = self.decode_from(latents, request, first)?;
         Ok(video.last(tail_frames))
     }
 
     /// Encodes 8k + 1 pictures, sides multiples of 32, to k + 1 normalised latents.
     pub fn encode(&self, pictures: &Pictures) -> Result<Encoded> {
-        pipeline::encode(
+        self.told(pipeline::encode(
             &self.backend,
+            self.team.as_ref(),
             &self.parts.encoder,
             &self.parts.config,
             pictures,
-        )
+        ))
     }
 
     /// Latents of twice the sides, with the statistics of these: what the second pass of a
@@ -247,7 +259,7 @@ impl<B: Backend> Model<B> {
         let b = &self.backend;
         let z = upload(b, latents).in_part(|| "latents".into())?;
         let z = self.parts.decoder.denormalise(b, &z)?;
-        let z = upsampler.forward(b, &z)?;
+        let z = self.told(upsampler.upsample(b, self.team.as_ref(), &z))?;
         let z = self.parts.encoder.normalise(b, &z)?;
         let tokens = b.download(&z).in_part(|| "latents".into())?;
         let (height, width) = (2 * latents.height, 2 * latents.width);

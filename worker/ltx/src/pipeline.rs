@@ -1,10 +1,12 @@
 //! The steps before and after denoising: prompts to states, latents to pictures and back.
 
+use crate::band::Band;
 use crate::conditioning::Encoded;
 use crate::config::{ModelConfig, PipelineClass};
 use crate::error::{Error, InPart, Result};
 use crate::noise::{Drawn, Noise};
 use crate::pictures::Pictures;
+use crate::shard::Team;
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokens;
 use crate::types::{DecodeRequest, Latents, Prompt, Video};
@@ -23,9 +25,10 @@ fn refuse<T>(what: &'static str, message: String) -> Result<T> {
     Err(Error::Request { what, message })
 }
 
-/// Encoder states of a prompt.
+/// Encoder states of a prompt: of a team, rank 0 finds them and tells the others.
 pub(crate) fn encode_tokens<B: Backend>(
     b: &B,
+    team: Option<&Team<B>>,
     encoder: &T5Encoder<B>,
     class: PipelineClass,
     tokens: &Tokens,
@@ -37,7 +40,10 @@ pub(crate) fn encode_tokens<B: Backend>(
     Ok(Prompt {
         tokens: tokens.ids.len(),
         channels: encoder.config().d_model,
-        states: encoder.forward(b, &tokens.ids, seen)?,
+        states: match team {
+            None => encoder.forward(b, &tokens.ids, seen)?,
+            Some(team) => team.told(|| encoder.forward(b, &tokens.ids, seen))?,
+        },
         mask,
         cut_from: tokens.cut_from,
     })
@@ -59,9 +65,10 @@ pub(crate) fn tail_start(
     Ok(latents.frames.saturating_sub(tail + TAIL_HALO))
 }
 
-/// Decodes latents from frame `first` on.
+/// Decodes latents from frame `first` on. Of a team, rank 0 gets the pictures.
 pub(crate) fn decode<B: Backend>(
     b: &B,
+    team: Option<&Team<B>>,
     decoder: &Decoder<B>,
     config: &ModelConfig,
     latents: &Latents,
@@ -106,15 +113,33 @@ pub(crate) fn decode<B: Backend>(
         }
     };
     let [time, space] = config.vae.ratios();
-    let cells = visible.height * visible.width * space * space;
+    let band = Band::new(b, team, visible.height);
+    if band.is_idle() {
+        return band.gather(Video::default()).in_part(part);
+    }
+    let z = band.own(z, 1).in_part(part)?;
+    let rows = z.shape().dims()[1];
+    let cells = rows * visible.width * space * space;
     let samples = ((visible.frames - 1) * time + 1) * cells * 3;
-    pictures(b, decoder, &z, request.timestep, samples)
+    let own = band_of_pictures(&band, decoder, &z, request.timestep, samples)?;
+    band.gather(own).in_part(|| "pictures".into())
 }
 
 /// Pictures for the VAE's own latents `[F, H, W, C]`, in parts where they are large; there are about
 /// `samples` samples in them.
 pub fn pictures<B: Backend>(
     b: &B,
+    decoder: &Decoder<B>,
+    latents: &B::Tensor,
+    timestep: f32,
+    samples: usize,
+) -> Result<Video> {
+    band_of_pictures(&Band::alone(b), decoder, latents, timestep, samples)
+}
+
+/// The same for a band of the rows.
+fn band_of_pictures<B: Backend>(
+    b: &Band<'_, B>,
     decoder: &Decoder<B>,
     latents: &B::Tensor,
     timestep: f32,
@@ -131,13 +156,13 @@ pub fn pictures<B: Backend>(
     let mut take = |pictures: B::Tensor| {
         b.begin_rgb8(&pictures).in_part(|| "pictures".into())?;
         match waiting.replace(pictures) {
-            Some(before) => append(b, &before, &mut video),
+            Some(before) => append::<B>(b, &before, &mut video),
             None => Ok(()),
         }
     };
-    decoder.forward_in_parts(b, latents, timestep, PART_VALUES_MAX, &mut take)?;
+    decoder.decode_in_parts(b, latents, timestep, PART_VALUES_MAX, &mut take)?;
     if let Some(last) = waiting {
-        append(b, &last, &mut video)?;
+        append::<B>(b, &last, &mut video)?;
     }
     Ok(video)
 }
@@ -198,6 +223,7 @@ fn decode_noise(latents: &Latents, request: &DecodeRequest) -> Latents {
 /// Encodes pictures to normalised latents.
 pub(crate) fn encode<B: Backend>(
     b: &B,
+    team: Option<&Team<B>>,
     encoder: &Encoder<B>,
     config: &ModelConfig,
     pictures: &Pictures,
@@ -218,8 +244,24 @@ pub(crate) fn encode<B: Backend>(
         return refuse("pictures", message);
     }
     let shape = Shape::from([found[0], found[1], found[2], 3]);
-    let pictures = b.upload(shape, &pictures.values);
-    let (x, log_variance) = encoder.forward(b, &pictures.in_part(|| "pictures".into())?)?;
+    let part = || "pictures".to_owned();
+    let band = Band::new(b, team, found[1] / space);
+    let own = match band.is_idle() {
+        true => None,
+        false => {
+            let pictures = b.upload(shape, &pictures.values).in_part(part)?;
+            let own = band.own(pictures, space).in_part(part)?;
+            Some(encoder.encode(&band, &own)?)
+        }
+    };
+    let cells = [
+        (found[0] - 1) / time + 1,
+        found[1] / space,
+        found[2] / space,
+    ];
+    let whole = Shape::from([cells[0], cells[1], cells[2], encoder.channels_out()]);
+    let whole = band.whole(own, whole).in_part(part)?;
+    let (x, log_variance) = encoder.finish(b, &whole).in_part(part)?;
     let &[frames, height, width, channels] = x.shape().dims() else {
         return refuse("pictures", format!("encoded to {}", x.shape()));
     };

@@ -7,7 +7,7 @@
 //! ranks. Runs are equally long; the last ones end in padding, which no attention sees.
 
 use crate::config::ModelConfig;
-use crate::error::{Error, Result};
+use crate::error::{Error, InPart, Result};
 use longtake_tensor::{Backend, Collective, Rope, Shape, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,6 +40,23 @@ impl<B: Backend> Team<B> {
     /// `None` for a gang of one, which has nothing to share.
     pub fn new(gang: Arc<dyn Collective<B>>) -> Option<Self> {
         (gang.ranks() > 1).then_some(Self(gang))
+    }
+
+    /// This rank's end of it.
+    pub fn gang(&self) -> &dyn Collective<B> {
+        &*self.0
+    }
+
+    /// What rank 0 finds, which alone looks for it.
+    pub fn told(&self, find: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+        let mut bytes = match self.0.rank() {
+            0 => find()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            _ => Vec::new(),
+        };
+        let told = self.0.broadcast(0, &mut bytes);
+        told.in_part(|| "what rank 0 tells".into())?;
+        let values = bytes.as_chunks::<4>().0.iter();
+        Ok(values.map(|&v| f32::from_le_bytes(v)).collect())
     }
 
     /// Tells the other ranks that this one cannot go on.
@@ -90,7 +107,7 @@ fn join<B: Backend>(b: &B, before: &B::Tensor, x: &B::Tensor) -> Op<B::Tensor> {
 impl<'a, B: Backend> Shard<'a, B> {
     /// The share of a window of `count` tokens of `dim` channels.
     pub(crate) fn new(b: &B, team: &'a Team<B>, count: usize, dim: usize) -> Op<Self> {
-        let gang = &*team.0;
+        let gang = team.gang();
         let ranks = gang.ranks();
         let each = count.div_ceil(ranks);
         let padding = ranks * each - count;

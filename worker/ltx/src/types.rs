@@ -173,7 +173,7 @@ impl Prompt {
 }
 
 /// 8-bit RGB pictures of one size.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Video {
     /// Pictures.
     pub frames: usize,

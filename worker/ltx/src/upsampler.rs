@@ -2,10 +2,12 @@
 //! (`models/autoencoders/latent_upsampler.py`), which doubles the sides of latents, and what brings
 //! its result back to the statistics of the first pass.
 
+use crate::band::Band;
 use crate::error::{Error, InPart, Result};
 use crate::guidance::mean_and_deviation;
 use crate::model::Unloaded;
 use crate::names::Part;
+use crate::shard::Team;
 use crate::types::Latents;
 use crate::weights::{Scrutiny, Weights};
 use longtake_tensor::{Backend, GroupNorm, Loader, Shape, Tensor, TimePadding};
@@ -128,7 +130,7 @@ struct Norm<B: Loader> {
 
 impl<B: Backend> Norm<B> {
     /// `silu(norm(x) + skip)`.
-    fn silu(&self, b: &B, x: &B::Tensor, skip: Option<&B::Tensor>) -> Op<B::Tensor> {
+    fn silu(&self, b: &Band<'_, B>, x: &B::Tensor, skip: Option<&B::Tensor>) -> Op<B::Tensor> {
         let norm = GroupNorm {
             groups: GROUPS,
             eps: NORM_EPS,
@@ -148,7 +150,7 @@ struct ResBlock<B: Loader> {
 }
 
 impl<B: Backend> ResBlock<B> {
-    fn forward(&self, b: &B, x: &B::Tensor) -> Op<B::Tensor> {
+    fn forward(&self, b: &Band<'_, B>, x: &B::Tensor) -> Op<B::Tensor> {
         let h = b.conv3d(x, &self.conv1, TimePadding::Zeros)?;
         let h = self.norm1.silu(b, &h, None)?;
         let h = b.conv3d(&h, &self.conv2, TimePadding::Zeros)?;
@@ -205,6 +207,16 @@ pub fn check_upscaler(path: &Path) -> Result<()> {
 impl<B: Backend> LatentUpsampler<B> {
     /// `[F, 2 H, 2 W, C]` for the VAE's own latents `[F, H, W, C]`.
     pub fn forward(&self, b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
+        self.upsample(b, None, latents)
+    }
+
+    /// The same by the ranks of a team.
+    pub(crate) fn upsample(
+        &self,
+        b: &B,
+        team: Option<&Team<B>>,
+        latents: &B::Tensor,
+    ) -> Result<B::Tensor> {
         let channels = latents.shape().last();
         if channels != self.config.in_channels {
             let message = format!(
@@ -216,10 +228,26 @@ impl<B: Backend> LatentUpsampler<B> {
                 message,
             });
         }
-        self.spread(b, latents).in_part(|| "latent upscaler".into())
+        let spread = || {
+            let &[frames, height, width, _] = latents.shape().dims() else {
+                let rule = "[F, H, W, C] is needed";
+                return Err(longtake_tensor::Error::operand(
+                    "upscale",
+                    latents.shape(),
+                    rule,
+                ));
+            };
+            let band = Band::new(b, team, height);
+            let own = match band.is_idle() {
+                true => None,
+                false => Some(self.spread(&band, &band.own(latents.clone(), 1)?)?),
+            };
+            band.whole(own, Shape::from([frames, 2 * height, 2 * width, channels]))
+        };
+        spread().in_part(|| "latent upscaler".into())
     }
 
-    fn spread(&self, b: &B, latents: &B::Tensor) -> Op<B::Tensor> {
+    fn spread(&self, b: &Band<'_, B>, latents: &B::Tensor) -> Op<B::Tensor> {
         let x = b.conv3d(latents, &self.initial_conv, TimePadding::Zeros)?;
         let mut x = self.initial_norm.silu(b, &x, None)?;
         for block in &self.res_blocks {

@@ -2,14 +2,15 @@
 
 mod common;
 
-use common::random::model_of_heads;
+use common::random::{flat_upscaler, model_of_heads};
 use common::{backend, golden, tiny_model};
 use longtake_cpu::CpuBackend;
 use longtake_cpu::gang::threads;
 use longtake_ltx::config::PipelineClass;
+use longtake_ltx::weights::Scrutiny;
 use longtake_ltx::{
-    DenoiseRequest, Denoised, Encoded, Error, Guidance, GuidanceStep, Held, Latents, Model, Pass,
-    Prompt, Steps, StgMode,
+    DecodeRequest, DenoiseRequest, Denoised, Drawn, Encoded, Error, Guidance, GuidanceStep, Held,
+    LatentUpsampler, Latents, Model, Pass, Pictures, Prompt, Steps, StgMode,
 };
 use longtake_tensor::Collective;
 use std::ops::ControlFlow;
@@ -276,4 +277,86 @@ fn a_rank_that_is_gone_ends_the_others() {
             });
         }
     });
+}
+
+const DECODE: DecodeRequest = DecodeRequest {
+    class: PipelineClass::Condition,
+    seed: 3,
+    drawn: Drawn::NOTHING,
+    timestep: 0.05,
+    noise_scale: 0.025,
+    tone_map: 0.3,
+};
+
+#[test]
+fn rows_of_pictures_are_shared() {
+    let model = model_of_heads(24);
+    // 5 rows for up to 8 ranks, some of which have none, and rows that divide evenly.
+    for (frames, rows) in [(3, 5), (2, 4), (1, 1)] {
+        let latents = latents(frames, rows, 2).mode;
+        let job = |model: &Model<CpuBackend>| {
+            let video = model.decode(&latents, &DECODE).expect("pictures");
+            let tail = model.decode_tail(&latents, &DECODE, 1).expect("a tail");
+            (video, tail)
+        };
+        let (video, tail) = job(&model);
+        assert_eq!(video.height, 32 * rows);
+        for ranks in [2, 3, 4, 8] {
+            let mut shared = on_ranks(&model, ranks, |_, model| job(model));
+            assert!(
+                shared[0] == (video.clone(), tail.clone()),
+                "{rows} rows, {ranks} ranks"
+            );
+            let others = shared.split_off(1);
+            assert!(
+                others
+                    .iter()
+                    .all(|(video, tail)| video.rgb.is_empty() && tail.rgb.is_empty())
+            );
+        }
+        let pictures = Pictures::from(&video);
+        let alone = model.encode(&pictures).expect("latents");
+        for ranks in [2, 3, 8] {
+            let shared = on_ranks(&model, ranks, |_, model| {
+                model.encode(&pictures).expect("latents")
+            });
+            assert!(
+                shared.iter().all(|s| *s == alone),
+                "{rows} rows, {ranks} ranks"
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_of_latents_are_scaled_up_by_all_ranks() {
+    let model = model_of_heads(24);
+    let (_dir, frame_by_frame) = flat_upscaler();
+    for path in [golden("upscaler.safetensors"), frame_by_frame] {
+        let upscaler = LatentUpsampler::load(&path, model.backend(), Scrutiny::Values);
+        let upscaler = upscaler.expect("upscaler");
+        for rows in [1, 3, 4] {
+            let latents = latents(3, rows, 3).mode;
+            let job = |model: &Model<CpuBackend>| {
+                model.upsample(&upscaler, &latents, 0.2).expect("upsampled")
+            };
+            let alone = job(&model);
+            for ranks in [2, 3, 8] {
+                let shared = on_ranks(&model, ranks, |_, model| job(model));
+                assert!(
+                    shared.iter().all(|s| *s == alone),
+                    "{rows} rows, {ranks} ranks"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn one_rank_encodes_the_prompt_for_all() {
+    let model = Model::load(&golden("model"), backend(2)).expect("the golden model loads");
+    let alone = prompt(&model, "a red circle");
+    for shared in on_ranks(&model, 2, |_, model| prompt(model, "a red circle")) {
+        assert_eq!(shared, alone);
+    }
 }

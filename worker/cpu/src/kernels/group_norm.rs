@@ -19,11 +19,13 @@ pub struct GroupAffine<'a> {
     pub bias: &'a [f32],
 }
 
-/// `silu(norm(x[cells, channels]) * weight + bias + skip)`, mean and variance (without Bessel's
-/// correction) over all cells and the channels of a group, summed in f64 cell after cell.
+/// `silu(norm(x[rows, width, channels]) * weight + bias + skip)`, mean and variance (without Bessel's
+/// correction) over all cells and the channels of a group. Sums are in f64: each row's, cell after
+/// cell, and then over the rows, so that ranks with some rows each add up the same.
 pub fn group_norm_silu(
     isa: Isa,
     x: &[f32],
+    width: usize,
     channels: usize,
     norm: &GroupAffine<'_>,
     skip: Option<&[f32]>,
@@ -34,14 +36,18 @@ pub fn group_norm_silu(
     let groups = (0..norm.groups).into_par_iter();
     let affine: Vec<(f32, f32)> = groups
         .flat_map_iter(|group| {
-            let values = || {
-                x.chunks_exact(channels)
-                    .flat_map(|c| &c[group * size..][..size])
+            let sum = |f: &dyn Fn(f64) -> f64| -> f64 {
+                let row = |row: &[f32]| -> f64 {
+                    let cells = row.chunks_exact(channels);
+                    let values = cells.flat_map(|c| &c[group * size..][..size]);
+                    values.map(|&v| f(f64::from(v))).sum()
+                };
+                x.chunks_exact(width * channels).map(row).sum()
             };
             let count = (x.len() / norm.groups) as f64;
-            let mean = values().map(|&v| f64::from(v)).sum::<f64>() / count;
-            let squares = values().map(|&v| (f64::from(v) - mean).powi(2));
-            let deviation = (squares.sum::<f64>() / count + f64::from(norm.eps)).sqrt();
+            let mean = sum(&|v| v) / count;
+            let squares = sum(&|v| (v - mean).powi(2));
+            let deviation = (squares / count + f64::from(norm.eps)).sqrt();
             (group * size..(group + 1) * size).map(move |c| {
                 let factor = f64::from(norm.weight[c]) / deviation;
                 (
@@ -80,7 +86,7 @@ mod tests {
             bias: &bias,
         };
         let mut y = [0.0; 8];
-        group_norm_silu(Isa::detect(), &x, 4, &norm, None, &mut y);
+        group_norm_silu(Isa::detect(), &x, 1, 4, &norm, None, &mut y);
         let expected = [
             -3.0 / d,
             -2.0 / d + 0.5,
@@ -94,7 +100,7 @@ mod tests {
         for (y, e) in y.iter().zip(expected) {
             assert!((y - silu(e)).abs() < 1e-5, "{y} {e}");
         }
-        group_norm_silu(Isa::detect(), &x, 4, &norm, Some(&[1.0; 8]), &mut y);
+        group_norm_silu(Isa::detect(), &x, 1, 4, &norm, Some(&[1.0; 8]), &mut y);
         assert!((y[0] - silu(1.0 - 3.0 / d)).abs() < 1e-5, "{}", y[0]);
     }
 }

@@ -1,6 +1,7 @@
 //! Blocks that encoder and decoder share.
 
 use super::stream::Line;
+use crate::band::Band;
 use crate::error::Result;
 use crate::weights::Weights;
 use longtake_tensor::{Backend, ChannelModulation, Loader, Shape, Tensor, TimePadding};
@@ -68,7 +69,7 @@ impl<T> Default for ResnetLines<T> {
 
 impl<B: Backend> ResnetBlock<B> {
     /// Shifts and scales of both norms, `[4, C]`, when the block is conditioned.
-    fn table(&self, b: &B, temb: Option<&B::Tensor>) -> Op<Option<B::Tensor>> {
+    fn table(&self, b: &Band<'_, B>, temb: Option<&B::Tensor>) -> Op<Option<B::Tensor>> {
         let (Some(table), Some(temb)) = (&self.scale_shift_table, temb) else {
             return Ok(None);
         };
@@ -77,7 +78,12 @@ impl<B: Backend> ResnetBlock<B> {
     }
 
     /// Norm, modulation by rows `row` and `row + 1` of the table, SiLU.
-    fn normed(b: &B, x: &B::Tensor, table: Option<&B::Tensor>, row: usize) -> Op<B::Tensor> {
+    fn normed(
+        b: &Band<'_, B>,
+        x: &B::Tensor,
+        table: Option<&B::Tensor>,
+        row: usize,
+    ) -> Op<B::Tensor> {
         let modulation = table.map(|table| ChannelModulation {
             table,
             shift: row,
@@ -87,7 +93,12 @@ impl<B: Backend> ResnetBlock<B> {
     }
 
     /// `temb` is `[1, 4 C]` when the block is conditioned.
-    pub fn forward(&self, b: &B, x: B::Tensor, temb: Option<&B::Tensor>) -> Op<B::Tensor> {
+    pub fn forward(
+        &self,
+        b: &Band<'_, B>,
+        x: B::Tensor,
+        temb: Option<&B::Tensor>,
+    ) -> Op<B::Tensor> {
         let table = self.table(b, temb)?;
         let h = Self::normed(b, &x, table.as_ref(), 0)?;
         let h = b.conv3d(&h, &self.conv1, self.padding)?;
@@ -98,7 +109,7 @@ impl<B: Backend> ResnetBlock<B> {
     /// The same for a part of the frames; what it gives lags behind by two frames until the end.
     pub fn push(
         &self,
-        b: &B,
+        b: &Band<'_, B>,
         lines: &mut ResnetLines<B::Tensor>,
         x: B::Tensor,
         ends: bool,

@@ -2,6 +2,7 @@
 
 use super::blocks::{NORM_EPS, Op, ResnetBlock, ResnetLines, load_resnets, padding, vector};
 use super::stream::Line;
+use crate::band::Band;
 use crate::config::VaeConfig;
 use crate::embeddings::TimestepEmbedder;
 use crate::error::{InPart, Result};
@@ -19,7 +20,7 @@ struct Upsampler<B: Loader> {
 }
 
 impl<B: Backend> Upsampler<B> {
-    fn forward(&self, b: &B, x: &B::Tensor) -> Op<B::Tensor> {
+    fn forward(&self, b: &Band<'_, B>, x: &B::Tensor) -> Op<B::Tensor> {
         let h = b.conv3d(x, &self.conv, self.padding)?;
         b.depth_to_space_add(&h, self.residual.then_some(x), STRIDE, true)
     }
@@ -27,7 +28,7 @@ impl<B: Backend> Upsampler<B> {
     /// The same for a part of the frames.
     fn push(
         &self,
-        b: &B,
+        b: &Band<'_, B>,
         lines: &mut [Line<B::Tensor>; 2],
         x: B::Tensor,
         ends: bool,
@@ -89,7 +90,7 @@ impl<B: Loader> Stage<B> {
 }
 
 impl<B: Backend> Stage<B> {
-    fn forward(&self, b: &B, mut x: B::Tensor, timestep: f32) -> Op<B::Tensor> {
+    fn forward(&self, b: &Band<'_, B>, mut x: B::Tensor, timestep: f32) -> Op<B::Tensor> {
         if let Some(upsampler) = &self.upsampler {
             x = upsampler.forward(b, &x)?;
         }
@@ -99,7 +100,7 @@ impl<B: Backend> Stage<B> {
             .try_fold(x, |x, resnet| resnet.forward(b, x, temb.as_ref()))
     }
 
-    fn temb(&self, b: &B, timestep: f32) -> Op<Option<B::Tensor>> {
+    fn temb(&self, b: &Band<'_, B>, timestep: f32) -> Op<Option<B::Tensor>> {
         let embedder = self.time_embedder.as_ref();
         embedder.map(|e| e.forward(b, &[timestep])).transpose()
     }
@@ -115,7 +116,7 @@ impl<B: Backend> Stage<B> {
     /// The same for a part of the frames.
     fn push(
         &self,
-        b: &B,
+        b: &Band<'_, B>,
         lines: &mut StageLines<B::Tensor>,
         x: B::Tensor,
         ends: bool,
@@ -245,6 +246,11 @@ impl<B: Backend> Decoder<B> {
     /// Pictures `[8 (F - 1) + 1, 32 H, 32 W, 3]` around -1..1 for the VAE's own latents
     /// `[F, H, W, C]`; `timestep` in 0..1.
     pub fn forward(&self, b: &B, latents: &B::Tensor, timestep: f32) -> Result<B::Tensor> {
+        self.decode(&Band::alone(b), latents, timestep)
+    }
+
+    /// The same for a band of the rows.
+    fn decode(&self, b: &Band<'_, B>, latents: &B::Tensor, timestep: f32) -> Result<B::Tensor> {
         let timestep = self.scaled(timestep);
         let mut x = self.enter(b, latents)?;
         for (i, stage) in self.stages.iter().enumerate() {
@@ -268,8 +274,20 @@ impl<B: Backend> Decoder<B> {
         values_max: usize,
         take: &mut dyn FnMut(B::Tensor) -> Result<()>,
     ) -> Result<()> {
-        let Some((first, each)) = self.parts(latents.shape(), values_max) else {
-            return take(self.forward(b, latents, timestep)?);
+        self.decode_in_parts(&Band::alone(b), latents, timestep, values_max, take)
+    }
+
+    /// The same for a band of the rows; all ranks take the same parts.
+    pub(crate) fn decode_in_parts(
+        &self,
+        b: &Band<'_, B>,
+        latents: &B::Tensor,
+        timestep: f32,
+        values_max: usize,
+        take: &mut dyn FnMut(B::Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let Some((first, each)) = self.parts(b.tallest(latents.shape()), values_max) else {
+            return take(self.decode(b, latents, timestep)?);
         };
         let timestep = self.scaled(timestep);
         let mut x = self.enter(b, latents)?;
@@ -340,7 +358,7 @@ impl<B: Backend> Decoder<B> {
             .map_or(0.0, |last| timestep * last.multiplier)
     }
 
-    fn enter(&self, b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
+    fn enter(&self, b: &Band<'_, B>, latents: &B::Tensor) -> Result<B::Tensor> {
         b.conv3d(latents, &self.conv_in, self.padding).in_part(part)
     }
 

@@ -1,6 +1,7 @@
 //! `LTXVideoEncoder3d`.
 
 use super::blocks::{NORM_EPS, Op, ResnetBlock, load_resnets, padding, vector};
+use crate::band::Band;
 use crate::config::{VaeConfig, downsample_stride};
 use crate::error::{InPart, Result};
 use crate::weights::Weights;
@@ -14,7 +15,7 @@ struct Downsampler<B: Loader> {
 }
 
 impl<B: Backend> Downsampler<B> {
-    fn forward(&self, b: &B, x: B::Tensor) -> Op<B::Tensor> {
+    fn forward(&self, b: &Band<'_, B>, x: B::Tensor) -> Op<B::Tensor> {
         let x = match self.stride[0] {
             1 => x,
             st => b.repeat_first_frame(&x, st - 1)?,
@@ -109,7 +110,13 @@ impl<B: Backend> Encoder<B> {
     /// Mode of the distribution, normalised, `[F', H', W', C]`, and the logarithm of the variance
     /// that all channels of a cell share, `[F' H' W']`, for pictures `[F, H, W, 3]` in -1..1.
     pub fn forward(&self, b: &B, pictures: &B::Tensor) -> Result<(B::Tensor, Vec<f32>)> {
-        let part = || "VAE encoder".to_owned();
+        let distribution = self.encode(&Band::alone(b), pictures)?;
+        self.finish(b, &distribution).in_part(part)
+    }
+
+    /// Mode and logarithm of the variance as the last convolution gives them, for a band of the
+    /// rows.
+    pub(crate) fn encode(&self, b: &Band<'_, B>, pictures: &B::Tensor) -> Result<B::Tensor> {
         let x = b.patchify(pictures, self.patch).in_part(part)?;
         let mut x = b.conv3d(&x, &self.conv_in, self.padding).in_part(part)?;
         for (i, block) in self.down_blocks.iter().enumerate() {
@@ -124,16 +131,24 @@ impl<B: Backend> Encoder<B> {
                 .forward(b, x, None)
                 .in_part(|| "VAE encoder middle block".into())?;
         }
-        self.finish(b, &x).in_part(part)
+        let last = || {
+            let x = b.pixel_norm_silu(&x, NORM_EPS, None)?;
+            b.conv3d(&x, &self.conv_out, self.padding)
+        };
+        last().in_part(part)
     }
 
-    fn finish(&self, b: &B, x: &B::Tensor) -> Op<(B::Tensor, Vec<f32>)> {
-        let x = b.pixel_norm_silu(x, NORM_EPS, None)?;
-        let x = b.conv3d(&x, &self.conv_out, self.padding)?;
-        let cells = b.download(&x)?;
+    /// Channels that [`Self::encode`] gives.
+    pub(crate) fn channels_out(&self) -> usize {
+        self.latent_channels + 1
+    }
+
+    /// What [`Self::forward`] gives, for what [`Self::encode`] gave.
+    pub(crate) fn finish(&self, b: &B, x: &B::Tensor) -> Op<(B::Tensor, Vec<f32>)> {
+        let cells = b.download(x)?;
         let cells = cells.chunks_exact(self.latent_channels + 1);
         let log_variance = cells.map(|cell| cell[self.latent_channels]).collect();
-        let mean = b.first_channels(&x, self.latent_channels)?;
+        let mean = b.first_channels(x, self.latent_channels)?;
         let [scale, shift] = &self.normalise;
         Ok((b.channel_affine(&mean, scale, shift)?, log_variance))
     }
@@ -149,4 +164,8 @@ impl<B: Backend> Encoder<B> {
     pub fn deviation_scale(&self) -> &[f32] {
         &self.deviation_scale
     }
+}
+
+fn part() -> String {
+    "VAE encoder".to_owned()
 }

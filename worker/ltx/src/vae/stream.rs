@@ -4,6 +4,7 @@
 //! twice: what comes out is what an undivided decode gives.
 
 use super::blocks::Op;
+use crate::band::Band;
 use longtake_tensor::{Backend, Shape, Tensor, TimePadding};
 
 /// Frames that the next part needs.
@@ -32,7 +33,7 @@ impl<T: Tensor> Line<T> {
     }
 
     /// `x` behind what is held.
-    fn joined<B: Backend<Tensor = T>>(&mut self, b: &B, x: T) -> Op<T> {
+    fn joined<B: Backend<Tensor = T>>(&mut self, b: &Band<'_, B>, x: T) -> Op<T> {
         match self.held.take() {
             Some(held) => b.join_frames(&held, &x),
             None => Ok(x),
@@ -40,13 +41,13 @@ impl<T: Tensor> Line<T> {
     }
 
     /// Adds `x`.
-    pub fn push<B: Backend<Tensor = T>>(&mut self, b: &B, x: T) -> Op<()> {
+    pub fn push<B: Backend<Tensor = T>>(&mut self, b: &Band<'_, B>, x: T) -> Op<()> {
         self.held = Some(self.joined(b, x)?);
         Ok(())
     }
 
     /// Takes the first `count` frames off; they must be there.
-    pub fn take<B: Backend<Tensor = T>>(&mut self, b: &B, count: usize) -> Op<T> {
+    pub fn take<B: Backend<Tensor = T>>(&mut self, b: &Band<'_, B>, count: usize) -> Op<T> {
         let rule = "fewer frames wait than are asked for";
         let lost = || longtake_tensor::Error::operand("take frames", Shape::from([count]), rule);
         let held = self.held.take().ok_or_else(lost)?;
@@ -64,7 +65,7 @@ impl<T: Tensor> Line<T> {
     /// are. `skip` has the frames that are added.
     pub fn convolve<B: Backend<Tensor = T>>(
         &mut self,
-        b: &B,
+        b: &Band<'_, B>,
         conv: &B::Conv,
         x: T,
         ends: bool,

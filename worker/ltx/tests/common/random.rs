@@ -1,9 +1,12 @@
-//! A model of random weights with more attention heads than the golden one.
+//! A model of random weights with more attention heads than the golden one, and an upscaler of
+//! another kind.
 
-use super::{backend, model_copy};
+use super::{backend, golden, model_copy};
 use longtake_cpu::CpuBackend;
 use longtake_ltx::Model;
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use std::path::PathBuf;
 
 /// Blocks, channels of a head, channels of a caption (the golden text encoder's).
 const LAYERS: usize = 3;
@@ -98,4 +101,39 @@ pub fn model_of_heads(heads: usize) -> Model<CpuBackend> {
     let file = safetensors::serialize(views, None).expect("file");
     std::fs::write(folder.join("diffusion_pytorch_model.safetensors"), file).expect("file");
     Model::load(dir.path(), backend(2)).expect("the model loads")
+}
+
+/// The golden upscaler with kernels of one frame, its norms frame by frame (`dims` 2); the folder that
+/// it is in, and the file.
+pub fn flat_upscaler() -> (tempfile::TempDir, PathBuf) {
+    let bytes = std::fs::read(golden("upscaler.safetensors")).expect("upscaler");
+    let (_, header) = SafeTensors::read_metadata(&bytes).expect("header");
+    let mut metadata = header.metadata().clone().expect("metadata");
+    let config = metadata.get_mut("config").expect("configuration");
+    *config = config.replace("\"dims\": 3", "\"dims\": 2");
+    let file = SafeTensors::deserialize(&bytes).expect("upscaler");
+    let flat = file.iter().map(|(name, view)| {
+        let (mut shape, mut data) = (view.shape().to_vec(), view.data().to_vec());
+        if let &[n, c, kt, kh, kw] = &shape[..] {
+            // The frame in the middle of each kernel.
+            let frame = 2 * kh * kw;
+            let kernels = data.chunks_exact(kt * frame);
+            data = kernels
+                .flat_map(|k| &k[kt / 2 * frame..][..frame])
+                .copied()
+                .collect();
+            shape = vec![n, c, kh, kw];
+        }
+        (name.to_owned(), view.dtype(), shape, data)
+    });
+    let flat: Vec<_> = flat.collect();
+    let views = flat.iter().map(|(name, dtype, shape, data)| {
+        let view = TensorView::new(*dtype, shape.clone(), data).expect("tensor");
+        (name.as_str(), view)
+    });
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let path = dir.path().join("upscaler.safetensors");
+    let file = safetensors::serialize(views, Some(metadata)).expect("file");
+    std::fs::write(&path, file).expect("file");
+    (dir, path)
 }
