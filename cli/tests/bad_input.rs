@@ -285,6 +285,16 @@ fn a_broken_checkpoint_is_refused_before_anything_starts() {
 
     fs::write(&weights, &whole).expect("restored");
     edit_header(&weights, |header| {
+        // As long as what is there.
+        let entry = &mut header["proj_in.bias"];
+        assert_eq!(entry["dtype"], "F32");
+        entry["dtype"] = "I32".into();
+    });
+    let sentence = refusal(&render(), 1, "proj_in.bias");
+    assert!(sentence.contains("I32"), "{sentence}");
+
+    fs::write(&weights, &whole).expect("restored");
+    edit_header(&weights, |header| {
         let entry = header.remove("proj_in.bias").expect("a bias");
         header.insert("proj_in.bais".to_owned(), entry);
     });

@@ -116,11 +116,14 @@ fn a_film_survives_the_death_of_its_workers() {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    json(&process.wait_with_output().expect("the render ends"));
+    let report = json(&process.wait_with_output().expect("the render ends"));
     assert!(
         killed > 0,
         "the render was over before a worker could be killed"
     );
+    let segments = report["segments"].as_array().expect("segments");
+    let tried_again = |segment: &Value| segment["attempts"].as_u64() > Some(1);
+    assert!(segments.iter().any(tried_again), "{segments:?}");
     let film = fs::read(folder.path().join("killed.mp4")).expect("the film");
     assert!(film == whole, "{killed} dead workers changed the film");
 }

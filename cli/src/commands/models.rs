@@ -178,6 +178,7 @@ pub fn usual_name(path: &Path) -> Result<String> {
         path.file_stem()
     };
     let stem = stem.and_then(|stem| stem.to_str()).unwrap_or_default();
+    let stem = stem.trim_end_matches(".safetensors.index");
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let name: String = stem
         .chars()

@@ -68,7 +68,8 @@ impl Recipe {
             return Ok(shipped);
         }
         // An official checkpoint is sampled as the pipeline file of its name says.
-        match model.strip_suffix(".safetensors") {
+        let endings = [".safetensors", ".safetensors.index.json"];
+        match endings.iter().find_map(|e| model.strip_suffix(e)) {
             Some(path) => Self::of_checkpoint(model, path, weights),
             None => Self::of_folder(model),
         }

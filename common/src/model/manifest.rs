@@ -4,7 +4,7 @@ use super::ModelError;
 use super::hashes::Hashes;
 use crate::ids::Hash;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Bytes of a chunk: what is stored, sent and fetched at a time. The last one of a file is shorter.
@@ -29,6 +29,8 @@ const TRAINING_FOLDER: &str = "train";
 const DIFFUSERS_INDEX: &str = "model_index.json";
 /// What a model of one file is called in its list, whatever its owner calls it.
 const SINGLE_FILE: &str = "model.safetensors";
+/// What the list of the files of a model in several is called, whatever its owner calls it.
+const SHARD_INDEX: &str = "model.safetensors.index.json";
 
 /// One file of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,14 +63,17 @@ pub enum ManifestError {
     /// Not a list.
     #[error("the list of the model's files cannot be read: {0}")]
     Syntax(#[from] serde_json::Error),
+    /// Not an index of weights.
+    #[error("the index of its files cannot be read: {0}")]
+    Index(serde_json::Error),
     /// Against the rules.
     #[error("the list of the model's files cannot be used: {0}")]
     Rule(String),
 }
 
 impl Manifest {
-    /// Lists the model at `path`, a Diffusers folder or a file of weights, and hashes what `hashes`
-    /// does not know yet.
+    /// Lists the model at `path`, a Diffusers folder, a file of weights, or the index of several, and
+    /// hashes what `hashes` does not know yet.
     ///
     /// # Errors
     /// When there is no model, or a file cannot be read.
@@ -77,11 +82,14 @@ impl Manifest {
             let mut files = Vec::new();
             collect(path, "", &mut files)?;
             (files, None)
+        } else if is_shard_index(path) {
+            (shards(path)?, Some(SHARD_INDEX.to_owned()))
         } else {
             let single = SINGLE_FILE.to_owned();
             (vec![(single.clone(), path.to_owned())], Some(single))
         };
-        let is_weights = path.extension().is_some_and(|ending| ending == WEIGHTS);
+        let is_weights =
+            path.extension().is_some_and(|ending| ending == WEIGHTS) || is_shard_index(path);
         let has_weights = |(name, _): &(String, PathBuf)| has_ending(Path::new(name), &[WEIGHTS]);
         if (path.is_file() && !is_weights) || !files.iter().any(has_weights) {
             return Err(ModelError::Empty(path.to_owned()));
@@ -157,6 +165,8 @@ impl Manifest {
     pub fn place(&self, root: &Path, path: &str) -> PathBuf {
         match &self.entry {
             Some(entry) if entry == path && !root.is_dir() => root.to_owned(),
+            // Beside the index.
+            Some(_) if !root.is_dir() => root.with_file_name(path),
             _ => root.join(path),
         }
     }
@@ -253,6 +263,44 @@ fn check_path(path: &str) -> Result<(), ManifestError> {
 fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let ending = path.extension().and_then(|ending| ending.to_str());
     ending.is_some_and(|ending| endings.contains(&ending))
+}
+
+/// Whether `path` is the index of weights in several files, told by its name.
+fn is_shard_index(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.is_file() && name.ends_with(".safetensors.index.json")
+}
+
+/// An index, as far as it is read here.
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The index at `path` and the files that it names, which lie beside it.
+fn shards(path: &Path) -> Result<Vec<(String, PathBuf)>, ModelError> {
+    let bytes = std::fs::read(path).map_err(|source| ModelError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let wrong = |source| ModelError::List {
+        path: path.to_owned(),
+        source,
+    };
+    let index: ShardIndex =
+        serde_json::from_slice(&bytes).map_err(|error| wrong(ManifestError::Index(error)))?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    let mut files = vec![(SHARD_INDEX.to_owned(), path.to_owned())];
+    for name in names {
+        check_path(&name).map_err(wrong)?;
+        if name.contains('/') {
+            let rule = format!("'{}' is not beside its index", shown(&name));
+            return Err(wrong(ManifestError::Rule(rule)));
+        }
+        let place = path.with_file_name(&name);
+        files.push((name, place));
+    }
+    Ok(files)
 }
 
 /// The model's files below `folder`. Links are followed: caches of models consist of them.

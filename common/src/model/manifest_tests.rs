@@ -65,6 +65,55 @@ fn a_file_alone_is_the_same_model_under_any_name() {
 }
 
 #[test]
+fn an_index_brings_its_files() {
+    let folder = tempfile::tempdir().expect("folder");
+    let index = folder.path().join("big.safetensors.index.json");
+    for name in [
+        "big-1.safetensors",
+        "big-2.safetensors",
+        "other.safetensors",
+    ] {
+        fs::write(folder.path().join(name), name).expect("file");
+    }
+    let listing = |names: [&str; 2]| {
+        let [a, b] = names;
+        let map = format!(r#"{{"weight_map": {{"a": "{a}", "b": "{b}", "c": "{a}"}}}}"#);
+        fs::write(&index, map).expect("file");
+    };
+    listing(["big-1.safetensors", "big-2.safetensors"]);
+    let of_index = manifest(&index);
+    let names: Vec<_> = of_index.files().iter().map(|f| f.path.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "big-1.safetensors",
+            "big-2.safetensors",
+            "model.safetensors.index.json"
+        ]
+    );
+    for name in &names[..2] {
+        assert_eq!(of_index.place(&index, name), folder.path().join(name));
+    }
+    assert_eq!(of_index.place(&index, names[2]), index);
+    let fetched = folder.path().join("fetched");
+    assert_eq!(of_index.entry(&fetched), fetched.join(names[2]));
+
+    for (bad, expected) in [
+        ("../x.safetensors", "no path"),
+        ("a/x.safetensors", "beside"),
+    ] {
+        listing(["big-1.safetensors", bad]);
+        let error = Manifest::of(&index, &Hashes::forgetful()).expect_err("refused");
+        let ModelError::List { source, .. } = &error else {
+            panic!("{error}");
+        };
+        assert!(source.to_string().contains(expected), "{source}");
+    }
+    fs::write(&index, "{}").expect("file");
+    assert!(Manifest::of(&index, &Hashes::forgetful()).is_err());
+}
+
+#[test]
 fn what_is_no_model_is_refused() {
     let folder = tempfile::tempdir().expect("folder");
     fs::write(folder.path().join("config.json"), "{}").expect("file");

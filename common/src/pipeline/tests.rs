@@ -154,6 +154,108 @@ fn every_known_key_is_read() {
     }
 }
 
+/// What a film is sampled by when the file says `text` beside the least that it has to say.
+fn sampled_with(text: &str) -> Sampling {
+    let file = format!(
+        "pipeline_type: multi-scale\ncheckpoint_path: m\nspatial_upscaler_model_path: u\n\
+         downscale_factor: 0.6\n{text}"
+    );
+    sampling(&parse(&file).unwrap_or_else(|e| panic!("{file}: {e}")))
+}
+
+#[test]
+fn every_key_changes_how_a_film_is_sampled() {
+    // What a pass needs for the key to matter, the key, two values.
+    let of_a_pass = [
+        ("", "timesteps", "[1.0, 0.5]", "[1.0, 0.6]"),
+        ("", "num_inference_steps", "8", "9"),
+        (
+            "num_inference_steps: 9",
+            "skip_initial_inference_steps",
+            "1",
+            "2",
+        ),
+        (
+            "num_inference_steps: 9",
+            "skip_final_inference_steps",
+            "1",
+            "2",
+        ),
+        ("num_inference_steps: 9", "strength", "0.9", "0.5"),
+        ("num_inference_steps: 9", "guidance_scale", "2", "3"),
+        ("num_inference_steps: 9", "stg_scale", "0.5", "1"),
+        ("num_inference_steps: 9", "rescaling_scale", "0.5", "0.7"),
+        (
+            "guidance_scale: [1, 2]\n  num_inference_steps: 9",
+            "guidance_timesteps",
+            "[1.0, 0.9]",
+            "[1.0, 0.8]",
+        ),
+        (
+            "stg_scale: 1\n  num_inference_steps: 9",
+            "skip_block_list",
+            "[1]",
+            "[2]",
+        ),
+        (
+            "guidance_scale: 2\n  num_inference_steps: 9",
+            "cfg_star_rescale",
+            "true",
+            "false",
+        ),
+        (
+            "num_inference_steps: 9",
+            "stochastic_sampling",
+            "true",
+            "false",
+        ),
+        (
+            "num_inference_steps: 9",
+            "tone_map_compression_ratio",
+            "0.1",
+            "0.2",
+        ),
+        ("num_inference_steps: 9", "checkpoint_path", "a", "b"),
+    ];
+    for (beside, key, one, other) in of_a_pass {
+        let passes = ["first_pass", "second_pass"];
+        for pass in passes {
+            let with = |value| {
+                let rest = passes.iter().find(|p| **p != pass).expect("the other one");
+                sampled_with(&format!(
+                    "{pass}:\n  {beside}\n  {key}: {value}\n{rest}:\n  num_inference_steps: 4\n"
+                ))
+            };
+            assert_ne!(with(one), with(other), "{key} of {pass}");
+        }
+    }
+    let of_the_file = [
+        ("spatial_upscaler_model_path", "a", "b"),
+        ("downscale_factor", "0.5", "0.7"),
+        ("sampler", "uniform", "linear-quadratic"),
+        ("stg_mode", "attention_skip", "residual"),
+        ("use_teacache", "true", "false"),
+        ("teacache_threshold", "0.1", "0.2"),
+        ("decode_timestep", "0.1", "0.2"),
+        ("decode_noise_scale", "0.1", "0.2"),
+        ("text_tokens", "64", "128"),
+    ];
+    for (key, one, other) in of_the_file {
+        let with = |value| {
+            let least = "pipeline_type: multi-scale\nuse_teacache: true\ncheckpoint_path: m\n\
+                         spatial_upscaler_model_path: u\ndownscale_factor: 0.6\nfirst_pass:\n  \
+                         num_inference_steps: 9\nsecond_pass:\n  num_inference_steps: 4\n";
+            let kept: Vec<_> = least
+                .lines()
+                .filter(|line| !line.starts_with(key))
+                .collect();
+            let file = format!("{}\n{key}: {value}\n", kept.join("\n"));
+            sampling(&parse(&file).unwrap_or_else(|e| panic!("{file}: {e}")))
+        };
+        assert_ne!(with(one), with(other), "{key}");
+    }
+}
+
 #[test]
 fn bad_files_are_answered_with_the_way_out() {
     let two = "checkpoint_path: m\nspatial_upscaler_model_path: u\n";

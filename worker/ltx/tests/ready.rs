@@ -34,8 +34,14 @@ fn a_model_of_13_billion_weights_is_ready_without_being_copied() {
         official_folder(dir.path(), name);
         let before = anonymous_bytes();
         let file = dir.path().join(format!("{name}.safetensors"));
+        let start = std::time::Instant::now();
         let model = Model::load(&file, backend(2)).expect("loads");
+        let seconds = start.elapsed().as_secs_f64();
         let grown = anonymous_bytes().saturating_sub(before);
+        println!(
+            "{name}: ready in {seconds:.2} s with {} MiB beyond the file",
+            grown >> 20
+        );
         assert!(grown <= 200 << 20, "{name}: {} MiB", grown >> 20);
         let config = model.config();
         assert_eq!(
