@@ -6,6 +6,7 @@ use longtake_common::conditioning::{Conditioning, Place, Role};
 use longtake_common::film::Keyframe;
 use longtake_common::media::{PackWriter, open_video};
 use longtake_common::model::CHUNK_BYTES;
+use longtake_common::sampling::Pass;
 use longtake_common::spec::FRAMES_PER_LATENT;
 use longtake_common::{Frame, Hash};
 use std::path::{Path, PathBuf};
@@ -77,7 +78,7 @@ impl Uploads {
 }
 
 /// Pictures that the film is held to.
-#[derive(clap::Args, Clone, Debug)]
+#[derive(clap::Args, Clone, Debug, Default)]
 pub struct HeldArgs {
     /// Picture that the film is held to, at a frame [default: 0] and with a strength from 0 to 1
     /// [default: 1]; may be given several times
@@ -92,9 +93,10 @@ pub struct HeldArgs {
     #[arg(long, value_name = "PATH[:STRENGTH]", value_parser = reference_video, requires = "loras")]
     reference_video: Option<(PathBuf, f32)>,
     /// Video that all of the film begins as, as long as the film, with the highest noise level from
-    /// which it is sampled anew, above 0 and up to 1 [default: 0.9]
+    /// which it is sampled anew, above 0 and up to 1 [default: what the pipeline file leaves of its
+    /// steps, 0.9 when it leaves all]
     #[arg(long, value_name = "PATH[:STRENGTH]", value_parser = start_video)]
-    start_video: Option<(PathBuf, f32)>,
+    start_video: Option<(PathBuf, Option<f32>)>,
     /// Blur pictures and clips and take them through H.264 first, as the official program does:
     /// what is sharper than any frame of a film makes the film stand still
     #[arg(long)]
@@ -102,9 +104,12 @@ pub struct HeldArgs {
 }
 
 impl HeldArgs {
-    /// Highest noise level of a film that begins as a video.
-    pub fn start_strength(&self) -> Option<f32> {
-        self.start_video.as_ref().map(|(_, strength)| *strength)
+    /// Highest noise level of a film that begins as a video, whose first pass is `pass`.
+    pub fn start_strength(&self, pass: &Pass) -> Option<f32> {
+        let (_, given) = self.start_video.as_ref()?;
+        let begins_late = pass.skip_initial_steps > 0 || pass.strength < 1.0;
+        let usual = if begins_late { 1.0 } else { START_STRENGTH };
+        Some(given.unwrap_or(usual).min(pass.strength))
     }
 
     /// What a film of `frames` with these keyframes is held to, and what to upload for that.
@@ -156,24 +161,26 @@ impl HeldArgs {
 
 /// Reads `--reference-video`.
 fn reference_video(text: &str) -> Result<(PathBuf, f32), String> {
-    with_strength(text, 1.0)
+    with_strength(text).map(|(path, strength)| (path, strength.unwrap_or(1.0)))
 }
 
 /// Reads `--start-video`.
-fn start_video(text: &str) -> Result<(PathBuf, f32), String> {
-    match with_strength(text, START_STRENGTH)? {
-        (_, 0.0) => Err("a strength of 0 leaves nothing to sample".to_owned()),
+fn start_video(text: &str) -> Result<(PathBuf, Option<f32>), String> {
+    match with_strength(text)? {
+        (_, Some(0.0)) => Err("a strength of 0 leaves nothing to sample".to_owned()),
         found => Ok(found),
     }
 }
 
 /// A path; only a number behind the last colon is a strength.
-fn with_strength(text: &str, usual: f32) -> Result<(PathBuf, f32), String> {
+fn with_strength(text: &str) -> Result<(PathBuf, Option<f32>), String> {
     let split = text.rsplit_once(':');
     let strength = split.and_then(|(path, strength)| Some((path, strength.parse::<f32>().ok()?)));
     match strength {
-        None => Ok((text.into(), usual)),
-        Some((path, strength)) if (0.0..=1.0).contains(&strength) => Ok((path.into(), strength)),
+        None => Ok((text.into(), None)),
+        Some((path, strength)) if (0.0..=1.0).contains(&strength) => {
+            Ok((path.into(), Some(strength)))
+        }
         Some((_, strength)) => Err(format!("the strength {strength} is not from 0 to 1")),
     }
 }
@@ -294,6 +301,34 @@ fn packs(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_start_video_keeps_what_the_pipeline_file_leaves_out() {
+        let args = |text| HeldArgs {
+            start_video: Some(start_video(text).expect("a path")),
+            ..HeldArgs::default()
+        };
+        let whole = Pass::plain(longtake_common::sampling::Schedule::Steps(8), 1.0);
+        let cut = Pass {
+            skip_initial_steps: 2,
+            ..whole.clone()
+        };
+        let weak = Pass {
+            strength: 0.95,
+            ..whole.clone()
+        };
+        for (text, pass, expected) in [
+            ("a.mp4", &whole, START_STRENGTH),
+            ("a.mp4", &cut, 1.0),
+            ("a.mp4", &weak, 0.95),
+            ("a.mp4:0.5", &whole, 0.5),
+            ("a.mp4:0.5", &cut, 0.5),
+            ("a.mp4:0.97", &weak, 0.95),
+        ] {
+            assert_eq!(args(text).start_strength(pass), Some(expected), "{text}");
+        }
+        assert_eq!(HeldArgs::default().start_strength(&whole), None);
+    }
 
     #[test]
     fn places_and_strengths_are_read() {

@@ -357,8 +357,8 @@ impl JobArgs {
                 }
             }
         }
-        if let Some(strength) = self.held.start_strength() {
-            sampling.first_pass.strength = sampling.first_pass.strength.min(strength);
+        if let Some(strength) = self.held.start_strength(&sampling.first_pass) {
+            sampling.first_pass.strength = strength;
         }
         if let Some(tokens) = self.text_tokens {
             sampling.text_tokens = count("text tokens", tokens)?;

@@ -446,7 +446,10 @@ fn check(config: &ModelConfig, blocks: usize, r: &DenoiseRequest<'_>) -> Result<
         conditioning::check(item, window, time_ratio)?;
     }
     check_start(r, window, time_ratio)?;
-    let wrong = |step: &&GuidanceStep| step.skip_blocks.iter().any(|&block| block >= blocks);
+    // The official files of small models name blocks of large ones beside a scale of 0.
+    let wrong = |step: &&GuidanceStep| {
+        is_perturbed(step) && step.skip_blocks.iter().any(|&block| block >= blocks)
+    };
     if let Some(step) = r.pass.guidance.steps.iter().find(wrong) {
         let message = format!(
             "skip_block_list {:?} names a block that the model, which has {blocks}, has not",

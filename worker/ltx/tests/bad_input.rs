@@ -320,6 +320,8 @@ fn requests_that_do_not_fit_are_refused() {
     (skipped.skip_initial, skipped.skip_final) = (1, 1);
     let mut disturbed = pass.clone();
     disturbed.guidance.steps[0].skip_blocks = vec![0, 7];
+    let not_disturbed = disturbed.clone();
+    disturbed.guidance.steps[0].stg_scale = 1.0;
     let good = DenoiseRequest::new(class, [2, 1, 1], 24.0, 0, &pass, &prompt);
     let run = |request: &DenoiseRequest<'_>| {
         model.denoise(request, &mut |_, _| ControlFlow::Continue(()))
@@ -435,6 +437,12 @@ fn requests_that_do_not_fit_are_refused() {
         let error = run(&request).expect_err(word).to_string();
         assert!(error.contains(word), "{error}");
     }
+    // The official file of the 2B model names block 42 of 28, and disturbs none.
+    let named = DenoiseRequest {
+        pass: &not_disturbed,
+        ..good.clone()
+    };
+    run(&named).expect("latents");
     let stopped = model.denoise(&good, &mut |_, _| ControlFlow::Break(()));
     assert!(matches!(
         stopped,
