@@ -12,7 +12,7 @@ import reference
 from safetensors.torch import load_file, save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
-BASIC, CONDITION, OFFICIAL = (["--pipeline", p] for p in ("basic", "condition", "official"))
+BASIC, CONDITION, OFFICIAL, COMFY = (["--pipeline", p] for p in ("basic", "condition", "official", "comfy"))
 GUIDED = "--guidance [1,6,8,3] --guidance-timesteps [1.0,0.99,0.9,0.5]".split()
 STG = "--stg-scale 2 --rescaling-scale 0.7 --skip-blocks [1]".split()
 CASES = {
@@ -48,6 +48,8 @@ CASES = {
     "official_multi_scale_dev": OFFICIAL + [
         "--size", "96x64", "--frames", "17", "--seed", "31", "--multi-scale", "--steps", "6", "--skip-final", "1",
         "--second-skip-initial", "4", "--guidance", "3", "--downscale-factor", "0.5", "--scheduler", "condition"],
+    "comfy": COMFY + "--size 64x96 --frames 9 --guidance 2.5 --steps 5 --seed 32 --condition 0:1:0.7".split(),
+    "comfy_clip": COMFY + "--size 64x32 --frames 25 --steps 6 --seed 33 --condition 0:9:1.0".split(),
 }
 
 

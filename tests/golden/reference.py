@@ -296,6 +296,51 @@ def diffusers_case(a, parts, tokenizer):
     return latents, (video.permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")
 
 
+def comfy_levels(steps, tokens):
+    """The levels of ComfyUI's LTXVScheduler as it comes: shifted by size, stretched to end at 0.1, then 0."""
+    levels = torch.linspace(1.0, 0.0, steps + 1)
+    shift = math.exp(0.95 + (tokens - 1024) * (2.05 - 0.95) / (4096 - 1024))
+    levels = torch.where(levels > 0, shift / (shift + (1 / levels - 1)), levels)
+    away = 1 - levels[:-1]
+    return torch.cat([1 - away * (1 - 0.1) / away[-1], levels[-1:]])
+
+
+def comfy_case(a, parts, tokenizer):
+    """Euler steps as ComfyUI takes them with pictures from the first frame on, which it mixes with what the transformer sees
+    and with what it predicts; the parts are those of diffusers."""
+    pipe = LTXConditionPipeline(FlowMatchEulerDiscreteScheduler(), parts["vae"], parts["text_encoder"], tokenizer,
+                                parts["transformer"])
+    text, mask, negative, negative_mask = pipe.encode_prompt(a.prompt, a.negative, max_sequence_length=a.text_tokens)
+    f, h, w = latent_size(a)
+    generator = torch.Generator("cpu").manual_seed(a.seed)
+    x = pipe._pack_latents(torch.randn((1, 128, f, h, w), generator=generator), 1, 1)
+    held, free = torch.zeros(1, 128, f, h, w), torch.ones(1, 1, f, h, w)
+    for _, pictures, strength in conditions(a):
+        z = pipe.vae.encode(torch.from_numpy(pictures).float().permute(3, 0, 1, 2)[None] / 127.5 - 1).latent_dist.mode()
+        z = pipe._normalize_latents(z, pipe.vae.latents_mean, pipe.vae.latents_std)
+        held[:, :, :z.shape[2]], free[:, :, :z.shape[2]] = z, 1 - strength
+    held, free = pipe._pack_latents(held, 1, 1), pipe._pack_latents(free, 1, 1)
+    places = pipe._scale_video_ids(pipe._prepare_video_ids(1, f, h, w), 32, 8, 0, "cpu").float()
+    places[:, 0] /= a.fps
+    levels = comfy_levels(a.steps, f * h * w)
+    for level, after in zip(levels, levels[1:]):
+        seen = x * free + held * (1 - free)
+        predict = lambda text, mask: seen - level * parts["transformer"](
+            seen, text, (level * 1000 * free)[..., 0], mask, video_coords=places, return_dict=False)[0]
+        clean = predict(text, mask)
+        if a.guidance != 1:
+            other = predict(negative, negative_mask)
+            clean = other + (clean - other) * a.guidance
+        clean = clean * free + held * (1 - free)
+        x = x + (x - clean) / level * (after - level)
+    latents = pipe._unpack_latents(x, f, h, w)
+    z = pipe._denormalize_latents(latents, pipe.vae.latents_mean, pipe.vae.latents_std)
+    z = torch.lerp(z, torch.randn(z.shape, generator=generator), a.decode_noise_scale)
+    video = pipe.vae.decode(z, torch.tensor([a.decode_timestep]), return_dict=False)[0]
+    video = (video[0] / 2 + .5).clamp(0, 1)
+    return latents, (video.permute(1, 2, 3, 0).numpy() * 255).round().astype("uint8")
+
+
 def official_pipeline(a, tokenizer, text):
     from ltx_video.models.autoencoders.causal_video_autoencoder import CausalVideoAutoencoder
     from ltx_video.models.autoencoders.latent_upsampler import LatentUpsampler
@@ -390,7 +435,7 @@ def numbers(text):
 def arguments(line=None):
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=pathlib.Path, required=True)
-    p.add_argument("--pipeline", choices=("basic", "condition", "official"), default="basic")
+    p.add_argument("--pipeline", choices=("basic", "condition", "official", "comfy"), default="basic")
     p.add_argument("--model", type=pathlib.Path)
     p.add_argument("--model-seed", type=int, default=1)
     for name in ("heads", "head-dim", "layers"):
@@ -453,7 +498,8 @@ def main(line=None):
         save_official(a, parts)
         save_upscaler(a)
     ids = tokenizer(a.prompt, padding="max_length", max_length=a.text_tokens, truncation=True).input_ids
-    latents, frames = (official_case if a.pipeline == "official" else diffusers_case)(a, parts, tokenizer)
+    render = dict(official=official_case, comfy=comfy_case).get(a.pipeline, diffusers_case)
+    latents, frames = render(a, parts, tokenizer)
     save_file({"tokens": torch.tensor(ids, dtype=torch.int32), "latents": latents.float().contiguous(),
                "frames": torch.from_numpy(np.ascontiguousarray(frames))}, str(a.out / "case.safetensors"))
     about = {k: v for k, v in vars(a).items() if not isinstance(v, pathlib.Path) and k not in ("official",)}

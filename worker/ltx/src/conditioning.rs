@@ -53,6 +53,8 @@ pub(crate) struct Tokens {
     pub index: Vec<u32>,
     /// The latents in front.
     pub in_front: Vec<Front>,
+    /// `[L, C]`, what tokens are held to and 0 for free ones, where that is mixed in around every step.
+    pub held: Option<Vec<f32>>,
 }
 
 /// How tokens are held.
@@ -131,12 +133,17 @@ impl Tokens {
         let mut kinds = vec![FREE];
         let mut own = vec![0u32; latents.frames];
         let (mut front, mut front_kinds) = (Vec::new(), Vec::new());
+        // What is mixed in around every step leaves the noise as it is.
+        let mixes = class == PipelineClass::Comfy;
+        let share = |strength: f32| if mixes { 0.0 } else { strength };
+        let (mut shown, mut front_shown) = (latents.zeroed(), Vec::new());
         let mut in_front = Vec::new();
         for item in items {
             let kind = kind_index(&mut kinds, item);
             let frame_of = |f: usize| (time_ratio * f + 1).saturating_sub(time_ratio);
             if let Some(stride) = item.reference_stride {
-                let z = reference(item, noise);
+                let z = reference(item, share(item.strength), noise);
+                front_shown.extend(item.encoded.mode.to_tokens());
                 front_kinds.extend(std::iter::repeat_n(kind, z.frames * z.height * z.width));
                 in_front.extend((0..z.frames).map(|f| Front {
                     frame: item.frame + frame_of(f),
@@ -152,12 +159,14 @@ impl Tokens {
                 (frame, _) => (PREFIX_LATENTS.min(z.frames), frame / time_ratio),
             };
             for f in skipped..z.frames {
-                mix_frame(&mut latents, first + f, &z, f, item.strength);
+                mix_frame(&mut latents, first + f, &z, f, share(item.strength));
+                mix_frame(&mut shown, first + f, &z, f, 1.0);
                 own[first + f] = kind;
             }
             if skipped > 0 {
-                let prefix = mixed(z.slice(0, skipped), item.strength, noise);
-                front.extend(prefix.to_tokens());
+                let prefix = z.slice(0, skipped);
+                front_shown.extend(prefix.to_tokens());
+                front.extend(mixed(prefix, share(item.strength), noise).to_tokens());
                 let cells = z.height * z.width;
                 front_kinds.extend(std::iter::repeat_n(kind, skipped * cells));
                 in_front.extend((0..skipped).map(|f| Front {
@@ -175,8 +184,10 @@ impl Tokens {
             )
             .collect();
         front.extend(latents.to_tokens());
+        front_shown.extend(shown.to_tokens());
         Self {
             values: front,
+            held: (mixes && kinds.len() > 1).then_some(front_shown),
             kinds,
             index,
             in_front,
@@ -192,11 +203,11 @@ fn mixed(latents: Latents, strength: f32, noise: &mut Noise) -> Latents {
     Latents { values, ..latents }
 }
 
-/// What tokens of a reference video begin as: itself, for ComfyUI's nodes take the mode.
-fn reference(item: &Held<'_>, noise: &mut Noise) -> Latents {
+/// What tokens of a reference video begin as, `share` of it itself: ComfyUI's nodes take the mode.
+fn reference(item: &Held<'_>, share: f32, noise: &mut Noise) -> Latents {
     let z = item.encoded.mode.clone();
     match item.strength < 1.0 {
-        true => mixed(z, item.strength, noise),
+        true => mixed(z, share, noise),
         false => z,
     }
 }

@@ -5,6 +5,7 @@ use crate::config::{ModelConfig, PipelineClass};
 use crate::embeddings::{Positions, rope, timestep_sinusoid};
 use crate::error::{Error, InPart, Result};
 use crate::guidance::{self, Branch, Predictions};
+use crate::mixing::Mixing;
 use crate::noise::Noise;
 use crate::sampling::{GuidanceStep, Pass};
 use crate::schedule::{Schedule, TokenStep};
@@ -36,6 +37,7 @@ pub(crate) struct Denoising<'a, B: Backend> {
     noise: Noise,
     tokens: Tokens,
     index: B::Index,
+    mixing: Option<Mixing<B>>,
     channels: usize,
     /// This rank's share of the tokens, where a gang shares them.
     shard: Option<Shard<'a, B>>,
@@ -105,6 +107,7 @@ impl<'a, B: Backend> Denoising<'a, B> {
             index: b
                 .upload_index(&tokens.index)
                 .in_part(|| "token timesteps".into())?,
+            mixing: mixing(b, &tokens, channels)?,
             tokens,
             channels,
         })
@@ -125,10 +128,19 @@ impl<'a, B: Backend> Denoising<'a, B> {
             let moves: Vec<TokenStep> = kinds
                 .map(|kind| self.schedule.token_step(step, kind.strength))
                 .collect();
-            let v = self.velocity(&x, step, &moves, &mut cache)?;
-            x = self
-                .advance(x, &v, &moves)
-                .in_part(|| format!("step {step}"))?;
+            let part = || format!("step {step}");
+            let mixed = self.mixing.as_ref().map(|m| m.mixed(b, &x, &self.index));
+            let seen = mixed.transpose().in_part(part)?;
+            let v = self.velocity(seen.as_ref().unwrap_or(&x), step, &moves, &mut cache)?;
+            x = match (&self.mixing, &seen) {
+                (Some(mixing), Some(seen)) => {
+                    let level = self.schedule.sigmas[step];
+                    let clean = mixing.clean(b, seen, &v, level, &self.index);
+                    clean.and_then(|clean| self.towards(&x, &clean, step))
+                }
+                _ => self.advance(x, &v, &moves),
+            }
+            .in_part(part)?;
             let mut stops = progress(step + 1, steps).is_break();
             if let Some(shard) = &self.shard {
                 // Nobody is left waiting for ranks that have stopped.
@@ -211,6 +223,24 @@ impl<'a, B: Backend> Denoising<'a, B> {
             .add_scaled_tokens(x, &clean, &factors(|m| -m.next), &self.index)?;
         self.b
             .add_scaled_tokens(x, &fresh, &factors(|m| m.next), &self.index)
+    }
+
+    /// From `x` to the next level, on the way to the picture `clean`.
+    fn towards(
+        &mut self,
+        x: &B::Tensor,
+        clean: &B::Tensor,
+        step: usize,
+    ) -> longtake_tensor::Result<B::Tensor> {
+        let (current, next) = (self.schedule.sigmas[step], self.schedule.sigmas[step + 1]);
+        if !self.request.pass.stochastic {
+            let left = next / current;
+            return self.b.weighted_sum(x, left, clean, 1.0 - left);
+        }
+        let drawn = self.noise.draw_ambient(self.tokens.values.len());
+        let shape = Shape::from([drawn.len() / self.channels, self.channels]);
+        let fresh = self.b.upload(shape, &drawn)?;
+        self.b.weighted_sum(clean, 1.0 - next, &fresh, next)
     }
 
     fn velocity(
@@ -344,6 +374,14 @@ impl<'a, B: Backend> Denoising<'a, B> {
     }
 }
 
+/// What is mixed in around every step, if anything is.
+fn mixing<B: Backend>(b: &B, tokens: &Tokens, channels: usize) -> Result<Option<Mixing<B>>> {
+    let strengths = || tokens.kinds.iter().map(|kind| kind.strength).collect();
+    let held = tokens.held.as_ref();
+    let mixing = held.map(|held| Mixing::new(b, held, channels, strengths()));
+    mixing.transpose().in_part(|| "what is held".into())
+}
+
 fn share() -> String {
     "the share of a rank".to_owned()
 }
@@ -446,22 +484,29 @@ fn check(config: &ModelConfig, blocks: usize, r: &DenoiseRequest<'_>) -> Result<
         conditioning::check(item, window, time_ratio)?;
     }
     check_start(r, window, time_ratio)?;
-    // The official files of small models name blocks of large ones beside a scale of 0.
-    let wrong = |step: &&GuidanceStep| {
-        is_perturbed(step) && step.skip_blocks.iter().any(|&block| block >= blocks)
-    };
-    if let Some(step) = r.pass.guidance.steps.iter().find(wrong) {
-        let message = format!(
-            "skip_block_list {:?} names a block that the model, which has {blocks}, has not",
-            step.skip_blocks
-        );
-        return refuse("guidance", message);
-    }
     let schedule = Schedule::new(&config.scheduler, r.class, r.pass, token_count)?;
+    check_blocks(r, &schedule, blocks)?;
     if let Some(allowed) = &config.scheduler.allowed_inference_steps {
         schedule.check_allowed(allowed)?;
     }
     Ok(schedule)
+}
+
+/// Checks the blocks that are disturbed in some step: the official files of small models name others,
+/// beside a scale of 0.
+fn check_blocks(r: &DenoiseRequest<'_>, schedule: &Schedule, blocks: usize) -> Result<()> {
+    let steps = (0..schedule.len()).filter_map(|i| r.pass.guidance.at(schedule.level(i)));
+    let wrong = |step: &&GuidanceStep| step.skip_blocks.iter().any(|&block| block >= blocks);
+    let Some(step) = steps.filter(|step| is_perturbed(step)).find(wrong) else {
+        return Ok(());
+    };
+    refuse(
+        "guidance",
+        format!(
+            "skip_block_list {:?} names a block that the model, which has {blocks}, has not",
+            step.skip_blocks
+        ),
+    )
 }
 
 fn check_start(r: &DenoiseRequest<'_>, window: [usize; 4], time_ratio: usize) -> Result<()> {

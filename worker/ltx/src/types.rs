@@ -64,6 +64,14 @@ impl Latents {
         count > 0 && self.values.len() == count
     }
 
+    /// Zeros of the same sizes.
+    pub(crate) fn zeroed(&self) -> Self {
+        Self {
+            values: vec![0.0; self.values.len()],
+            ..*self
+        }
+    }
+
     /// Latent frames `from..to`; panics outside the video, as slices do.
     pub fn slice(&self, from: usize, to: usize) -> Self {
         let plane = self.height * self.width;

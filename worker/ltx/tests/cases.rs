@@ -116,6 +116,7 @@ impl Case {
             "basic" => PipelineClass::Plain,
             "condition" => PipelineClass::Condition,
             "official" => PipelineClass::Official,
+            "comfy" => PipelineClass::Comfy,
             other => panic!("{other}"),
         }
     }
@@ -173,8 +174,8 @@ impl Case {
             guidance: self.guidance(),
             stochastic: self.stochastic,
             image_cond_noise_scale: match self.class() {
-                // The image pipeline has none.
-                PipelineClass::Plain => 0.0,
+                // The image pipeline and ComfyUI's nodes have none.
+                PipelineClass::Plain | PipelineClass::Comfy => 0.0,
                 _ => self.image_cond_noise_scale,
             },
             ..Pass::plain(steps, 1.0)
@@ -411,4 +412,9 @@ fn renders_match_diffusers() {
 #[test]
 fn renders_match_lightricks_code() {
     check_all("official", 11);
+}
+
+#[test]
+fn what_is_held_is_mixed_in_as_comfyui_does() {
+    check_all("comfy", 2);
 }

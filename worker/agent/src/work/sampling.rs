@@ -47,7 +47,7 @@ pub fn pass(sampling: &Sampling, pass: &sampling::Pass, class: PipelineClass) ->
         },
         stochastic: pass.stochastic_sampling,
         image_cond_noise_scale: match class {
-            PipelineClass::Plain => 0.0,
+            PipelineClass::Plain | PipelineClass::Comfy => 0.0,
             _ => IMAGE_COND_NOISE_SCALE,
         },
         tea_cache: pass.teacache.map(|teacache| teacache.threshold),

@@ -206,9 +206,19 @@ impl Schedule {
     }
 
     /// What step `step` does to tokens that are held at `strength` (0..1; 0 are free): they begin
-    /// at noise level 1 - strength, and wait until the schedule comes down to it.
+    /// at noise level 1 - strength, and wait until the schedule comes down to it; but see
+    /// [`crate::mixing`].
     pub(crate) fn token_step(&self, step: usize, strength: f32) -> TokenStep {
         let own = 1.0 - strength;
+        if self.class == PipelineClass::Comfy {
+            // All tokens take all steps, and are mixed with what is held around them.
+            let (current, next) = (self.sigmas[step], self.sigmas[step + 1]);
+            return TokenStep {
+                timestep: current * own * 1000.0,
+                current,
+                next,
+            };
+        }
         if self.class == PipelineClass::Plain && strength == 0.0 {
             return TokenStep {
                 timestep: self.timesteps[step],
