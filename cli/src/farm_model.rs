@@ -8,8 +8,11 @@ use crate::terminal::remark;
 use anyhow::{Context, Result, anyhow, bail};
 use longtake_agent::Dial;
 use longtake_common::Hash;
-use longtake_common::model::{CHUNK_BYTES, Manifest, find_model, shipped_models};
+use longtake_common::model::{
+    CHUNK_BYTES, Hashes, Listed, Manifest, PIPELINE_FILE, Role, find_model, shipped_models,
+};
 use longtake_common::spec::Codec;
+use longtake_proto::v1;
 use std::path::Path;
 
 /// The job that `job` describes, for a farm, and the farm.
@@ -25,11 +28,19 @@ pub async fn wanted_on_farm(
         .then(|| job.wanted(codec, Weights::Required))
         .transpose()?;
     let mut client = farm.connect().await?;
-    let stored = stored(&client, &name).await?;
+    let (name, stored) = match stored(&client, &name).await? {
+        None if !is_here => match job.set_name()? {
+            Some(set) => match stored_set(&client, &set).await? {
+                Some(stored) => (set, Some(stored)),
+                None => (name, None),
+            },
+            None => (name, None),
+        },
+        stored => (name, stored),
+    };
     let wanted = match (local, stored) {
         (Some(wanted), stored) => {
-            check_same(&name, &wanted, stored.map(|(hash, _)| hash))?;
-            give(&mut client, &name, wanted.spec.model.hash).await?;
+            check_same(&name, &wanted, stored)?;
             wanted
         }
         (None, Some(stored)) => from_store(job, codec, &name, &client, stored).await?,
@@ -42,14 +53,15 @@ pub async fn wanted_on_farm(
         ),
     };
     let model = &wanted.spec.model;
+    give(&mut client, &model.location, model.hash, Sort::Model).await?;
     if let Some(text) = &model.text_encoder {
-        give(&mut client, &text.location, text.hash).await?;
+        give(&mut client, &text.location, text.hash, Sort::TextEncoder).await?;
     }
     for lora in &model.loras {
-        give(&mut client, &lora.location, lora.hash).await?;
+        give(&mut client, &lora.location, lora.hash, Sort::Model).await?;
     }
     for file in wanted.spec.sampling.files() {
-        give(&mut client, &file.location, file.hash).await?;
+        give(&mut client, &file.location, file.hash, Sort::Model).await?;
     }
     Ok((wanted, client))
 }
@@ -77,20 +89,46 @@ pub async fn wanted_here(job: &JobArgs, codec: Codec, state: Option<&Path>) -> R
     found
 }
 
+/// What is listed of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sort {
+    /// The files at the path.
+    Model,
+    /// Those of a text encoder, and its tokenizer's.
+    TextEncoder,
+}
+
 /// A worker never opens a path that a job names: a model that is here and nowhere on the farm is
 /// stored there.
-async fn give(client: &mut Client, name: &str, hash: Hash) -> Result<()> {
-    let path = find_model(name)?;
+async fn give(client: &mut Client, name: &str, hash: Hash, sort: Sort) -> Result<()> {
     let text = hash.to_string();
     let workers = client.workers().await?;
     let is_held = workers.iter().any(|worker| worker.models.contains(&text));
-    // Workers that come later have what comes with the program.
-    let is_expected = workers.is_empty() && shipped_models().contains(&path);
     let models = client.models().await?;
-    if is_held || is_expected || models.iter().any(|model| model.hash == text) {
+    let is_stored =
+        |model: &v1::Model| model.hash == text || model.parts.iter().any(|part| part.hash == text);
+    if is_held || models.iter().any(is_stored) {
         return Ok(());
     }
-    let usual = models::usual_name(&path)?;
+    let path = find_model(name)?;
+    // Workers that come later have what comes with the program.
+    if workers.is_empty() && shipped_models().contains(&path) {
+        return Ok(());
+    }
+    let reading = path.clone();
+    let listed = tokio::task::spawn_blocking(move || -> Result<Listed> {
+        let hashes = Hashes::usual();
+        if sort == Sort::TextEncoder {
+            return Ok(Listed::of_text_encoder(&reading, &hashes)?);
+        }
+        longtake_agent::check_whole_model(&reading)?;
+        Ok(Listed::of(&reading, &hashes)?)
+    });
+    let listed = listed.await??;
+    let usual = match sort {
+        Sort::Model => models::usual_name(&path)?,
+        Sort::TextEncoder => format!("{}-text-encoder", models::usual_name(&path)?),
+    };
     let is_taken = models.iter().any(|model| model.name == usual);
     let name = if is_taken {
         format!("{usual}-{}", hash.short())
@@ -101,7 +139,13 @@ async fn give(client: &mut Client, name: &str, hash: Hash) -> Result<()> {
         "note: no worker has {}: storing it on the farm as '{name}'",
         path.display()
     ));
-    models::store(client, &name, &path).await.map(drop)
+    models::send(client, &name, &listed).await.map(drop)
+}
+
+/// The set of that name, if one is stored.
+async fn stored_set(client: &Client, name: &str) -> Result<Option<(Hash, Manifest)>> {
+    let found = stored(client, name).await?;
+    Ok(found.filter(|(_, manifest)| !manifest.parts().is_empty()))
 }
 
 /// Only a bare name or a hash can be that of a stored model; anything else is a path.
@@ -113,9 +157,14 @@ async fn stored(client: &Client, name: &str) -> Result<Option<(Hash, Manifest)>>
 }
 
 /// One name for two models would be a film that depends on where the command was given.
-fn check_same(name: &str, wanted: &Wanted, stored: Option<Hash>) -> Result<()> {
+fn check_same(name: &str, wanted: &Wanted, stored: Option<(Hash, Manifest)>) -> Result<()> {
     let here = wanted.spec.model.hash;
-    match stored {
+    let checkpoint = |(hash, manifest): (Hash, Manifest)| {
+        let mut parts = manifest.parts().iter();
+        let part = parts.find(|part| part.role == Role::Checkpoint);
+        part.map_or(hash, |part| part.hash)
+    };
+    match stored.map(checkpoint) {
         Some(there) if there != here => bail!(
             "the name '{name}' stands for model {} here and for {} on the farm: give the path of the one or the hash of the other as --model",
             here.short(),
@@ -142,7 +191,8 @@ async fn from_store(
     // Its configuration says how it is sampled; its weights stay where they are.
     let folder = tempfile::tempdir().context("make a temporary folder")?;
     for file in manifest.files() {
-        if file.bytes > CHUNK_BYTES || !file.path.ends_with(".json") {
+        let is_small = file.bytes <= CHUNK_BYTES;
+        if !is_small || !(file.path.ends_with(".json") || file.path == PIPELINE_FILE) {
             continue;
         }
         let path = manifest.place(folder.path(), &file.path);
@@ -157,6 +207,7 @@ async fn from_store(
         name,
         hash,
         folder: folder.path(),
+        parts: manifest.parts(),
     };
     job.wanted(codec, Weights::Stored(stored))
 }

@@ -1,9 +1,11 @@
 //! The flags that say what film is wanted, shared by `render`, `submit` and `plan`, and the way
 //! from them to a [`JobSpec`].
 
+mod parts;
 mod recipe;
 mod stored;
 
+pub use parts::ModelSet;
 pub use stored::Stored;
 
 use crate::conditioning::{HeldArgs, Uploads};
@@ -12,6 +14,7 @@ use crate::model_args::{self, ModelArgs};
 use anyhow::{Result, anyhow};
 use clap::ValueEnum;
 use longtake_common::film::{Film, Keyframe};
+use longtake_common::media;
 use longtake_common::request::{
     Length, OVERLAP_FRAMES_DEFAULT, SEGMENT_FRAMES_DEFAULT, SpecError, SpecRequest, check_fps,
     parse_size,
@@ -19,7 +22,6 @@ use longtake_common::request::{
 use longtake_common::spec::{
     Codec, Continuity, JobSpec, ModelRef, Reference, Sampling, Shot, Transition,
 };
-use longtake_common::{Hash, media};
 use recipe::Recipe;
 use std::path::PathBuf;
 
@@ -221,7 +223,7 @@ impl JobArgs {
                 recipe.check_passes()?;
                 model
             }
-            Weights::Ignored => ModelRef::new(recipe.model.clone(), Hash::of(b"")),
+            Weights::Ignored => ModelRef::new(recipe.model.clone(), model_args::unread_hash()),
         };
         let enhancement = std::mem::take(&mut recipe.enhancement);
         let (mut request, keyframes) = self.request(film, recipe, model, codec)?;

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, anyhow};
 use longtake_common::Hash;
-use longtake_common::model::{find_model, hash_model};
+use longtake_common::model::{find_model, hash_model, hash_text_encoder};
 use longtake_common::spec::{LoraRef, ModelRef};
 use std::path::Path;
 
@@ -47,8 +47,25 @@ impl ModelArgs {
         eight_bit: bool,
     ) -> Result<ModelRef> {
         let path = find_model(name)?;
-        let model = ModelRef::new(location(name, &path)?, Hash::of(b""));
-        self.complete(model, path.is_file(), text_encoder, eight_bit)
+        let model = unread(name)?;
+        let mut model = self.complete(model, path.is_file(), text_encoder, eight_bit)?;
+        // Named here, it goes where the checkpoint goes, and is a part of what names the results.
+        if path.is_file()
+            && model.text_encoder.is_none()
+            && let Ok(beside) = longtake_agent::text_encoder_beside(&path)
+            && let Some(beside) = beside.to_str()
+        {
+            model.text_encoder = Some(Box::new(unread(beside)?));
+        }
+        Ok(model)
+    }
+
+    /// A model with this text encoder and nothing else added.
+    pub fn with_text_encoder(text_encoder: Option<String>) -> Self {
+        Self {
+            text_encoder,
+            ..Self::default()
+        }
     }
 
     /// How many times smaller than the film the reference video of its IC-LoRA is.
@@ -79,10 +96,6 @@ impl ModelArgs {
         text_encoder: Option<&str>,
         eight_bit: bool,
     ) -> Result<ModelRef> {
-        let unread = |name: &str| -> Result<ModelRef> {
-            let path = find_model(name)?;
-            Ok(ModelRef::new(location(name, &path)?, Hash::of(b"")))
-        };
         let text_encoder = match (&self.text_encoder, text_encoder) {
             (Some(own), _) => Some(unread(own)?),
             // The official files name a repository; a checkpoint may have its encoder beside it.
@@ -110,23 +123,35 @@ impl ModelArgs {
     }
 }
 
-fn hash(location: &str) -> Result<Hash> {
-    Ok(hash_model(&find_model(location)?)?)
+/// Stands for the hash of files that were not read yet.
+pub fn unread_hash() -> Hash {
+    Hash::of(b"")
 }
 
-/// Fills in the hashes of a model's files.
+/// Whether the files are on this machine and were not hashed yet; those that are stored on a farm
+/// have their hash from there.
+pub fn is_unread(model: &ModelRef) -> bool {
+    model.hash == unread_hash()
+}
+
+/// The model `name` of this machine, not hashed yet.
+pub fn unread(name: &str) -> Result<ModelRef> {
+    let path = find_model(name)?;
+    Ok(ModelRef::new(location(name, &path)?, unread_hash()))
+}
+
+/// Fills in the hashes of a model's files that have none yet.
 pub fn hashed(mut model: ModelRef) -> Result<ModelRef> {
-    model.hash = hash(&model.location)?;
-    hashed_additions(model)
-}
-
-/// Fills in the hashes of what is added to a model whose own is known.
-pub fn hashed_additions(mut model: ModelRef) -> Result<ModelRef> {
-    if let Some(text_encoder) = &mut model.text_encoder {
-        text_encoder.hash = hash(&text_encoder.location)?;
+    if is_unread(&model) {
+        model.hash = hash_model(&find_model(&model.location)?)?;
+    }
+    if let Some(text_encoder) = model.text_encoder.as_mut().filter(|text| is_unread(text)) {
+        text_encoder.hash = hash_text_encoder(&find_model(&text_encoder.location)?)?;
     }
     for lora in &mut model.loras {
-        lora.hash = hash(&lora.location)?;
+        if lora.hash == unread_hash() {
+            lora.hash = hash_model(&find_model(&lora.location)?)?;
+        }
     }
     Ok(model)
 }

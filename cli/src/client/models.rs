@@ -3,11 +3,11 @@
 use super::Client;
 use anyhow::{Result, anyhow, bail};
 use longtake_common::Hash;
-use longtake_common::model::{CHUNK_BYTES, FileEntry, Manifest};
+use longtake_common::model::{CHUNK_BYTES, FileEntry, Listed, Manifest};
 use longtake_proto::v1;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
@@ -30,18 +30,52 @@ struct Piece {
 }
 
 impl Client {
-    /// Stores what is not stored yet of the model at `path` and names it. `see` hears how many of
-    /// the bytes are stored. Returns the model and the bytes that were sent.
+    /// Stores what is not stored yet of a model and names it. `see` hears how many of the bytes are
+    /// stored. Returns the model and the bytes that were sent.
     pub async fn add_model(
         &mut self,
         name: &str,
-        path: &Path,
-        manifest: &Manifest,
-        mut see: impl FnMut(u64),
+        listed: &Listed,
+        see: impl FnMut(u64),
     ) -> Result<(v1::Model, u64)> {
-        let json = manifest.to_json();
+        let sent_bytes = self.send_missing(name, listed, see).await?;
+        let request = v1::AddModelRequest {
+            name: name.to_owned(),
+            manifest: listed.manifest.to_json(),
+        };
+        let added = self.models.clone().add(request).await;
+        let added = added.map_err(|status| self.explain(&status))?.into_inner();
+        Ok((added, sent_bytes))
+    }
+
+    /// Refuses a name that the model cannot have, before anything of its parts is sent.
+    pub async fn check_model_name(&self, name: &str, manifest: &Manifest) -> Result<()> {
         let request = v1::MissingRequest {
-            manifest: json.clone(),
+            manifest: manifest.to_json(),
+            name: name.to_owned(),
+        };
+        let missing = self.models.clone().missing(request).await;
+        missing.map(drop).map_err(|status| self.explain(&status))
+    }
+
+    /// Stores what is not stored yet of a part of a set. Returns the bytes that were sent.
+    pub async fn add_part(&mut self, listed: &Listed, see: impl FnMut(u64)) -> Result<u64> {
+        let sent_bytes = self.send_missing("", listed, see).await?;
+        let json = listed.manifest.to_json();
+        self.upload(Hash::of(&json), json).await?;
+        Ok(sent_bytes)
+    }
+
+    /// Sends the chunks that are not stored yet. Returns their bytes.
+    async fn send_missing(
+        &mut self,
+        name: &str,
+        listed: &Listed,
+        mut see: impl FnMut(u64),
+    ) -> Result<u64> {
+        let manifest = &listed.manifest;
+        let request = v1::MissingRequest {
+            manifest: manifest.to_json(),
             name: name.to_owned(),
         };
         // Looking at every chunk may take longer than other answers, so nobody counts the seconds.
@@ -51,7 +85,7 @@ impl Client {
             .into_inner();
         let missing: Result<std::collections::BTreeSet<Hash>, _> =
             missing.chunks.iter().map(|chunk| chunk.parse()).collect();
-        let pieces = pieces(manifest, path, missing?);
+        let pieces = pieces(listed, missing?);
         let lengths: u64 = pieces.iter().map(|(_, bytes)| bytes).sum();
         let mut stored_bytes = manifest.bytes().saturating_sub(lengths);
         see(stored_bytes);
@@ -61,7 +95,7 @@ impl Client {
                 && let Some((piece, bytes)) = waiting.next()
             {
                 let client = self.clone();
-                running.spawn(async move { client.upload(&piece).await.map(|()| bytes) });
+                running.spawn(async move { client.upload_piece(&piece).await.map(|()| bytes) });
             }
             let Some(sent) = running.join_next().await else {
                 break;
@@ -69,22 +103,20 @@ impl Client {
             stored_bytes += sent??;
             see(stored_bytes);
         }
-        let request = v1::AddModelRequest {
-            name: name.to_owned(),
-            manifest: json,
-        };
-        let added = self.models.clone().add(request).await;
-        let added = added.map_err(|status| self.explain(&status))?.into_inner();
-        Ok((added, lengths))
+        Ok(lengths)
     }
 
-    async fn upload(&self, piece: &Piece) -> Result<()> {
+    async fn upload_piece(&self, piece: &Piece) -> Result<()> {
         let reading = piece.clone();
         let bytes = tokio::task::spawn_blocking(move || read(&reading)).await??;
+        self.upload(piece.hash, bytes).await
+    }
+
+    async fn upload(&self, hash: Hash, bytes: Vec<u8>) -> Result<()> {
         let started = Instant::now();
         loop {
             let first = std::iter::once(v1::UploadRequest {
-                chunk: piece.hash.to_string(),
+                chunk: hash.to_string(),
                 data: Vec::new(),
             });
             let rest = bytes.chunks(PIECE_BYTES).map(|data| v1::UploadRequest {
@@ -198,14 +230,9 @@ fn is_passing(status: &Status) -> bool {
 }
 
 /// Where the missing chunks are on this machine, each once, with their lengths.
-fn pieces(
-    manifest: &Manifest,
-    root: &Path,
-    mut missing: std::collections::BTreeSet<Hash>,
-) -> Vec<(Piece, u64)> {
+fn pieces(listed: &Listed, mut missing: std::collections::BTreeSet<Hash>) -> Vec<(Piece, u64)> {
     let mut pieces = Vec::new();
-    for file in manifest.files() {
-        let path = manifest.place(root, &file.path);
+    for (file, path) in listed.manifest.files().iter().zip(&listed.places) {
         for (index, chunk) in (0u64..).zip(&file.chunks) {
             if !missing.remove(chunk) {
                 continue;

@@ -85,10 +85,21 @@ pub async fn watch(args: JobArgs) -> Result<()> {
 
 /// Follows a job with progress on stderr until it ends, however it ends.
 pub async fn follow(client: &mut crate::client::Client, job: &str) -> Result<v1::Job> {
+    follow_showing(client, job, |_| {}).await
+}
+
+/// The same; `see` is told each of its states, too.
+pub async fn follow_showing(
+    client: &mut crate::client::Client,
+    job: &str,
+    see: impl Fn(&v1::Job),
+) -> Result<v1::Job> {
     let mut progress = Progress::new();
-    let last = client
-        .watch(job, WATCH_PATIENCE, |job| progress.show(job))
-        .await;
+    let show = |job: &v1::Job| {
+        progress.show(job);
+        see(job);
+    };
+    let last = client.watch(job, WATCH_PATIENCE, show).await;
     progress.finish();
     last
 }

@@ -1,16 +1,19 @@
 //! `models`: the models that a farm stores, so that every worker can have them.
 
+mod add;
 mod progress;
 mod table;
+
+pub use add::send;
 
 use crate::client::{Client, FarmArgs};
 use crate::render;
 use crate::size;
-use crate::terminal::{print, remark};
+use crate::terminal::print;
+use add::AddArgs;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Subcommand;
 use longtake_agent::Dial;
-use longtake_common::model::{Hashes, Manifest, find_model};
 use longtake_proto::v1;
 use longtake_server::Handle;
 use progress::Progress;
@@ -49,18 +52,6 @@ struct HomeArgs {
     /// Print one JSON object on stdout
     #[arg(long)]
     json: bool,
-}
-
-/// Flags of `models add`.
-#[derive(clap::Args)]
-struct AddArgs {
-    /// A Diffusers folder, a file of weights, or a name under configs/models
-    path: String,
-    /// What jobs call it [default: the name of the folder or file]
-    #[arg(long)]
-    name: Option<String>,
-    #[command(flatten)]
-    home: HomeArgs,
 }
 
 /// Flags of `models verify`.
@@ -121,53 +112,11 @@ impl Home {
 /// Adds, shows, verifies or removes.
 pub async fn run(args: ModelsArgs) -> Result<()> {
     match args.command {
-        ModelsCommand::Add(args) => add(args).await,
+        ModelsCommand::Add(args) => add::run(args).await,
         ModelsCommand::List(home) => list(home).await,
         ModelsCommand::Verify(args) => verify(args).await,
         ModelsCommand::Remove(args) => remove(args).await,
     }
-}
-
-async fn add(args: AddArgs) -> Result<()> {
-    let path = find_model(&args.path)?;
-    let name = args.name.map_or_else(|| usual_name(&path), Ok)?;
-    let mut home = args.home.open().await?;
-    let added = store(&mut home.client, &name, &path).await;
-    home.close().await;
-    let (model, sent_bytes) = added?;
-    remark(format_args!(
-        "{}: {} in {} files, {} of it sent now",
-        path.display(),
-        size::shown(model.bytes),
-        model.files,
-        size::shown(sent_bytes)
-    ));
-    if args.home.json {
-        return print(json!({
-            "name": model.name,
-            "hash": model.hash,
-            "bytes": model.bytes,
-            "files": model.files,
-            "sent_bytes": sent_bytes,
-        }));
-    }
-    print(format_args!("{} {}", model.name, model.hash))
-}
-
-/// Stores the model at `path`, which is checked as a whole. Returns it and the bytes that were sent.
-pub async fn store(client: &mut Client, name: &str, path: &Path) -> Result<(v1::Model, u64)> {
-    let read = path.to_owned();
-    let reading = tokio::task::spawn_blocking(move || -> Result<Manifest> {
-        let manifest = Manifest::of(&read, &Hashes::usual())?;
-        longtake_agent::check_whole_model(&read)?;
-        Ok(manifest)
-    });
-    let manifest = reading.await??;
-    let mut progress = Progress::new("stored", manifest.bytes());
-    let show = |done_bytes| progress.show(done_bytes);
-    let added = client.add_model(name, path, &manifest, show).await;
-    progress.finish();
-    added
 }
 
 /// What a model is called when nobody says: its folder's or file's name, without what no name has.
@@ -239,17 +188,26 @@ async fn verify(args: VerifyArgs) -> Result<()> {
 struct Checked {
     name: String,
     bytes: u64,
+    /// Names of the models that it consists of when it is a set.
+    parts: Vec<String>,
     damage: Vec<String>,
 }
 
 impl Checked {
     fn json(&self) -> serde_json::Value {
-        json!({ "name": self.name, "bytes": self.bytes, "ok": self.damage.is_empty(), "damage": self.damage })
+        json!({ "name": self.name, "parts": self.parts, "bytes": self.bytes, "ok": self.damage.is_empty(), "damage": self.damage })
     }
 
     fn line(&self) -> String {
         match &self.damage[..] {
-            [] => format!("{}: every byte is as it was stored", self.name),
+            [] if self.parts.is_empty() => {
+                format!("{}: every byte is as it was stored", self.name)
+            }
+            [] => format!(
+                "{}: every byte is as it was stored, of {} too",
+                self.name,
+                self.parts.join(", ")
+            ),
             [only] => format!("{}: {only}", self.name),
             [first, rest @ ..] => format!("{}: {first}, and {} more", self.name, rest.len()),
         }
@@ -284,6 +242,7 @@ async fn verify_all(client: &Client, name: Option<&str>) -> Result<Vec<Checked>>
         checked.push(Checked {
             name: model.name.clone(),
             bytes: model.bytes,
+            parts: model.parts.iter().map(|part| part.name.clone()).collect(),
             damage,
         });
     }

@@ -2,9 +2,8 @@
 //! would with its folder.
 
 use super::{CONFIG_DEFAULT, FPS_DEFAULT, SECONDS_DEFAULT, Weights};
-use crate::model_args::{self, location};
+use crate::model_args::{self, is_unread, unread, unread_hash};
 use anyhow::{Context, Result, bail};
-use longtake_common::Hash;
 use longtake_common::model::{find_config, find_model};
 use longtake_common::pipeline::{Enhancement, Pipeline, Precision};
 use longtake_common::request::Length;
@@ -98,13 +97,17 @@ impl Recipe {
         let places = [place.as_deref().and_then(Path::parent), file.parent()];
         let part = |name: &str| -> Result<ModelRef> {
             if weights == Weights::Ignored {
-                return Ok(ModelRef::new(name, Hash::of(b"")));
+                return Ok(ModelRef::new(name, unread_hash()));
+            }
+            if let Weights::Stored(stored) = weights
+                && let Some(part) = stored.part(name)
+            {
+                return Ok(ModelRef::new(&*part.name, part.hash));
             }
             let name = places
                 .iter()
                 .fold(name.to_owned(), |name, place| found_beside(&name, *place));
-            let path = find_model(&name)?;
-            Ok(ModelRef::new(location(&name, &path)?, Hash::of(b"")))
+            unread(&name)
         };
         let length = pipeline
             .num_frames
@@ -183,14 +186,13 @@ impl Recipe {
 
     /// Checks the headers of the files that passes have of their own, then hashes them.
     pub fn check_passes(&mut self) -> Result<()> {
-        for own in self
-            .sampling
-            .passes()
-            .filter_map(|pass| pass.model.as_ref())
-        {
+        let own = self.sampling.passes();
+        let own = own.filter_map(|pass| pass.model.as_ref());
+        for own in own.filter(|own| is_unread(own)) {
             longtake_agent::check_model(own)?;
         }
-        if let Some(second) = &self.sampling.second_pass {
+        let second = self.sampling.second_pass.as_ref();
+        if let Some(second) = second.filter(|second| is_unread(&second.upscaler)) {
             longtake_agent::check_upscaler(&second.upscaler)?;
         }
         for own in self
@@ -230,7 +232,7 @@ fn pipeline_class(path: &Path) -> Result<String> {
 }
 
 /// A name that is found nowhere else, as the path that it has in `folder`.
-fn found_beside(name: &str, folder: Option<&Path>) -> String {
+pub(super) fn found_beside(name: &str, folder: Option<&Path>) -> String {
     let there: Option<PathBuf> = folder.map(|folder| folder.join(name));
     match there.filter(|there| find_model(name).is_err() && there.exists()) {
         None => name.to_owned(),

@@ -221,7 +221,7 @@ pub struct LatentsTarget {
 
 impl LatentsTarget {
     /// Checks that the files could be written, beside the film and its report.
-    pub fn new(path: &Path, windows: usize, film: &Target) -> Result<Self> {
+    pub fn new(path: &Path, windows: usize, film: Option<&Target>) -> Result<Self> {
         let is_folder = path.is_dir() || path.to_string_lossy().ends_with('/');
         if is_folder {
             bail!(
@@ -243,7 +243,8 @@ impl LatentsTarget {
             ))
         };
         let first = latents.file(0);
-        for taken in [film.given(), &film.report()] {
+        let taken = film.map(|film| [film.given().to_owned(), film.report()]);
+        for taken in taken.iter().flatten() {
             if place(taken).is_some_and(|taken| place(&first) == Some(taken)) {
                 bail!(
                     "--save-latents {} would be overwritten by the film or its report: give it another name",
@@ -295,7 +296,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let film = Target::parse(&folder.path().join("film.mp4")).expect("a film");
         let latents = |name: &str, windows: usize| {
-            LatentsTarget::new(&folder.path().join(name), windows, &film)
+            LatentsTarget::new(&folder.path().join(name), windows, Some(&film))
         };
         let names = |name: &str, windows: usize| {
             let target = latents(name, windows).expect("writable");
@@ -312,7 +313,7 @@ mod tests {
             let inside = folder.path().join("deeper");
             std::fs::create_dir_all(&inside).expect("a folder");
             let refused = match taken.strip_prefix("../") {
-                Some(_) => LatentsTarget::new(&inside.join(taken), 1, &film),
+                Some(_) => LatentsTarget::new(&inside.join(taken), 1, Some(&film)),
                 None => latents(taken, 1),
             };
             assert!(refused.is_err(), "{taken}");

@@ -2,7 +2,7 @@
 
 pub mod deliver;
 pub mod embedded;
-mod preview;
+pub mod preview;
 mod report;
 pub mod state;
 mod workers;
@@ -108,7 +108,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
     let latents = args
         .save_latents
         .as_deref()
-        .map(|path| LatentsTarget::new(path, plan.windows.len(), &target))
+        .map(|path| LatentsTarget::new(path, plan.windows.len(), Some(&target)))
         .transpose()?;
     let claim = target.claim()?;
     let estimate = args.estimate(&wanted.spec, &plan).await;

@@ -31,6 +31,10 @@ const DIFFUSERS_INDEX: &str = "model_index.json";
 const SINGLE_FILE: &str = "model.safetensors";
 /// What the list of the files of a model in several is called, whatever its owner calls it.
 const SHARD_INDEX: &str = "model.safetensors.index.json";
+/// The file of a set that says how it is sampled.
+pub const PIPELINE_FILE: &str = "pipeline.yaml";
+/// Models that a set consists of, at most.
+const PARTS_MAX: usize = 16;
 
 /// One file of a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +50,44 @@ pub struct FileEntry {
     pub chunks: Vec<Hash>,
 }
 
+/// A model that a set consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// What it is there for.
+    pub role: Role,
+    /// Name of its file or folder, by which a pipeline file names it.
+    pub name: String,
+    /// Its own list's hash.
+    pub hash: Hash,
+}
+
+/// What a part of a set is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// The model itself, transformer and VAE.
+    Checkpoint,
+    /// The model of one pass, where that is another one.
+    PassCheckpoint,
+    /// T5 and its tokenizer.
+    TextEncoder,
+    /// The latent upscaler between two passes.
+    Upscaler,
+}
+
+impl Role {
+    /// As people read it.
+    pub fn shown(self) -> &'static str {
+        match self {
+            Self::Checkpoint => "checkpoint",
+            Self::PassCheckpoint => "checkpoint of a pass",
+            Self::TextEncoder => "text encoder",
+            Self::Upscaler => "upscaler",
+        }
+    }
+}
+
 /// The files of a model, by path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,6 +97,10 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     entry: Option<String>,
     files: Vec<FileEntry>,
+    /// What a set consists of: models with lists of their own. Its files are [`PIPELINE_FILE`] or
+    /// none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<Part>,
 }
 
 /// A list of files that is not taken.
@@ -78,7 +124,7 @@ impl Manifest {
     /// # Errors
     /// When there is no model, or a file cannot be read.
     pub fn of(path: &Path, hashes: &Hashes) -> Result<Self, ModelError> {
-        let (mut files, entry) = if path.is_dir() {
+        let (files, entry) = if path.is_dir() {
             let mut files = Vec::new();
             collect(path, "", &mut files)?;
             (files, None)
@@ -94,6 +140,38 @@ impl Manifest {
         if (path.is_file() && !is_weights) || !files.iter().any(has_weights) {
             return Err(ModelError::Empty(path.to_owned()));
         }
+        Self::listing(path, files, entry, hashes)
+    }
+
+    /// Lists a set: models that are stored on their own and the pipeline file, if there is one, that
+    /// names them.
+    pub fn of_set(
+        parts: Vec<Part>,
+        pipeline: Option<&Path>,
+        hashes: &Hashes,
+    ) -> Result<Self, ModelError> {
+        let file = pipeline.map(|path| (PIPELINE_FILE.to_owned(), path.to_owned()));
+        let place = pipeline.unwrap_or(Path::new(PIPELINE_FILE));
+        let mut manifest = Self::hashed(file.into_iter().collect(), None, hashes)?;
+        manifest.parts = parts;
+        manifest.checked(place)
+    }
+
+    /// Lists and hashes `files`, by path; `place` is for messages.
+    pub(super) fn listing(
+        place: &Path,
+        files: Vec<(String, PathBuf)>,
+        entry: Option<String>,
+        hashes: &Hashes,
+    ) -> Result<Self, ModelError> {
+        Self::hashed(files, entry, hashes)?.checked(place)
+    }
+
+    fn hashed(
+        mut files: Vec<(String, PathBuf)>,
+        entry: Option<String>,
+        hashes: &Hashes,
+    ) -> Result<Self, ModelError> {
         files.sort();
         let entries = files.into_iter().map(|(name, file)| {
             let found = hashes.of_file(&file)?;
@@ -104,16 +182,22 @@ impl Manifest {
                 chunks: found.chunks,
             })
         });
-        let manifest = Self {
+        Ok(Self {
             version: VERSION,
             entry,
             files: entries.collect::<Result<_, ModelError>>()?,
-        };
-        manifest.check().map_err(|error| ModelError::List {
-            path: path.to_owned(),
-            source: error,
-        })?;
-        Ok(manifest)
+            parts: Vec::new(),
+        })
+    }
+
+    fn checked(self, place: &Path) -> Result<Self, ModelError> {
+        match self.check() {
+            Ok(()) => Ok(self),
+            Err(source) => Err(ModelError::List {
+                path: place.to_owned(),
+                source,
+            }),
+        }
     }
 
     /// Reads a list that somebody else made. Nothing in it can name a place outside the model's
@@ -143,6 +227,11 @@ impl Manifest {
     /// The files, by path.
     pub fn files(&self) -> &[FileEntry] {
         &self.files
+    }
+
+    /// The models that a set consists of; none of a model.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
     /// The file of that path.
@@ -184,9 +273,11 @@ impl Manifest {
         if self.version != VERSION {
             return broken(format!("it has form {}, not {VERSION}", self.version));
         }
-        if self.files.is_empty() || self.files.len() > FILES_MAX {
+        let is_set = !self.parts.is_empty();
+        if (self.files.is_empty() && !is_set) || self.files.len() > FILES_MAX {
             return broken(format!("it names {} files", self.files.len()));
         }
+        self.check_parts()?;
         for pair in self.files.windows(2) {
             if pair[0].path >= pair[1].path {
                 return broken(format!("'{}' is out of order", shown(&pair[1].path)));
@@ -212,6 +303,41 @@ impl Manifest {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A set has one checkpoint, and no name in it stands for two things.
+    fn check_parts(&self) -> Result<(), ManifestError> {
+        let broken = |rule: String| Err(ManifestError::Rule(rule));
+        if self.parts.is_empty() {
+            return Ok(());
+        }
+        if self.parts.len() > PARTS_MAX {
+            return broken(format!("it has {} parts", self.parts.len()));
+        }
+        if let Some(file) = self.files.iter().find(|file| file.path != PIPELINE_FILE) {
+            return broken(format!("a set has no file '{}'", shown(&file.path)));
+        }
+        for role in [Role::Checkpoint, Role::TextEncoder] {
+            let count = self.parts.iter().filter(|part| part.role == role).count();
+            if count > 1 || (count == 0 && role == Role::Checkpoint) {
+                return broken(format!(
+                    "it has {count} parts that are its {}",
+                    role.shown()
+                ));
+            }
+        }
+        for (index, part) in self.parts.iter().enumerate() {
+            check_path(&part.name)?;
+            let before = &self.parts[..index];
+            if before
+                .iter()
+                .any(|other| other.name == part.name && other.hash != part.hash)
+            {
+                let name = shown(&part.name);
+                return broken(format!("two of its parts are called '{name}': rename one"));
+            }
+        }
+        Ok(())
     }
 
     /// No file is in the way of another one's folder.
@@ -266,7 +392,7 @@ fn has_ending(path: &Path, endings: &[&str]) -> bool {
 }
 
 /// Whether `path` is the index of weights in several files, told by its name.
-fn is_shard_index(path: &Path) -> bool {
+pub(super) fn is_shard_index(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.is_file() && name.ends_with(".safetensors.index.json")
 }
@@ -278,7 +404,7 @@ struct ShardIndex {
 }
 
 /// The index at `path` and the files that it names, which lie beside it.
-fn shards(path: &Path) -> Result<Vec<(String, PathBuf)>, ModelError> {
+pub(super) fn shards(path: &Path) -> Result<Vec<(String, PathBuf)>, ModelError> {
     let bytes = std::fs::read(path).map_err(|source| ModelError::Read {
         path: path.to_owned(),
         source,
@@ -304,7 +430,7 @@ fn shards(path: &Path) -> Result<Vec<(String, PathBuf)>, ModelError> {
 }
 
 /// The model's files below `folder`. Links are followed: caches of models consist of them.
-fn collect(
+pub(super) fn collect(
     folder: &Path,
     prefix: &str,
     files: &mut Vec<(String, PathBuf)>,

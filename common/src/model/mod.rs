@@ -3,10 +3,14 @@
 //! Does not look into the files: that is the engine's business.
 
 mod hashes;
+mod listed;
 mod manifest;
 
 pub use hashes::{CACHE_VARIABLE, FileHashes, Hashes, cache_folder};
-pub use manifest::{CHUNK_BYTES, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError};
+pub use listed::{Listed, hash_text_encoder, hashes_of};
+pub use manifest::{
+    CHUNK_BYTES, FileEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, PIPELINE_FILE, Part, Role,
+};
 
 use crate::ids::Hash;
 use std::path::{Path, PathBuf};
@@ -109,7 +113,8 @@ pub fn find_config(name: &str) -> Result<PathBuf, ModelError> {
     )
 }
 
-fn is_yaml(name: &str) -> bool {
+/// Whether `name` is that of a pipeline file rather than a model.
+pub fn is_yaml(name: &str) -> bool {
     name.ends_with(".yaml") || name.ends_with(".yml")
 }
 

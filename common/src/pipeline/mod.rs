@@ -131,6 +131,18 @@ impl Pipeline {
         Self::build(&overlaid(text, path, BASES_MAX)?, path)
     }
 
+    /// The text of the file at `path` with everything in it that it builds on, so that it stands
+    /// alone.
+    pub fn flattened(path: &Path) -> Result<String, PipelineError> {
+        let mut keys = keys_of(path, BASES_MAX)?;
+        Self::build(&keys, path)?;
+        keys.remove("pipeline_config");
+        serde_yaml_ng::to_string(&keys).map_err(|source| PipelineError::Parse {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
     fn build(keys: &Mapping, path: &Path) -> Result<Self, PipelineError> {
         let known: Vec<&'static str> = FILE_KEYS.iter().chain(&PASS_KEYS).copied().collect();
         let file = Section::new(path, "", keys, &known)?;

@@ -33,7 +33,7 @@ impl Core {
             Event::Retry { job } => {
                 let of = self.jobs.get(job)?;
                 of.refuse_retry(job)
-                    .or_else(|| self.refuse_model(&of.record.spec.model))
+                    .or_else(|| self.refuse_models(&of.record.spec))
             }
             Event::Retake {
                 job,
@@ -84,7 +84,7 @@ impl Core {
         if let Some(error) = self.refuse_level(isa.as_deref()) {
             return fx.push(Effect::Refused { proposed, error });
         }
-        if let Some(error) = self.refuse_model(&spec.model) {
+        if let Some(error) = self.refuse_models(&spec) {
             return fx.push(Effect::Refused { proposed, error });
         }
         let mut jobs = self.jobs.iter();
@@ -112,11 +112,15 @@ impl Core {
             isa,
             takes: BTreeMap::new(),
         };
+        let job = Job::new(record);
+        if let Some(error) = self.refuse_memory(job.record.isa.as_deref(), &job) {
+            return fx.push(Effect::Refused { proposed, error });
+        }
         self.next_seq += 1;
         fx.write_meta(self);
-        fx.write_job(&proposed, &record);
-        self.job_by_seq.insert(record.seq, proposed.clone());
-        self.jobs.insert(proposed.clone(), Job::new(record));
+        fx.write_job(&proposed, &job.record);
+        self.job_by_seq.insert(job.record.seq, proposed.clone());
+        self.jobs.insert(proposed.clone(), job);
         self.open_all(&proposed, fx);
         fx.changed(&proposed);
         fx.push(Effect::Submitted {

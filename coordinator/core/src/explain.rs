@@ -108,8 +108,16 @@ impl Core {
             .iter()
             .partition(|(_, worker)| self.fits(worker, lane, job));
         let has_level = |worker: &Worker| worker.has_level(lane, job);
-        if fitting.is_empty() && others.iter().any(|(_, worker)| has_level(worker)) {
-            return model_sentence(job);
+        let of_level = others.iter().map(|(_, worker)| *worker);
+        let largest = of_level.filter(|worker| has_level(worker));
+        if let (true, Some(largest)) = (
+            fitting.is_empty(),
+            largest.max_by_key(|worker| (worker.has_memory(job), worker.info.memory_bytes)),
+        ) {
+            return match largest.has_memory(job) {
+                true => model_sentence(job),
+                false => Self::memory_sentence(job, largest),
+            };
         }
         if fitting.is_empty() {
             let isa = job.record.isa.as_deref().unwrap_or_default();

@@ -7,7 +7,8 @@ use crate::effects::{Effects, Event};
 use crate::state::{Core, Job};
 use crate::workers::Worker;
 use longtake_common::ids::{Hash, JobId, WorkerId};
-use longtake_common::spec::ModelRef;
+use longtake_common::model::Role;
+use longtake_common::spec::{JobSpec, ModelRef};
 use longtake_common::task::Lane;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -28,6 +29,36 @@ pub struct StoredModel {
     pub bytes: u64,
     /// How many they are.
     pub files: u32,
+    /// The models that it consists of when it is a set, with theirs counted in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<StoredPart>,
+}
+
+/// A model that is stored as a part of a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredPart {
+    /// What it is there for.
+    pub role: Role,
+    /// What a pipeline file calls it.
+    pub name: String,
+    /// Its hash, by which its list of files is stored.
+    pub hash: Hash,
+    /// Length of its files together.
+    pub bytes: u64,
+}
+
+impl StoredModel {
+    /// Everything that is stored with it: its own hash and those of its parts.
+    pub fn hashes(&self) -> impl Iterator<Item = Hash> {
+        std::iter::once(self.hash).chain(self.parts.iter().map(|part| part.hash))
+    }
+
+    /// What a worker needs of it.
+    fn needed(&self) -> impl Iterator<Item = Hash> {
+        let own = self.parts.is_empty().then_some(self.hash);
+        own.into_iter()
+            .chain(self.parts.iter().map(|part| part.hash))
+    }
 }
 
 /// What is wrong with a model that is not to be used.
@@ -68,12 +99,15 @@ impl Core {
     /// All names with their models.
     pub fn models(&self) -> impl Iterator<Item = ModelView> {
         self.models.iter().map(|(name, model)| {
-            let has = |worker: &&Worker| worker.info.models.contains(&model.hash);
+            let has = |worker: &&Worker| {
+                let held = &worker.info.models;
+                model.needed().all(|hash| held.contains(&hash))
+            };
             let workers = self.workers.values().filter(has);
             ModelView {
                 name: name.clone(),
                 model: model.clone(),
-                fault: self.faults.get(&model.hash).cloned(),
+                fault: self.fault_of(model),
                 workers: workers.map(|worker| worker.info.name.clone()).collect(),
             }
         })
@@ -81,7 +115,21 @@ impl Core {
 
     /// Whether any name stands for this model.
     pub fn is_stored(&self, hash: Hash) -> bool {
-        self.models.values().any(|model| model.hash == hash)
+        let mut stored = self.models.values().flat_map(StoredModel::hashes);
+        stored.any(|stored| stored == hash)
+    }
+
+    /// What is wrong with a model, or with the first of its parts that something is wrong with.
+    fn fault_of(&self, model: &StoredModel) -> Option<Fault> {
+        let of_part = |part: &StoredPart| {
+            let fault = self.faults.get(&part.hash)?;
+            Some(Fault {
+                reason: format!("its {} {}: {}", part.role.shown(), part.name, fault.reason),
+                damaged: fault.damaged,
+            })
+        };
+        let own = self.faults.get(&model.hash).cloned();
+        own.or_else(|| model.parts.iter().find_map(of_part))
     }
 
     /// Why a model is not to be used, when that is known.
@@ -89,19 +137,30 @@ impl Core {
         self.faults.get(&hash)
     }
 
-    /// Whether work of `job` can be done by this worker: its instruction-set level is right, and it
-    /// has the model or can get it.
+    /// Whether work of `job` can be done by this worker: its instruction-set level is right, its
+    /// memory may do, and it has the model or can get it.
     pub(crate) fn fits(&self, worker: &Worker, lane: Lane, job: &Job) -> bool {
         let gets_model = || {
             let mut hashes = job.record.spec.model_hashes();
             worker.info.takes_paths
                 || hashes.all(|hash| worker.info.models.contains(&hash) || self.is_stored(hash))
         };
-        worker.has_level(lane, job) && (lane == Lane::Host || gets_model())
+        let renders = || worker.has_memory(job) && gets_model();
+        worker.has_level(lane, job) && (lane == Lane::Host || renders())
     }
 
-    /// Why no new work with this model is taken.
-    pub(crate) fn refuse_model(&self, model: &ModelRef) -> Option<String> {
+    /// Why no new work with the models of `spec` is taken.
+    pub(crate) fn refuse_models(&self, spec: &JobSpec) -> Option<String> {
+        let mut models = std::iter::once(&spec.model).chain(spec.sampling.files());
+        models.find_map(|model| self.refuse_model(model))
+    }
+
+    fn refuse_model(&self, model: &ModelRef) -> Option<String> {
+        if let Some(text_encoder) = &model.text_encoder
+            && let Some(refusal) = self.refuse_model(text_encoder)
+        {
+            return Some(refusal);
+        }
         let fault = model.hashes().find_map(|hash| self.faults.get(&hash))?;
         let way_out = if fault.damaged {
             "'longtake models add' with its files mends it"
@@ -155,19 +214,13 @@ impl Core {
                 name.escape_debug()
             ));
         };
-        let is_last = self.names_of(model.hash).count() == 1;
-        let user = self.unfinished_with(model.hash).filter(|_| is_last)?;
+        let others = self.models.iter().filter(|(other, _)| *other != name);
+        let kept: BTreeSet<Hash> = others.flat_map(|(_, model)| model.hashes()).collect();
+        let mut gone = model.hashes().filter(|hash| !kept.contains(hash));
+        let user = gone.find_map(|hash| self.unfinished_with(hash))?;
         Some(format!(
             "job {user} is not finished and renders with '{name}': wait for it, or 'longtake cancel {user}'"
         ))
-    }
-
-    fn names_of(&self, hash: Hash) -> impl Iterator<Item = &String> {
-        let named = self
-            .models
-            .iter()
-            .filter(move |(_, model)| model.hash == hash);
-        named.map(|(name, _)| name)
     }
 
     fn unfinished_with(&self, hash: Hash) -> Option<&JobId> {
@@ -183,15 +236,19 @@ impl Core {
         match event {
             Event::AddModel { name, model } => {
                 // Whoever stores its files again has seen to what was wrong with them.
-                self.set_fault(model.hash, None, fx);
+                for hash in model.hashes() {
+                    self.set_fault(hash, None, fx);
+                }
                 fx.write_model(&name, &model);
                 self.models.insert(name, model);
             }
             Event::RemoveModel { name } => {
                 fx.remove_model(&name);
                 let removed = self.models.remove(&name);
-                if let Some(model) = removed.filter(|model| !self.is_stored(model.hash)) {
-                    self.set_fault(model.hash, None, fx);
+                for hash in removed.iter().flat_map(StoredModel::hashes) {
+                    if !self.is_stored(hash) {
+                        self.set_fault(hash, None, fx);
+                    }
                 }
             }
             Event::ModelFault { hash, fault } => {
@@ -245,6 +302,11 @@ impl Core {
             }
         }
     }
+}
+
+/// Bytes for people.
+pub(crate) fn shown_bytes(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// At most so many bytes of a text, whole characters.

@@ -2,6 +2,7 @@
 
 use crate::dag::{self, TaskKind};
 use crate::logs::FailedTry;
+use crate::memory::least_bytes;
 use crate::models::{Fault, StoredModel};
 use crate::plan::{Plan, Take, plan};
 use crate::view::JobState;
@@ -190,6 +191,8 @@ pub(crate) struct Job {
     pub tasks: BTreeMap<TaskKind, Task>,
     /// Tasks that are not done.
     pub left: usize,
+    /// The memory without which no worker can render it, in bytes.
+    pub least_bytes: u64,
 }
 
 impl Job {
@@ -207,6 +210,7 @@ impl Job {
         let tasks: BTreeMap<_, _> = dag::tasks(&plan).map(task).collect();
         Self {
             left: tasks.len(),
+            least_bytes: least_bytes(&record.spec, &plan),
             record,
             plan,
             tasks,

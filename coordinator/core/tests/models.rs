@@ -4,7 +4,8 @@ mod support;
 
 use longtake_common::Hash;
 use longtake_common::ids::{JobId, WorkerId};
-use longtake_core::{Effect, Event, Fault, Fetching, StoredModel, WorkerInfo};
+use longtake_common::model::Role;
+use longtake_core::{Effect, Event, Fault, Fetching, StoredModel, StoredPart, WorkerInfo};
 use support::{Farm, spec, worker_info};
 
 /// The model of [`spec`].
@@ -19,6 +20,7 @@ fn add(name: &str, bytes: &[u8]) -> Event {
             hash: Hash::of(bytes),
             bytes: 10,
             files: 1,
+            parts: Vec::new(),
         },
     }
 }
@@ -244,4 +246,89 @@ fn a_worker_that_fetches_is_shown() {
         "{reasons:?}"
     );
     assert!(farm.core.workers().next().expect("a").fetching.is_some());
+}
+
+#[test]
+fn a_set_is_there_when_all_its_parts_are() {
+    let part = |role, bytes: &[u8]| StoredPart {
+        role,
+        name: format!("{role:?}"),
+        hash: Hash::of(bytes),
+        bytes: 4,
+    };
+    let set = Event::AddModel {
+        name: "set".into(),
+        model: StoredModel {
+            hash: Hash::of(b"set"),
+            bytes: 8,
+            files: 1,
+            parts: vec![
+                part(Role::Checkpoint, b"model"),
+                part(Role::Upscaler, b"up"),
+            ],
+        },
+    };
+    let mut farm = Farm::new();
+    farm.command(set);
+    farm.attach_as("a", with_model("a"), vec![]);
+    let shown = |farm: &Farm| farm.core.models().next().expect("the set");
+    assert!(shown(&farm).workers.is_empty(), "the upscaler is not there");
+    farm.handle(Event::WorkerModels {
+        worker: WorkerId("a".into()),
+        models: [model(), Hash::of(b"up")].into(),
+        fetching: None,
+    });
+    assert_eq!(shown(&farm).workers, ["a"]);
+
+    // What is stored under a name of its own is nobody else's loss.
+    let job = submit(&mut farm, "j").expect("stored as a part");
+    assert!(farm.refused(remove("set")).contains("is not finished"));
+    farm.command(add("alone", b"model"));
+    farm.command(remove("set"));
+    assert!(!farm.core.is_stored(Hash::of(b"up")) && farm.core.is_stored(model()));
+    farm.command(Event::Cancel { job });
+    farm.handle(Event::ModelFault {
+        hash: model(),
+        fault: Some(Fault {
+            reason: "NaN".into(),
+            damaged: false,
+        }),
+    });
+    farm.command(remove("alone"));
+    assert_eq!(
+        farm.core.model_fault(model()),
+        None,
+        "forgotten with its name"
+    );
+}
+
+#[test]
+fn a_job_too_large_for_every_worker_is_refused() {
+    // A window of 121 frames of 256x160 is 121 * 256 * 160 * 12 bytes in f32.
+    let needed = 121 * 256 * 160 * 12;
+    let with_memory = |id: &str, memory_bytes| WorkerInfo {
+        memory_bytes,
+        ..worker_info(id)
+    };
+    let mut farm = Farm::new();
+    let early = submit(&mut farm, "early").expect("nobody is there yet");
+    farm.attach_as("small", with_memory("small", needed - 1), vec![]);
+    assert!(farm.assigned.is_empty(), "it cannot do that");
+    let reasons = farm.explain(&early).join(" ");
+    assert!(
+        reasons.contains("a window of 121 frames at 256x160"),
+        "{reasons}"
+    );
+    farm.command(Event::Cancel { job: early });
+    let refusal = submit(&mut farm, "j").expect_err("too large");
+    for part in ["small", "--segment-frames", "0.1 GiB"] {
+        assert!(refusal.contains(part), "{refusal}");
+    }
+    farm.attach_as("large", with_memory("large", needed), vec![]);
+    submit(&mut farm, "j").expect("one is large enough");
+    assert!(
+        farm.assigned.iter().all(|(worker, _)| worker.0 == "large"),
+        "{:?}",
+        farm.assigned
+    );
 }

@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore};
 use longtake_common::ids::Hash;
 use longtake_common::model::{CHUNK_BYTES, FileEntry, Manifest};
-use longtake_core::{Event, Fault, ModelView, StoredModel};
+use longtake_core::{Event, Fault, ModelView, StoredModel, StoredPart};
 use longtake_proto::v1;
 use longtake_proto::v1::models_server::Models;
 use std::collections::BTreeSet;
@@ -96,23 +96,61 @@ impl ModelsService {
         missing.try_collect().await.map_err(|error| refusal(&error))
     }
 
+    /// What a model is stored with, as the store has it: a set knows the models that it consists of.
+    async fn described(&self, manifest: &Manifest) -> Result<StoredModel, Status> {
+        let mut parts = Vec::new();
+        for part in manifest.parts() {
+            let stored = self.stored_manifest(part.hash).await?;
+            let missing = self.missing(&stored, false).await?;
+            if !stored.parts().is_empty() || !missing.is_empty() {
+                return Err(Status::failed_precondition(format!(
+                    "the {} {} is not stored (any more): run 'longtake models add' again",
+                    part.role.shown(),
+                    part.name
+                )));
+            }
+            parts.push(StoredPart {
+                role: part.role,
+                name: part.name.clone(),
+                hash: part.hash,
+                bytes: stored.bytes(),
+            });
+        }
+        let own = described(manifest);
+        Ok(StoredModel {
+            bytes: own.bytes + parts.iter().map(|part| part.bytes).sum::<u64>(),
+            parts,
+            ..own
+        })
+    }
+
     /// Removes what belongs to `removed` and to no model that still has a name. Returns the bytes.
-    async fn sweep(&self, removed: Hash) -> Result<u64, Status> {
+    async fn sweep(&self, removed: &StoredModel) -> Result<u64, Status> {
         let others = self.views().await?;
-        if others.iter().any(|view| view.model.hash == removed) {
+        let others = others.iter().flat_map(|view| view.model.hashes());
+        let others: BTreeSet<Hash> = others.collect();
+        let gone: BTreeSet<Hash> = removed.hashes().collect();
+        let gone: Vec<_> = gone.difference(&others).copied().collect();
+        if gone.is_empty() {
             return Ok(0);
         }
-        let manifest = self.stored_manifest(removed).await?;
         let mut kept = BTreeSet::new();
-        for hash in others
-            .iter()
-            .map(|view| view.model.hash)
-            .collect::<BTreeSet<_>>()
-        {
+        for hash in others {
             kept.insert(hash);
             kept.extend(self.stored_manifest(hash).await?.chunks());
         }
-        let mut chunks: Vec<_> = manifest.chunks().difference(&kept).copied().collect();
+        let mut bytes = 0;
+        // The set itself goes last: as long as it is there, its parts can be found.
+        for hash in gone.into_iter().rev() {
+            bytes += self.sweep_one(hash, &mut kept).await?;
+        }
+        Ok(bytes)
+    }
+
+    /// Removes one list and its chunks, but for those in `kept`, to which it adds what it removes.
+    async fn sweep_one(&self, removed: Hash, kept: &mut BTreeSet<Hash>) -> Result<u64, Status> {
+        let manifest = self.stored_manifest(removed).await?;
+        let mut chunks: Vec<_> = manifest.chunks().difference(kept).copied().collect();
         // The list goes last: as long as it is there, what is left can be found.
         let list = chunks.iter().position(|chunk| *chunk == removed);
         list.map(|place| chunks.swap_remove(place));
@@ -127,7 +165,9 @@ impl ModelsService {
             .await
             .map_err(|error| refusal(&error))?;
         let chunks: BTreeSet<_> = chunks.into_iter().collect();
-        Ok(bytes_of(&manifest, &chunks))
+        let bytes = bytes_of(&manifest, &chunks);
+        kept.extend(chunks);
+        Ok(bytes)
     }
 }
 
@@ -156,6 +196,18 @@ fn to_proto(view: ModelView) -> v1::Model {
         files: view.model.files,
         fault: view.fault.map(|fault| fault.reason).unwrap_or_default(),
         workers: view.workers,
+        parts: view.model.parts.into_iter().map(part_to_proto).collect(),
+    }
+}
+
+fn part_to_proto(part: StoredPart) -> v1::ModelPart {
+    let role = serde_json::to_value(part.role).ok();
+    let role = role.as_ref().and_then(|role| role.as_str());
+    v1::ModelPart {
+        role: role.unwrap_or_default().to_owned(),
+        name: part.name,
+        hash: part.hash.to_string(),
+        bytes: part.bytes,
     }
 }
 
@@ -163,14 +215,20 @@ fn parse(json: &[u8]) -> Result<Manifest, Status> {
     Manifest::parse(json).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn named(name: &str, manifest: &Manifest) -> Event {
+/// A model as its own list describes it, without what a set's parts are.
+fn described(manifest: &Manifest) -> StoredModel {
+    StoredModel {
+        hash: manifest.hash(),
+        bytes: manifest.bytes(),
+        files: manifest.files().len() as u32,
+        parts: Vec::new(),
+    }
+}
+
+fn named(name: &str, model: StoredModel) -> Event {
     Event::AddModel {
         name: name.to_owned(),
-        model: StoredModel {
-            hash: manifest.hash(),
-            bytes: manifest.bytes(),
-            files: manifest.files().len() as u32,
-        },
+        model,
     }
 }
 
@@ -182,12 +240,16 @@ impl Models for ModelsService {
     ) -> Result<Response<v1::MissingReply>, Status> {
         let request = request.into_inner();
         let manifest = parse(&request.manifest)?;
-        self.command(named(&request.name, &manifest), true).await?;
+        if !request.name.is_empty() {
+            let event = named(&request.name, described(&manifest));
+            self.command(event, true).await?;
+        }
         let hash = manifest.hash();
         let views = self.views().await?;
         // What is known to be damaged is not trusted to be there.
         let is_damaged = |view: &ModelView| {
-            view.model.hash == hash && view.fault.as_ref().is_some_and(|fault| fault.damaged)
+            let is_meant = view.model.hashes().any(|stored| stored == hash);
+            is_meant && view.fault.as_ref().is_some_and(|fault| fault.damaged)
         };
         let missing = self
             .missing(&manifest, views.iter().any(is_damaged))
@@ -211,8 +273,8 @@ impl Models for ModelsService {
     async fn add(&self, request: Ask<v1::AddModelRequest>) -> Result<Response<v1::Model>, Status> {
         let request = request.into_inner();
         let manifest = parse(&request.manifest)?;
-        let event = named(&request.name, &manifest);
-        self.command(event.clone(), true).await?;
+        self.command(named(&request.name, described(&manifest)), true)
+            .await?;
         let _changing = self.changing.lock().await;
         let missing = self.missing(&manifest, false).await?;
         if !missing.is_empty() {
@@ -223,6 +285,7 @@ impl Models for ModelsService {
         }
         let stored = self.store.put(manifest.to_json()).await;
         stored.map_err(|error| refusal(&error))?;
+        let event = named(&request.name, self.described(&manifest).await?);
         self.command(event, false).await?;
         tracing::info!(name = request.name, model = %manifest.hash(), "model added");
         Ok(Response::new(to_proto(self.find(&request.name).await?)))
@@ -280,19 +343,34 @@ impl Models for ModelsService {
         let (replies, stream) = mpsc::channel(AT_ONCE);
         let (actor, store) = (self.actor.clone(), self.store.clone());
         tokio::spawn(async move {
-            let hash = view.model.hash;
-            match verify(&store, hash, &replies).await {
-                Ok(first) => {
-                    let fault = first.map(|reason| Fault {
-                        reason,
-                        damaged: true,
-                    });
-                    let event = Event::ModelFault { hash, fault };
-                    // Fails only when the coordinator is stopping.
-                    let _ = actor.send(Request::Event(event)).await;
+            let mut reading = Reading {
+                store,
+                replies,
+                total_bytes: view.model.bytes,
+                done_bytes: 0,
+                finding_count: 0,
+            };
+            let parts = view.model.parts.iter();
+            let parts = parts.map(|part| (part.hash, format!("{}: ", part.name)));
+            for (hash, label) in std::iter::once((view.model.hash, String::new())).chain(parts) {
+                match reading.verify(hash, &label).await {
+                    Ok(first) => {
+                        let fault = first.map(|reason| Fault {
+                            reason,
+                            damaged: true,
+                        });
+                        let event = Event::ModelFault { hash, fault };
+                        // Fails only when the coordinator is stopping.
+                        let _ = actor.send(Request::Event(event)).await;
+                    }
+                    Err(status) => {
+                        // Without one, nobody listens any more.
+                        if let Some(status) = status {
+                            drop(reading.replies.send(Err(status)).await);
+                        }
+                        return;
+                    }
                 }
-                Err(Some(status)) => drop(replies.send(Err(status)).await),
-                Err(None) => {} // nobody listens any more
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -310,7 +388,7 @@ impl Models for ModelsService {
         let view = self.find(&name).await?;
         self.command(event, false).await?;
         tracing::info!(name, model = %view.model.hash, "model removed");
-        let bytes = self.sweep(view.model.hash).await.map_err(|status| {
+        let bytes = self.sweep(&view.model).await.map_err(|status| {
             Status::internal(format!(
                 "the name is gone, but not all of its bytes ({}): add and remove the model again when the store is back",
                 status.message()
@@ -322,67 +400,77 @@ impl Models for ModelsService {
 
 type Replies = mpsc::Sender<Result<v1::VerifyReply, Status>>;
 
-/// Reads every chunk of a model and tells what is wrong. Returns the first finding. `Err(None)` when
-/// nobody listens any more.
-async fn verify(
-    store: &ArtifactStore,
-    hash: Hash,
-    replies: &Replies,
-) -> Result<Option<String>, Option<Status>> {
-    let tell = |done_bytes, total_bytes, damage: String| async move {
+/// A model, or the models of a set, being read from end to end.
+struct Reading {
+    store: ArtifactStore,
+    replies: Replies,
+    total_bytes: u64,
+    done_bytes: u64,
+    finding_count: usize,
+}
+
+impl Reading {
+    /// `Err(None)` when nobody listens any more.
+    async fn tell(&self, damage: String) -> Result<(), Option<Status>> {
         let reply = v1::VerifyReply {
-            done_bytes,
-            total_bytes,
+            done_bytes: self.done_bytes,
+            total_bytes: self.total_bytes,
             damage,
         };
-        replies.send(Ok(reply)).await.map_err(|_| None)
-    };
-    let manifest = match store.get(hash).await {
-        Ok(json) => Manifest::parse(&json).map_err(|error| error.to_string()),
-        Err(error) => Err(damage(error).map_err(Some)?),
-    };
-    let manifest = match manifest {
-        Ok(manifest) => manifest,
-        Err(finding) => {
-            let finding = format!("its list of files: {finding}");
-            tell(0, 0, finding.clone()).await?;
-            return Ok(Some(finding));
-        }
-    };
-    let total_bytes = manifest.bytes();
-    let all = manifest.files().iter().flat_map(|file| {
-        let numbered = (1..).zip(file.chunks.iter().zip(chunk_lengths(file)));
-        numbered.map(move |(number, (chunk, bytes))| (file, number, *chunk, bytes))
-    });
-    let read = |(file, number, chunk, bytes): (&FileEntry, u32, Hash, u64)| {
-        let (path, count, store) = (file.path.clone(), file.chunks.len(), store.clone());
-        async move {
-            let finding = match store.get(chunk).await {
-                Ok(_) => None,
-                Err(error) => Some(format!(
-                    "chunk {number} of {count} of {path}: {}",
-                    damage(error)?
-                )),
-            };
-            Ok::<_, Status>((bytes, finding))
-        }
-    };
-    let all: Vec<_> = all.map(read).collect();
-    let mut findings = stream::iter(all).buffered(AT_ONCE);
-    let (mut done_bytes, mut count, mut first) = (0, 0, None);
-    while let Some(next) = findings.next().await {
-        let (bytes, finding) = next.map_err(Some)?;
-        done_bytes += bytes;
-        if let Some(finding) = &finding {
-            count += 1;
-            first.get_or_insert_with(|| finding.clone());
-            if count > FINDINGS_MAX {
-                continue;
-            }
-        }
-        tell(done_bytes, total_bytes, finding.unwrap_or_default()).await?;
+        self.replies.send(Ok(reply)).await.map_err(|_| None)
     }
-    Ok(first)
+
+    /// Reads every chunk of a model and tells what is wrong, with `label` in front. Returns the first
+    /// finding.
+    async fn verify(&mut self, hash: Hash, label: &str) -> Result<Option<String>, Option<Status>> {
+        let manifest = match self.store.get(hash).await {
+            Ok(json) => Manifest::parse(&json).map_err(|error| error.to_string()),
+            Err(error) => Err(damage(error).map_err(Some)?),
+        };
+        let manifest = match manifest {
+            Ok(manifest) => manifest,
+            Err(finding) => {
+                let finding = format!("its list of files: {finding}");
+                self.tell(format!("{label}{finding}")).await?;
+                return Ok(Some(finding));
+            }
+        };
+        let all = manifest.files().iter().flat_map(|file| {
+            let numbered = (1..).zip(file.chunks.iter().zip(chunk_lengths(file)));
+            numbered.map(move |(number, (chunk, bytes))| (file, number, *chunk, bytes))
+        });
+        let store = self.store.clone();
+        let read = |(file, number, chunk, bytes): (&FileEntry, u32, Hash, u64)| {
+            let (path, count, store) = (file.path.clone(), file.chunks.len(), store.clone());
+            async move {
+                let finding = match store.get(chunk).await {
+                    Ok(_) => None,
+                    Err(error) => Some(format!(
+                        "chunk {number} of {count} of {path}: {}",
+                        damage(error)?
+                    )),
+                };
+                Ok::<_, Status>((bytes, finding))
+            }
+        };
+        let all: Vec<_> = all.map(read).collect();
+        let mut findings = stream::iter(all).buffered(AT_ONCE);
+        let mut first = None;
+        while let Some(next) = findings.next().await {
+            let (bytes, finding) = next.map_err(Some)?;
+            self.done_bytes += bytes;
+            if let Some(finding) = &finding {
+                self.finding_count += 1;
+                first.get_or_insert_with(|| finding.clone());
+                if self.finding_count > FINDINGS_MAX {
+                    continue;
+                }
+            }
+            let told = finding.map(|finding| format!("{label}{finding}"));
+            self.tell(told.unwrap_or_default()).await?;
+        }
+        Ok(first)
+    }
 }
 
 /// What an error says about stored bytes; a store that does not answer says nothing about them.

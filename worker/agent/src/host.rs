@@ -1,15 +1,35 @@
 //! What the operating system knows about this process and machine.
 
 use std::fs;
+use std::path::Path;
 
 /// Largest resident memory of this process so far, in bytes; 0 where the system does not say.
 pub fn peak_rss_bytes() -> u64 {
     status_field("/proc/self/status", "VmHWM:")
 }
 
-/// Memory of this machine in bytes; 0 where the system does not say.
+/// Memory of this machine in bytes, or what a container lets this process have of it; 0 where the
+/// system does not say.
 pub fn memory_bytes() -> u64 {
-    status_field("/proc/meminfo", "MemTotal:")
+    let machine = status_field("/proc/meminfo", "MemTotal:");
+    let limit = group_limit_bytes().unwrap_or(u64::MAX);
+    machine.min(limit)
+}
+
+/// The least memory that a control group of this process, or one that it is in, may take.
+fn group_limit_bytes() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let root = Path::new("/sys/fs/cgroup");
+    let place = root.join(own);
+    let folders = place
+        .ancestors()
+        .take_while(|folder| folder.starts_with(root));
+    let limits = folders.filter_map(|folder| {
+        let text = fs::read_to_string(folder.join("memory.max")).ok()?;
+        text.trim().parse().ok() // "max" where there is none
+    });
+    limits.min()
 }
 
 /// Memory that can still be had without swapping, in bytes; 0 where the system does not say.

@@ -31,7 +31,7 @@ pub use error::{AgentError, TaskError};
 pub use loading::{Loading, measure_loading};
 pub use longtake_cpu::Isa;
 // What can be said and done about model files without rendering.
-pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect, lora_info};
+pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect, lora_info, text_encoder_beside};
 pub use models::{CACHE_BYTES_DEFAULT, ModelSettings};
 pub use tea_cache::{TeaCacheFigures, TeaCacheTrial, measure_tea_cache};
 

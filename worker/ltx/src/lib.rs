@@ -45,6 +45,6 @@ pub use model::{Model, check_model, check_values};
 pub use noise::Drawn;
 pub use pictures::Pictures;
 pub use sampling::{Guidance, GuidanceStep, Pass, Sampler, Steps, StgMode};
-pub use source::ModelFiles;
+pub use source::{ModelFiles, text_encoder_beside};
 pub use types::{BlockCount, DecodeRequest, DenoiseRequest, Denoised, Latents, Prompt, Video};
 pub use upsampler::{LatentUpsampler, check_upscaler};

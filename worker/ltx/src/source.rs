@@ -314,14 +314,23 @@ fn open_text_files(
     })
 }
 
-/// The text encoder that lies beside the checkpoint at `path`.
+/// Opens the text encoder that lies beside the checkpoint at `path`.
 fn open_text_beside(path: &Path) -> Result<OpenedText> {
+    open_text(&text_encoder_beside(path)?)
+}
+
+/// The text encoder that lies beside the checkpoint at `path`: its file, or the folder that
+/// `text_encoder` and `tokenizer` are in.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub fn text_encoder_beside(path: &Path) -> Result<PathBuf> {
     let folder = match path.is_dir() {
         true => path,
         false => path.parent().unwrap_or(Path::new("")),
     };
     if folder.join("text_encoder").is_dir() {
-        return open_text(folder);
+        return Ok(folder.to_owned());
     }
     let folder = if folder.as_os_str().is_empty() {
         Path::new(".")
@@ -333,7 +342,7 @@ fn open_text_beside(path: &Path) -> Result<OpenedText> {
         .filter(|file| is_text_encoder(file))
         .collect();
     match found.as_slice() {
-        [file] => open_text(file),
+        [file] => Ok(file.clone()),
         [] => Err(wrong(
             path,
             "the checkpoint has no text encoder, and none lies beside it; name the file or folder \

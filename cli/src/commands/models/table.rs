@@ -17,7 +17,14 @@ pub fn json(model: &v1::Model) -> Value {
         "files": model.files,
         "fault": fault,
         "workers": model.workers,
+        "parts": parts(model),
     })
+}
+
+/// The models that a set consists of; none of a model.
+pub fn parts(model: &v1::Model) -> Vec<Value> {
+    let part = |part: &v1::ModelPart| json!({ "role": part.role, "name": part.name, "hash": part.hash, "bytes": part.bytes });
+    model.parts.iter().map(part).collect()
 }
 
 /// A line for each model.
@@ -26,18 +33,16 @@ pub fn text(models: &[v1::Model]) -> String {
         return "no models are stored; 'longtake models add PATH' stores one".to_owned();
     }
     let mut text = String::new();
-    let width = models
-        .iter()
-        .map(|model| model.name.len())
-        .max()
-        .unwrap_or(0)
-        .max(4);
+    let of_parts = models.iter().flat_map(|model| &model.parts);
+    let part_widths = of_parts.map(|part| part.name.len() + 2);
+    let widths = models.iter().map(|model| model.name.len());
+    let width = widths.chain(part_widths).max().unwrap_or(0).max(4);
     text += &format!(
         "{:width$}  {:HASH_DIGITS$}  {:>10}  STATE\n",
         "NAME", "HASH", "SIZE"
     );
     for model in models {
-        let hash: String = model.hash.chars().take(HASH_DIGITS).collect();
+        let hash = shortened(&model.hash);
         let state = match (&*model.fault, &model.workers[..]) {
             ("", []) => "stored".to_owned(),
             ("", workers) => format!("stored; at hand on {}", workers.join(", ")),
@@ -45,6 +50,16 @@ pub fn text(models: &[v1::Model]) -> String {
         };
         let size = size::shown(model.bytes);
         text += &format!("{:width$}  {hash}  {size:>10}  {state}\n", model.name);
+        for part in &model.parts {
+            let name = format!("  {}", part.name);
+            let (hash, size) = (shortened(&part.hash), size::shown(part.bytes));
+            let role = part.role.replace('_', " ");
+            text += &format!("{name:width$}  {hash}  {size:>10}  {role}\n");
+        }
     }
     text
+}
+
+fn shortened(hash: &str) -> String {
+    hash.chars().take(HASH_DIGITS).collect()
 }

@@ -15,7 +15,7 @@ use cache::{Cache, Hold, Lease};
 use fetch::{FetchError, Tally};
 use longtake_common::Hash;
 use longtake_common::model::{
-    Hashes, Manifest, cache_folder, find_model, hash_model, shipped_models,
+    Hashes, Manifest, cache_folder, find_model, hash_model, hashes_of, shipped_models,
 };
 use longtake_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,9 +105,10 @@ impl Shelf {
         for name in &settings.local {
             let unusable = |error: &dyn std::error::Error| AgentError::Model(story(error));
             let path = find_model(name).map_err(|error| unusable(&error))?;
-            let hash = hash_model(&path).map_err(|error| unusable(&error))?;
-            tracing::info!(model = %hash, path = %path.display(), "has");
-            local.insert(hash, path);
+            for hash in hashes_of(&path).map_err(|error| unusable(&error))? {
+                tracing::info!(model = %hash, path = %path.display(), "has");
+                local.insert(hash, path.clone());
+            }
         }
         let folder = settings
             .cache
@@ -220,7 +221,7 @@ impl Shelf {
 
     fn find_local(&self, hash: Hash) -> Option<PathBuf> {
         let path = locked(&self.local).get(&hash).cloned()?;
-        if hash_model(&path).is_ok_and(|found| found == hash) {
+        if hashes_of(&path).is_ok_and(|found| found.contains(&hash)) {
             return Some(path);
         }
         tracing::warn!(model = %hash, path = %path.display(), "its files are others than before");
@@ -384,15 +385,15 @@ impl From<TaskError> for Obstacle {
 /// The model under the name or path that the job has for it, if it has the right bytes.
 fn find_as_told(wanted: Wanted<'_>) -> Result<PathBuf, String> {
     let path = find_model(wanted.location).map_err(|error| story(&error))?;
-    let hash = hash_model(&path).map_err(|error| story(&error))?;
-    if hash == wanted.hash {
+    let hashes = hashes_of(&path).map_err(|error| story(&error))?;
+    if hashes.contains(&wanted.hash) {
         return Ok(path);
     }
     Err(format!(
         "the model at {} has hash {}, but the job was made for {}; give this worker the same files, \
          or submit the job again",
         path.display(),
-        hash.short(),
+        hashes[0].short(),
         wanted.hash.short()
     ))
 }
