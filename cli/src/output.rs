@@ -83,7 +83,7 @@ impl Target {
                 )
             }
             Codec::H264 => {}
-            Codec::Png => check_sequence_folder(&self.unit)?,
+            Codec::Png => check_sequence_folder(&self.given)?,
         }
         check_writable(folder_of(&self.unit))
     }
@@ -135,9 +135,32 @@ impl Stage<'_> {
     /// Gives the complete film its name.
     pub fn publish(self) -> Result<()> {
         let unit = &self.target.unit;
-        let named = fs::rename(self.film(), unit).and_then(|()| sync_folder(unit));
+        let named = match self.target.codec {
+            Codec::H264 => fs::rename(self.film(), unit),
+            Codec::Png => {
+                check_sequence_folder(&self.target.given)?;
+                replace_folder(&self.film(), unit, self.folder.path())
+            }
+        };
+        let named = named.and_then(|()| sync_folder(unit));
         named.with_context(|| format!("write {}", unit.display()))
     }
+}
+
+/// Gives the folder `new` the name `unit`. What stood there goes into `aside` first, and comes back
+/// when that fails.
+pub fn replace_folder(new: &Path, unit: &Path, aside: &Path) -> std::io::Result<()> {
+    let old = aside.join("old");
+    let had = unit.exists();
+    if had {
+        fs::rename(unit, &old)?;
+    }
+    fs::rename(new, unit).inspect_err(|_| {
+        if had {
+            // The first error is the one to tell of.
+            let _ = fs::rename(&old, unit);
+        }
+    })
 }
 
 /// The right to write a film, for as long as this lives: a lock on a file beside it. The system
@@ -279,16 +302,13 @@ fn sequence_folder(pattern: &Path) -> Result<PathBuf> {
     }
 }
 
-fn check_sequence_folder(folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    let mut entries =
-        fs::read_dir(folder).with_context(|| format!("read the folder {}", folder.display()))?;
-    if entries.next().is_some() {
+/// As a new MP4 replaces an old one, so do new pictures; but nothing else of a folder goes.
+pub fn check_sequence_folder(pattern: &Path) -> Result<()> {
+    if let Some(stranger) = media::stranger_in_sequence(pattern)? {
         bail!(
-            "{} is not empty; empty it or choose another folder, so that old and new pictures do not mix",
-            folder.display()
+            "{} is no picture of {}, which would replace its folder: move it, or choose another folder",
+            stranger.display(),
+            pattern.display()
         );
     }
     Ok(())
@@ -365,7 +385,39 @@ mod tests {
         fs::create_dir(folder.path().join("old")).expect("a folder");
         check("old/%06d.png").expect("an empty folder");
         fs::write(folder.path().join("old/000001.png"), b"").expect("a file");
-        assert!(check("old/%06d.png").is_err());
+        check("old/%06d.png").expect("an older film");
+        for stranger in ["old/note.txt", "old/1.png"] {
+            let path = folder.path().join(stranger);
+            fs::write(&path, b"").expect("a file");
+            let error = check("old/%06d.png").expect_err("not ours").to_string();
+            assert!(error.contains(stranger), "{error}");
+            fs::remove_file(path).expect("removed");
+        }
+    }
+
+    #[test]
+    fn new_pictures_replace_old_ones() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let target = Target::parse(&folder.path().join("film/%06d.png")).expect("a sequence");
+        for count in [3, 1] {
+            let stage = target.stage().expect("a place");
+            fs::create_dir(stage.film()).expect("a folder");
+            for number in 1..=count {
+                let picture = stage.film().join(format!("{number:06}.png"));
+                fs::write(picture, [count]).expect("a file");
+            }
+            stage.publish().expect("renamed");
+        }
+        assert_eq!(names(folder.path()), ["film"]);
+        assert_eq!(names(&folder.path().join("film")), ["000001.png"]);
+        let late = target.stage().expect("a place");
+        fs::create_dir(late.film()).expect("a folder");
+        fs::write(folder.path().join("film/mine.txt"), b"").expect("a file");
+        late.publish().expect_err("somebody's file is there by now");
+        assert_eq!(
+            names(&folder.path().join("film")),
+            ["000001.png", "mine.txt"]
+        );
     }
 
     fn names(folder: &Path) -> Vec<String> {

@@ -268,6 +268,9 @@ pub struct TaskOutput {
     pub log: Option<Hash>,
     /// Peak memory of the worker's process so far, in bytes.
     pub peak_rss_bytes: u64,
+    /// Name of the worker that made it, as the coordinator knows it.
+    #[serde(default)]
+    pub worker: String,
 }
 
 /// How well a seam is hidden, measured in the final file. Defined in `docs/quality.md`.

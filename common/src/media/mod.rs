@@ -41,7 +41,9 @@ pub use pack::{PackReader, PackWriter, read_pack, write_pack};
 pub use png::{decode_png, encode_png};
 pub use rate::Rate;
 pub use read::{VideoInfo, VideoReader, open_video};
-pub use sequence::{check_sequence, is_sequence, write_png_sequence, write_png_sequence_from};
+pub use sequence::{
+    check_sequence, is_sequence, stranger_in_sequence, write_png_sequence, write_png_sequence_from,
+};
 
 use crate::spec::Codec;
 

@@ -19,6 +19,26 @@ pub fn check_sequence(path: &Path) -> Result<()> {
     Pattern::parse(path).map(drop)
 }
 
+/// Something in the folder of the sequence `path` that is none of its pictures.
+pub fn stranger_in_sequence(path: &Path) -> Result<Option<PathBuf>> {
+    let pattern = Pattern::parse(path)?;
+    let read = MediaError::io("read", &pattern.folder);
+    let entries = match fs::read_dir(&pattern.folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(read(error)),
+    };
+    for entry in entries {
+        let path = entry
+            .map_err(MediaError::io("read", &pattern.folder))?
+            .path();
+        if path.is_dir() || pattern.number(&file_name(&path)).is_none() {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
 /// Writes frames to `DIR/%06d.png` (any `%d` or `%0Nd`), numbered from 0, making the folder. A path
 /// without a number is taken as the folder. Returns how many were written.
 ///

@@ -147,6 +147,7 @@ fn a_list_cannot_name_other_places() {
             version: VERSION,
             entry: None,
             files: files.collect(),
+            parts: Vec::new(),
         };
         Manifest::parse(&manifest.to_json())
     };
@@ -172,4 +173,32 @@ fn a_list_cannot_name_other_places() {
     }
     assert!(Manifest::parse(b"{}").is_err());
     assert!(Manifest::parse(&vec![b' '; MANIFEST_BYTES_MAX + 1]).is_err());
+}
+
+#[test]
+fn a_set_has_one_checkpoint_and_no_name_for_two_things() {
+    let part = |role, name: &str, bytes: &[u8]| Part {
+        role,
+        name: name.to_owned(),
+        hash: Hash::of(bytes),
+    };
+    let checkpoint = part(Role::Checkpoint, "a.safetensors", b"a");
+    let set = |more: &[Part]| {
+        let parts = [std::slice::from_ref(&checkpoint), more].concat();
+        Manifest::of_set(parts, None, &Hashes::forgetful())
+    };
+    let whole = set(&[part(Role::Upscaler, "up.safetensors", b"u")]).expect("a set");
+    let read = Manifest::parse(&whole.to_json()).expect("the same");
+    assert_eq!((read.hash(), read.parts().len()), (whole.hash(), 2));
+    for (more, hint) in [
+        (part(Role::Checkpoint, "b.safetensors", b"b"), "2 parts"),
+        (part(Role::Upscaler, "a.safetensors", b"b"), "rename one"),
+        (part(Role::Upscaler, "../a", b"b"), "no path"),
+    ] {
+        let error = set(&[more]).expect_err(hint).to_string();
+        assert!(error.contains(hint), "{error}");
+    }
+    let alone = vec![part(Role::Upscaler, "up.safetensors", b"u")];
+    let error = Manifest::of_set(alone, None, &Hashes::forgetful()).expect_err("no checkpoint");
+    assert!(error.to_string().contains("0 parts"), "{error}");
 }

@@ -254,7 +254,10 @@ impl Core {
             .assigned_ms
             .map(|then_ms| now_ms.saturating_sub(then_ms));
         // The first result of equal work stays, so that everybody goes on from the same one.
-        let output = self.memo.entry(key).or_insert(output);
+        let output = self.memo.entry(key).or_insert(TaskOutput {
+            worker: task.record.worker.clone(),
+            ..output
+        });
         fx.write_memo(key, output);
         self.complete(
             &id,

@@ -83,7 +83,7 @@ pub struct SegmentView {
     pub seed: u64,
     /// Decoded and stored.
     pub done: bool,
-    /// Name of the worker that did its last pass; empty before.
+    /// Name of the worker that does or did its last pass; empty before.
     pub worker: String,
     /// How often one of its passes or its decoding was given out, whichever is most.
     pub attempts: u32,
@@ -195,9 +195,7 @@ impl Core {
             frames: window.visible_frames,
             seed: window.seed,
             done: decode.is_some_and(|task| self.output(task).is_some()),
-            worker: last_pass
-                .map(|task| task.record.worker.clone())
-                .unwrap_or_default(),
+            worker: last_pass.map(|task| self.made_by(task)).unwrap_or_default(),
             attempts: own.into_iter().map(attempts).max().unwrap_or(0),
             reused: own.into_iter().all(reused),
             seconds: self.seconds(job, index),
@@ -298,6 +296,14 @@ impl Core {
             notices.extend(self.troubles());
         }
         notices
+    }
+
+    /// Name of the worker that has a task or has done it, for another job perhaps.
+    fn made_by(&self, task: &Task) -> String {
+        match self.output(task) {
+            Some(output) => output.worker.clone(),
+            None => task.record.worker.clone(),
+        }
     }
 
     fn workers_peak_rss_bytes(&self, id: &JobId, job: &Job) -> u64 {

@@ -12,7 +12,6 @@ use longtake_ltx::{
     check_model, convert, inspect,
 };
 use official::{Tensors, config, official_tensors, write};
-use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Where a stitched film goes, and in which codec. It is written into a hidden folder beside its
 //! place and renamed when complete.
 
-use crate::output::{check_writable, folder_of};
+use crate::output::{check_sequence_folder, check_writable, folder_of, replace_folder};
 use anyhow::{Context, Result, bail};
 use longtake_common::Frame;
 use longtake_common::media::{
@@ -141,9 +141,7 @@ impl Target {
         let unit = self.unit();
         check_writable(folder_of(unit))?;
         if self.codec == StitchCodec::Png {
-            if unit.is_dir() && fs::read_dir(unit)?.next().is_some() {
-                bail!("{} is not empty; choose another folder", unit.display());
-            }
+            check_sequence_folder(&self.path)?;
         } else if unit.is_dir() {
             bail!(
                 "{} is a folder; give the name of a file in it",
@@ -151,6 +149,11 @@ impl Target {
             );
         }
         let same = |clip: &&&Path| {
+            // A sequence's pattern is no file; its folder is what would be replaced.
+            let clip = match is_sequence(clip) && self.codec == StitchCodec::Png {
+                true => folder_of(clip),
+                false => clip,
+            };
             let (a, b) = (clip.canonicalize(), unit.canonicalize());
             matches!((a, b), (Ok(a), Ok(b)) if a == b)
         };
@@ -319,10 +322,14 @@ impl<'a> Stage<'a> {
             StitchCodec::Png => folder_of(&film).to_owned(),
             _ => film,
         };
-        if self.target.codec == StitchCodec::Png && unit.is_dir() {
-            fs::remove_dir(unit).with_context(|| format!("replace {}", unit.display()))?;
-        }
-        fs::rename(&from, unit).with_context(|| format!("write {}", unit.display()))
+        let named = match self.target.codec {
+            StitchCodec::Png => {
+                check_sequence_folder(&self.target.path)?;
+                replace_folder(&from, unit, self.folder.path())
+            }
+            _ => fs::rename(&from, unit),
+        };
+        named.with_context(|| format!("write {}", unit.display()))
     }
 }
 
