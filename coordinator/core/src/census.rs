@@ -142,7 +142,8 @@ impl Core {
             let left = device.map(|(&kind, task)| pixel_units(job, kind) * (1.0 - task.progress));
             left.sum::<f64>() * pace
         })
-        .sum()
+        // The sum of nothing is -0.0.
+        .fold(0.0, |sum, seconds| sum + seconds)
     }
 }
 

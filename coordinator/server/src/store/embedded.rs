@@ -71,6 +71,18 @@ fn open(folder: &Path) -> Result<RedbStore, StateError> {
             place: path.display().to_string(),
             reason,
         }),
+        Err(DatabaseError::Storage(StorageError::Io(error)))
+            if error.kind() == std::io::ErrorKind::InvalidData =>
+        {
+            Err(StateError::Broken {
+                place: path.display().to_string(),
+                reason: error.to_string(),
+            })
+        }
+        Err(DatabaseError::UpgradeRequired(form)) => Err(StateError::Broken {
+            place: path.display().to_string(),
+            reason: format!("it says that it has form {form}, which no version of longtake writes"),
+        }),
         Err(error) => Err(StateError::Database {
             action: "open",
             place: path.display().to_string(),
@@ -220,6 +232,9 @@ mod tests {
             .err()
             .expect("refused")
             .to_string();
-        assert!(error.contains("cannot open the state"), "{error}");
+        assert!(
+            error.contains("is damaged") && error.contains("restore it"),
+            "{error}"
+        );
     }
 }
