@@ -1,6 +1,6 @@
 //! A model's list of files together with where they lie on this machine.
 
-use super::manifest::{Manifest, collect};
+use super::manifest::{Manifest, collect, is_shard_index, shards};
 use super::{Hashes, ModelError};
 use crate::ids::Hash;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,8 @@ impl Listed {
     }
 
     /// The text encoder at `path` and its tokenizer, which may lie beside it: a file of weights, a
-    /// folder of them, or a folder with `text_encoder` and `tokenizer` among other things.
+    /// folder of them, the index of several, or a folder with `text_encoder` and `tokenizer` among other
+    /// things.
     pub fn of_text_encoder(path: &Path, hashes: &Hashes) -> Result<Self, ModelError> {
         let mut files = Vec::new();
         if path.join(TEXT_FOLDERS[0]).is_dir() {
@@ -47,13 +48,16 @@ impl Listed {
             collect(path, "", &mut files)?;
             add_tokenizer(&mut files, &[path.join("..").join(TOKENIZER_PATH)]);
         } else {
-            if path
+            if is_shard_index(path) {
+                files = shards(path)?;
+            } else if path
                 .extension()
-                .is_none_or(|ending| ending != "safetensors")
+                .is_some_and(|ending| ending == "safetensors")
             {
+                files.push((TEXT_FILE.to_owned(), path.to_owned()));
+            } else {
                 return Err(ModelError::Empty(path.to_owned()));
             }
-            files.push((TEXT_FILE.to_owned(), path.to_owned()));
             let folder = path.parent().unwrap_or(Path::new(""));
             let beside = folder.join("..").join(TOKENIZER_PATH);
             add_tokenizer(
@@ -150,6 +154,19 @@ mod tests {
         );
         fs::write(root.join("tokenizer/spiece.model"), "other pieces").expect("file");
         assert_ne!(of_folder, hash(&root.join("text_encoder")));
+
+        let index = root.join("text_encoder/t5.safetensors.index.json");
+        fs::write(&index, r#"{"weight_map": {"a": "model.safetensors"}}"#).expect("file");
+        let listed = Listed::of_text_encoder(&index, &Hashes::forgetful()).expect("listed");
+        assert_eq!(
+            paths(&listed),
+            [
+                "model.safetensors",
+                "model.safetensors.index.json",
+                "tokenizer/spiece.model"
+            ]
+        );
+        fs::remove_file(index).expect("removed");
 
         // A folder with all of it is the same as a model and as a text encoder.
         let whole = root.join("whole");
