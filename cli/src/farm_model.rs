@@ -28,15 +28,9 @@ pub async fn wanted_on_farm(
         .then(|| job.wanted(codec, Weights::Required))
         .transpose()?;
     let mut client = farm.connect().await?;
-    let (name, stored) = match stored(&client, &name).await? {
-        None if !is_here => match job.set_name()? {
-            Some(set) => match stored_set(&client, &set).await? {
-                Some(stored) => (set, Some(stored)),
-                None => (name, None),
-            },
-            None => (name, None),
-        },
-        stored => (name, stored),
+    let (name, stored) = match is_here {
+        true => (name.clone(), stored(&client, &name).await?),
+        false => find_stored(job, &client, name).await?,
     };
     let wanted = match (local, stored) {
         (Some(wanted), stored) => {
@@ -66,6 +60,46 @@ pub async fn wanted_on_farm(
     Ok((wanted, client))
 }
 
+/// The job with a model that the farm stores and this machine does not have, if there is one: for
+/// looking at, nothing is given to the farm.
+pub async fn stored_on_farm(
+    job: &JobArgs,
+    codec: Codec,
+    farm: &FarmArgs,
+) -> Result<Option<Wanted>> {
+    let name = job.model_name()?;
+    if farm.url().is_none() || find_model(&name).is_ok() {
+        return Ok(None);
+    }
+    let client = farm.connect().await?;
+    match find_stored(job, &client, name).await? {
+        (_, None) => Ok(None),
+        (name, Some(stored)) => from_store(job, codec, &name, &client, stored)
+            .await
+            .map(Some),
+    }
+}
+
+/// What is stored under the name of the job's model, else the set that is called like the pipeline
+/// file, and its name.
+async fn find_stored(
+    job: &JobArgs,
+    client: &Client,
+    name: String,
+) -> Result<(String, Option<(Hash, Manifest)>)> {
+    if let Some(found) = stored(client, &name).await? {
+        return Ok((name, Some(found)));
+    }
+    let Some(set) = job.set_name()? else {
+        return Ok((name, None));
+    };
+    let found = stored(client, &set).await?;
+    match found.filter(|(_, manifest)| !manifest.parts().is_empty()) {
+        Some(found) => Ok((set, Some(found))),
+        None => Ok((name, None)),
+    }
+}
+
 /// The job that `job` describes, for workers of our own that work in `state`.
 pub async fn wanted_here(job: &JobArgs, codec: Codec, state: Option<&Path>) -> Result<Wanted> {
     let name = job.model_name()?;
@@ -76,9 +110,9 @@ pub async fn wanted_here(job: &JobArgs, codec: Codec, state: Option<&Path>) -> R
     let handle = render::open_state(state).await?;
     let found = async {
         let client = Client::connect(&Dial::plain(handle.url())).await?;
-        match stored(&client, &name).await? {
-            Some(stored) => from_store(job, codec, &name, &client, stored).await,
-            None => bail!(
+        match find_stored(job, &client, name).await? {
+            (name, Some(stored)) => from_store(job, codec, &name, &client, stored).await,
+            (name, None) => bail!(
                 "{}",
                 nowhere(&name, "none of that name is stored in --state either")
             ),
@@ -140,12 +174,6 @@ async fn give(client: &mut Client, name: &str, hash: Hash, sort: Sort) -> Result
         path.display()
     ));
     models::send(client, &name, &listed).await.map(drop)
-}
-
-/// The set of that name, if one is stored.
-async fn stored_set(client: &Client, name: &str) -> Result<Option<(Hash, Manifest)>> {
-    let found = stored(client, name).await?;
-    Ok(found.filter(|(_, manifest)| !manifest.parts().is_empty()))
 }
 
 /// Only a bare name or a hash can be that of a stored model; anything else is a path.

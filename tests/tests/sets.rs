@@ -147,6 +147,8 @@ fn a_pipeline_file_is_stored_with_all_that_it_names() {
     let preview = open_video(farm.path("preview.mp4")).expect("a preview");
     assert_eq!(preview.count(), 33);
     assert_eq!(farm.cached("cache").len(), 4);
+    let plan = farm.ask(&[&["plan", PROMPT, "--model", "film"], FILM].concat());
+    assert_eq!(plan["windows"].as_array().map(Vec::len), Some(2));
     // The pipeline file alone says which set is meant, and may say more.
     let other = farm.path("film.yaml");
     let text = fs::read_to_string(farm.path("elsewhere/base.yaml")).expect("a file");

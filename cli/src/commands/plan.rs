@@ -1,6 +1,7 @@
 //! `plan`: the windows of a job and what it will take, without rendering and without weights.
 
 use crate::estimate::{Estimate, Range, artifact_bytes, size};
+use crate::farm_model;
 use crate::job_args::Weights;
 use crate::output::Target;
 use crate::render::RenderArgs;
@@ -42,7 +43,11 @@ struct WindowJson {
 /// Prints the windows, and what they will take.
 pub async fn run(args: &PlanArgs) -> Result<()> {
     let target = Target::parse(&args.render.output)?;
-    let wanted = args.render.job.wanted(target.codec(), Weights::Ignored)?;
+    let (job, farm) = (&args.render.job, &args.render.farm);
+    let wanted = match farm_model::stored_on_farm(job, target.codec(), farm).await? {
+        Some(wanted) => wanted,
+        None => job.wanted(target.codec(), Weights::Ignored)?,
+    };
     let wanted = args.render.previewed(wanted)?;
     for notice in &wanted.notices {
         remark(format_args!("note: {notice}"));

@@ -30,7 +30,7 @@ use target::{StitchCodec, Target};
 #[derive(clap::Args)]
 pub struct StitchArgs {
     /// Clips in order: MP4 with H.264 or PNG sequences (DIR/%06d.png); with ffmpeg on the PATH
-    /// anything that it reads
+    /// anything that it reads, in 8 bits a colour
     #[arg(required_unless_present = "job", num_args = 2.., value_name = "CLIP")]
     clips: Vec<PathBuf>,
     /// Join the stored segments of this job again, instead of clips: from the farm, or from the

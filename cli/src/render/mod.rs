@@ -39,7 +39,7 @@ pub struct RenderArgs {
     #[command(flatten)]
     pub job: JobArgs,
     #[command(flatten)]
-    farm: FarmArgs,
+    pub farm: FarmArgs,
     /// Worker processes to start [default: one for each GPU; else one for each core, at most 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
