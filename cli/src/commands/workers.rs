@@ -153,7 +153,11 @@ fn table(workers: &[v1::Worker], models: &[v1::Model]) -> String {
 fn row(worker: &v1::Worker, models: &[v1::Model]) -> [String; 9] {
     let name = |hash: &str| {
         let stored = models.iter().find(|model| model.hash == hash);
-        stored.map_or_else(|| short(hash), |model| model.name.clone())
+        let mut parts = models.iter().flat_map(|model| &model.parts);
+        let part = parts.find(|part| part.hash == hash);
+        let name = stored.map(|model| &model.name);
+        name.or(part.map(|part| &part.name))
+            .map_or_else(|| short(hash), String::clone)
     };
     let held: Vec<_> = worker.models.iter().map(|hash| name(hash)).collect();
     let task = |task: &v1::WorkerTask| {

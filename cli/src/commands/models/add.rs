@@ -50,6 +50,7 @@ pub async fn run(args: AddArgs) -> Result<()> {
     let (model, sent_bytes) = added?;
     let of = match &model.parts[..] {
         [] => format!("in {} files", model.files),
+        [part] => format!("in the model {}", part.name),
         parts => format!("in {} models", parts.len()),
     };
     remark(format_args!(
