@@ -41,7 +41,8 @@ def arguments_of(number, folder):
             "--seed", str(rng.choice((rng.randint(0, 99), rng.randint(0, 2**40)))), "--size", f"{width}x{height}",
             "--frames", str(frames), "--fps", str(rng.choice((8, 23.976, 24, 25, 30, 50))),
             "--prompt", rng.choice(PROMPTS), "--text-tokens", str(rng.choice((8, 24, 77, 128))),
-            "--steps", str(rng.randint(1, 8)), "--guidance", str(rng.choice((1, 1.5, 3, 7.5)))]
+            "--steps", str(rng.randint(1, 8)), "--guidance", str(rng.choice((1, 1.5, 3, 7.5))),
+            "--decode-timestep", "0", "--decode-noise-scale", "0"]  # as diffusers decodes when nobody says otherwise
     if rng.random() < .5:
         line += ["--negative", rng.choice(PROMPTS[:-1])]
     if pipeline == "basic" and rng.random() < .3:  # the condition pipeline cannot shift by size

@@ -10,6 +10,7 @@ mod gpu;
 mod load;
 mod model;
 mod ops;
+mod quality;
 mod random_model;
 mod tea_cache;
 
@@ -32,6 +33,8 @@ enum What {
     /// Measure what TeaCache saves on a model, and what it costs
     #[command(name = "teacache")]
     TeaCache(tea_cache::TeaCacheArgs),
+    /// Measure what one pipeline file loses and gains against another, film by film
+    Quality(quality::QualityArgs),
     /// Measure a denoising step of the transformer on a GPU
     Dit(dit::DitArgs),
     /// Measure a whole render on a GPU, from the prompt to decoded pictures
@@ -50,6 +53,7 @@ pub async fn run(args: BenchArgs) -> Result<()> {
         What::Dispatch(args) => dispatch::run(args).await,
         What::Model(args) => model::run(&args),
         What::TeaCache(args) => tokio::task::block_in_place(|| tea_cache::run(&args)),
+        What::Quality(args) => tokio::task::block_in_place(|| quality::run(&args)),
         What::Dit(args) => tokio::task::block_in_place(|| dit::run(&args)),
         What::E2e(args) => tokio::task::block_in_place(|| e2e::run(&args)),
         What::Vae(args) => tokio::task::block_in_place(|| decode::run(&args)),
