@@ -60,6 +60,9 @@ enum Command {
     Coordinator(commands::coordinator::CoordinatorArgs),
     /// Run a worker for a coordinator
     Worker(commands::worker::WorkerArgs),
+    /// A rank that a worker shares its windows with; workers start it
+    #[command(hide = true)]
+    Rank(commands::rank::RankArgs),
     /// Submit a job to a coordinator
     Submit(commands::submit::SubmitArgs),
     /// Show how far a job is
@@ -114,7 +117,7 @@ impl Command {
     fn service(&self) -> &'static str {
         match self {
             Self::Coordinator(_) => "longtake-coordinator",
-            Self::Worker(_) => "longtake-worker",
+            Self::Worker(_) | Self::Rank(_) => "longtake-worker",
             _ => "longtake",
         }
     }
@@ -122,7 +125,7 @@ impl Command {
     /// What a user's command does is one span; a service would never end its own.
     fn span(&self) -> tracing::Span {
         match self {
-            Self::Coordinator(_) | Self::Worker(_) => tracing::Span::none(),
+            Self::Coordinator(_) | Self::Worker(_) | Self::Rank(_) => tracing::Span::none(),
             _ => tracing::info_span!("command"),
         }
     }
@@ -176,6 +179,7 @@ async fn run(command: Command, telemetry: &TelemetryArgs) -> anyhow::Result<()> 
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Coordinator(args) => commands::coordinator::run(args).await,
         Command::Worker(args) => commands::worker::run(args).await,
+        Command::Rank(args) => commands::rank::run(args).await,
         Command::Submit(args) => commands::submit::run(args).await,
         Command::Status(args) => commands::jobs::status(args).await,
         Command::Watch(args) => commands::jobs::watch(args).await,

@@ -214,6 +214,8 @@ fn two_passes_match_lightricks_code() {
     picture(&studio.path("held"), 90, 120);
     studio.check(&["--image", "held/000001.png"]);
     Studio::new("official_multi_scale_dev").check(&[]);
+    // The upscaler's norms add up over all ranks.
+    Studio::new("official_multi_scale_dev").check(&["--ranks=2"]);
 }
 
 #[test]

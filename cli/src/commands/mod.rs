@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod logs;
 pub mod models;
 pub mod plan;
+pub mod rank;
 pub mod retake;
 pub mod stitch;
 pub mod submit;

@@ -1,5 +1,6 @@
 //! `worker`: one worker process, for a farm or for a `render` beside it.
 
+use super::rank::RANKS_MAX;
 use crate::access_args::AccessArgs;
 use anyhow::{Context, Result, anyhow};
 use longtake_agent::{AgentConfig, Device, ModelSettings};
@@ -29,6 +30,10 @@ pub struct WorkerArgs {
     /// Threads to render with [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Processes that share each window, this one and others that it starts; the threads are divided
+    /// among them. Where they do not divide a model's attention heads, as many as do
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX))]
+    ranks: u16,
     /// Instruction-set level: avx512, avx2 or scalar [default: the best that this machine has]
     #[arg(long)]
     isa: Option<String>,
@@ -69,14 +74,19 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
     }
     let scratch = args.scratch.unwrap_or_else(std::env::temp_dir);
     check_scratch(&scratch)?;
+    let threads = args
+        .threads
+        .map_or_else(longtake_agent::host::cores, usize::from);
+    let ranks = usize::from(args.ranks);
+    let threads = (threads / ranks).max(1);
+    let gang = (ranks > 1).then(|| super::rank::gang(ranks, threads, args.isa.as_deref()));
     let config = AgentConfig {
         coordinator: args.access.dial(&args.coordinator),
         name: args.name.unwrap_or_else(default_name),
         device: args.device,
         memory_limit: args.max_vram,
-        threads: args
-            .threads
-            .map_or_else(longtake_agent::host::cores, usize::from),
+        threads,
+        gang: gang.transpose()?,
         isa: args.isa,
         scratch,
         models: ModelSettings {

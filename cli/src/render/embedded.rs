@@ -102,7 +102,12 @@ fn stopped(ended: Result<(), StartError>) -> anyhow::Error {
 pub(super) fn crew(args: &RenderArgs) -> (usize, usize) {
     let cores = longtake_agent::host::cores();
     let usual = args.device.gpus();
-    let usual = usual.unwrap_or(cores.min(WORKERS_DEFAULT_MAX));
+    let most = if args.ranks() > 1 {
+        1
+    } else {
+        WORKERS_DEFAULT_MAX
+    };
+    let usual = usual.unwrap_or(cores.min(most));
     let count = args.workers.map_or(usual, usize::from);
     let threads = args.threads.map_or((cores / count).max(1), usize::from);
     (count, threads)
@@ -118,6 +123,7 @@ fn setup(
     WorkerSetup {
         count,
         threads,
+        ranks: args.ranks(),
         device: args.device.clone(),
         max_vram: args.max_vram,
         isa: args.isa.clone(),

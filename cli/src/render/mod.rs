@@ -11,6 +11,7 @@ pub use embedded::open_state;
 pub use state::has_database;
 
 use crate::client::{Client, FarmArgs};
+use crate::commands::rank::RANKS_MAX;
 use crate::device_args::Devices;
 use crate::estimate::Estimate;
 use crate::exit::Interrupted;
@@ -40,10 +41,14 @@ pub struct RenderArgs {
     pub job: JobArgs,
     #[command(flatten)]
     pub farm: FarmArgs,
-    /// Worker processes to start [default: one for each GPU; else one for each core, at most 2]
+    /// Worker processes to start [default: one for each GPU; else one for each core, at most 2; with
+    /// --ranks one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
-    /// Threads of each worker [default: cores / workers]
+    /// Processes that share each window; they must divide the model's attention heads [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX))]
+    ranks: Option<u16>,
+    /// Threads of each worker, all of its ranks together [default: cores / workers]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// What to render on: cpu, or NVIDIA GPUs like cuda:0 or cuda:0,1
@@ -101,6 +106,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         None => farm_model::wanted_here(&args.job, codec, args.state.as_deref()).await?,
     };
     let wanted = args.previewed(wanted)?;
+    args.check_ranks(&wanted.spec)?;
     let preview = args.preview.as_deref();
     let preview = preview.map(|path| PreviewTarget::new(path, &wanted.spec));
     let preview = preview.transpose()?;
@@ -194,10 +200,33 @@ impl RenderArgs {
         }
     }
 
+    /// Ranks of each window.
+    fn ranks(&self) -> usize {
+        self.ranks.map_or(1, usize::from)
+    }
+
+    /// Fails when the models of a job cannot be shared by as many ranks as are asked for.
+    fn check_ranks(&self, spec: &JobSpec) -> Result<()> {
+        let ranks = self.ranks();
+        longtake_agent::check_gang(self.device.first(), ranks)?;
+        if ranks == 1 {
+            return Ok(());
+        }
+        let own = spec
+            .sampling
+            .passes()
+            .filter_map(|pass| pass.model.as_ref());
+        for model in own.chain([&spec.model]) {
+            longtake_agent::check_ranks(model, ranks)?;
+        }
+        Ok(())
+    }
+
     /// Flags about our own workers mean nothing on a farm: better refused than ignored.
     fn refuse_local_flags(&self) -> Result<()> {
         let given = [
             ("--workers", self.workers.is_some()),
+            ("--ranks", self.ranks.is_some()),
             ("--threads", self.threads.is_some()),
             ("--state", self.state.is_some()),
         ];

@@ -23,6 +23,8 @@ pub struct WorkerSetup {
     pub count: usize,
     /// Threads of each.
     pub threads: usize,
+    /// Ranks of each, which share the threads.
+    pub ranks: usize,
     /// What they render on.
     pub device: Devices,
     /// Most bytes of a GPU's memory for each.
@@ -155,6 +157,7 @@ impl Slot {
             "--threads",
             &setup.threads.to_string(),
         ]);
+        command.args(["--ranks", &setup.ranks.to_string()]);
         command.arg("--scratch").arg(&setup.scratch);
         if let Some(bytes) = setup.max_vram {
             command.args(["--max-vram", &bytes.to_string()]);

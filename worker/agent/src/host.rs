@@ -8,6 +8,11 @@ pub fn peak_rss_bytes() -> u64 {
     status_field("/proc/self/status", "VmHWM:")
 }
 
+/// The same of another process.
+pub fn peak_rss_bytes_of(process: u32) -> u64 {
+    status_field(&format!("/proc/{process}/status"), "VmHWM:")
+}
+
 /// Memory of this machine in bytes, or what a container lets this process have of it; 0 where the
 /// system does not say.
 pub fn memory_bytes() -> u64 {

@@ -15,6 +15,7 @@ mod device;
 mod dial;
 mod drain;
 mod error;
+mod gang;
 pub mod host;
 mod lane;
 mod ledger;
@@ -28,6 +29,7 @@ mod work;
 pub use device::{Device, level};
 pub use dial::{Credentials, Dial, DialError, Dialler, Link, has_broken};
 pub use error::{AgentError, TaskError};
+pub use gang::{GangSettings, serve_rank};
 pub use loading::{Loading, measure_loading};
 pub use longtake_cpu::Isa;
 // What can be said and done about model files without rendering.
@@ -65,8 +67,10 @@ pub struct AgentConfig {
     pub device: Device,
     /// Most bytes of a GPU's memory to take, if there is a limit.
     pub memory_limit: Option<u64>,
-    /// Threads to render with, at least 1.
+    /// Threads to render with, at least 1; of each rank.
     pub threads: usize,
+    /// Whether and how windows are shared with other ranks.
+    pub gang: Option<GangSettings>,
     /// Instruction-set level by name; `None` takes the best that the processor has.
     pub isa: Option<String>,
     /// Folder for files that only the worker needs; a film that is put together lies there once.
@@ -84,6 +88,10 @@ pub async fn run(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), AgentError> {
     let dialler = serve::dialler(&config.coordinator)?;
+    check_gang(
+        config.device,
+        config.gang.as_ref().map_or(1, |gang| gang.ranks),
+    )?;
     let level = level(config.device, config.isa.as_deref())?;
     // May read for minutes, the first time.
     let opened = tokio::task::spawn_blocking(move || Shelf::open(config.models));
@@ -100,14 +108,14 @@ pub async fn run(
             let backend = CpuBackend::new(config.threads, isa)
                 .map_err(|error| AgentError::Device(error.to_string()))?;
             Lanes::start(
-                DeviceExecutor::new(backend, shelf.clone(), runtime, lost.clone()),
+                DeviceExecutor::new(backend, shelf.clone(), config.gang, runtime, lost.clone()),
                 host,
             )?
         }
         Device::Cuda(ordinal) => {
             let backend = device::open_gpu(ordinal, config.memory_limit)?;
             Lanes::start(
-                DeviceExecutor::new(backend, shelf.clone(), runtime, lost.clone()),
+                DeviceExecutor::new(backend, shelf.clone(), config.gang, runtime, lost.clone()),
                 host,
             )?
         }
@@ -137,6 +145,24 @@ pub async fn run(
     server.serve(Drain::new(stop, config.drain_grace)).await?;
     lost.story()
         .map_or(Ok(()), |story| Err(AgentError::Device(story)))
+}
+
+/// Fails when a window cannot be shared by so many ranks on `device`.
+pub fn check_gang(device: Device, ranks: usize) -> Result<(), AgentError> {
+    if ranks > 1 && device != Device::Cpu {
+        return Err(AgentError::Device(format!(
+            "--ranks {ranks} shares a window among processes on the processor (--device cpu); on GPUs it \
+             is not built yet, where --workers renders several windows at a time"
+        )));
+    }
+    Ok(())
+}
+
+/// Fails when the attention heads of `model` cannot be shared by so many ranks, and says how many can.
+pub fn check_ranks(model: &ModelRef, ranks: usize) -> Result<(), AgentError> {
+    let bad = |error: &dyn std::error::Error| AgentError::Model(error::story(error));
+    let files = models::files_of(model).map_err(|error| bad(&error))?;
+    longtake_ltx::check_ranks(files, ranks).map_err(|error| bad(&error))
 }
 
 /// Tells this process from others of its name: random, for process ids repeat on other machines.

@@ -366,7 +366,9 @@ mod tests {
         let alone = in_parts(&model, &Band::alone(&b));
         assert!(alone.len() > 2, "{} parts", alone.len());
         let ends = threads(2).into_iter();
-        let teams: Vec<_> = ends.filter_map(|end| Team::new(Arc::new(end))).collect();
+        let teams: Vec<_> = ends
+            .filter_map(|end| Team::new(Arc::new(end), false))
+            .collect();
         let bands: Vec<Vec<CpuTensor>> = std::thread::scope(|scope| {
             let rank = |team| {
                 let (model, b) = (&model, &b);

@@ -11,13 +11,14 @@ use crate::embeddings::Front;
 use crate::error::{Error, Result};
 use crate::noise::Noise;
 use crate::types::Latents;
+use serde::{Deserialize, Serialize};
 
 /// Latents of a clip that are placed in front, because they do not mean the same frames as the
 /// window's own at their place.
 const PREFIX_LATENTS: usize = 2;
 
 /// What the VAE's encoder makes of pictures.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Encoded {
     /// Mode of the distribution, normalised.
     pub mode: Latents,

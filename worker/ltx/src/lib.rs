@@ -5,6 +5,7 @@
 //! no job: prompts and latents in, latents and pictures out. Start with [`Model`].
 
 mod band;
+mod calls;
 pub mod conditioning;
 pub mod config;
 mod convert;
@@ -41,7 +42,7 @@ pub use error::{Error, Result};
 pub use hash::model_hash;
 pub use inspect::{Inspection, inspect};
 pub use lora::{LoraFile, LoraInfo, Loras, lora_info};
-pub use model::{Model, check_model, check_values};
+pub use model::{Model, check_model, check_ranks, check_values};
 pub use noise::Drawn;
 pub use pictures::Pictures;
 pub use sampling::{Guidance, GuidanceStep, Pass, Sampler, Steps, StgMode};

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::names::transformer_layer;
 use crate::weights::{WeightFile, is_quantised, to_e4m3};
 use longtake_tensor::{DType, KeptWeight, Loader, Shape, Storage, WeightView};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ const PEFT_METADATA: &str = "lora_adapter_metadata";
 const REFERENCE_METADATA: &str = "reference_downscale_factor";
 
 /// A LoRA that is wanted.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoraFile {
     /// The file.
     pub path: PathBuf,

@@ -1,12 +1,13 @@
 //! The whole model on a backend.
 
+use crate::calls::{Call, Window};
 use crate::conditioning::Encoded;
 use crate::config::{ModelConfig, PipelineClass};
 use crate::denoise::Denoising;
 use crate::error::{Error, InPart, Result};
 use crate::pictures::Pictures;
 use crate::pipeline;
-use crate::shard::{Team, check_ranks};
+use crate::shard::{self, Team};
 use crate::source::ModelFiles;
 use crate::t5::T5Encoder;
 use crate::tokenizer::Tokenizer;
@@ -16,6 +17,7 @@ use crate::upsampler::{LatentUpsampler, adain, upload};
 use crate::vae::{Decoder, Encoder};
 use crate::weights::Scrutiny;
 use longtake_tensor::{Backend, Collective, Loader, Shape, Tensor, WeightView};
+use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -56,6 +58,12 @@ pub fn check_model(files: impl Into<ModelFiles>) -> Result<()> {
 /// The same, and that every value of every weight is a finite number, which reads all of them.
 pub fn check_values(files: impl Into<ModelFiles>) -> Result<()> {
     Parts::load(&files.into(), &Unloaded, Scrutiny::Values).map(drop)
+}
+
+/// Checks, by the configuration alone, that so many ranks can share a model's attention heads.
+pub fn check_ranks(files: impl Into<ModelFiles>, ranks: usize) -> Result<()> {
+    let opened = files.into().open(Scrutiny::Headers)?;
+    shard::check_ranks(&opened.config, ranks)
 }
 
 /// Takes weights and keeps nothing of them.
@@ -124,24 +132,101 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// When the ranks do not divide the attention heads.
     pub fn on_rank(&self, gang: Arc<dyn Collective<B>>) -> Result<Self> {
-        check_ranks(&self.parts.config, gang.ranks())?;
+        self.of_team(gang, false)
+    }
+
+    /// The same as rank 0 of a gang whose other ranks [`Self::follow`]: they need not be asked, this
+    /// one tells them.
+    ///
+    /// # Errors
+    /// When the ranks do not divide the attention heads.
+    pub fn leading(&self, gang: Arc<dyn Collective<B>>) -> Result<Self> {
+        self.of_team(gang, true)
+    }
+
+    fn of_team(&self, gang: Arc<dyn Collective<B>>, leads: bool) -> Result<Self> {
+        shard::check_ranks(&self.parts.config, gang.ranks())?;
         Ok(Self {
             backend: self.backend.clone(),
             parts: self.parts.clone(),
-            team: Team::new(gang),
+            team: Team::new(gang, leads),
         })
+    }
+
+    /// Does what the rank that leads `gang` says, until the gang ends: always with an error, which says
+    /// how.
+    pub fn follow(
+        &self,
+        gang: Arc<dyn Collective<B>>,
+        upsampler: Option<&LatentUpsampler<B>>,
+    ) -> Result<Infallible> {
+        let model = self.on_rank(gang)?;
+        let Some(team) = &model.team else {
+            let message = "a gang of one has nobody to follow".to_owned();
+            return Err(Error::Request {
+                what: "ranks",
+                message,
+            });
+        };
+        loop {
+            match model.obey(team.listen()?, upsampler) {
+                // The rank that leads has the same refusal, or was told to stop.
+                Ok(()) | Err(Error::Request { .. } | Error::Cancelled { .. }) => {}
+                Err(error) => {
+                    team.abort(&error.to_string());
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn obey(&self, call: Call, upsampler: Option<&LatentUpsampler<B>>) -> Result<()> {
+        match call {
+            Call::EncodePrompt {
+                text,
+                text_tokens,
+                class,
+            } => self.encode_prompt(&text, text_tokens, class).map(drop),
+            Call::Denoise(window) => {
+                let go_on = &mut |_, _| ControlFlow::Continue(());
+                window
+                    .with(|request| self.denoise(request, go_on))
+                    .map(drop)
+            }
+            Call::Decode {
+                latents,
+                request,
+                first,
+            } => self.decode_from(&latents, &request, first).map(drop),
+            Call::Encode(pictures) => self.encode(&pictures).map(drop),
+            Call::Upsample { latents, tone_map } => {
+                let upsampler = upsampler.ok_or_else(|| Error::Request {
+                    what: "latent upscaler",
+                    message: "this rank has none".to_owned(),
+                })?;
+                self.upsample(upsampler, &latents, tone_map).map(drop)
+            }
+        }
+    }
+
+    /// Tells the ranks that follow, if this one leads.
+    fn announce(&self, call: impl FnOnce() -> Call) -> Result<()> {
+        self.team
+            .as_ref()
+            .map_or(Ok(()), |team| team.announce(call))
     }
 
     /// Tells the other ranks when this one cannot go on.
     fn told<T>(&self, done: Result<T>) -> Result<T> {
-        if let (Err(error @ Error::Backend { source, .. }), Some(team)) = (&done, &self.team) {
-            match source {
-                // Whoever is behind it is named already.
-                longtake_tensor::Error::Rank { .. } => team.abort(&source.to_string()),
-                source => team.abort(&format!("{error}: {source}")),
-            }
+        if let Some(team) = &self.team {
+            team.judge(&done);
         }
         done
+    }
+
+    /// Whether this is a rank of a gang that has failed: nothing will work on it any more.
+    pub fn is_gang_broken(&self) -> bool {
+        self.team.as_ref().is_some_and(Team::is_broken)
     }
 
     /// Configuration that it was loaded with.
@@ -177,6 +262,11 @@ impl<B: Backend> Model<B> {
         class: PipelineClass,
     ) -> Result<Prompt> {
         let tokens = self.parts.tokenizer.encode_padded(text, text_tokens)?;
+        self.announce(|| Call::EncodePrompt {
+            text: text.to_owned(),
+            text_tokens,
+            class,
+        })?;
         let (b, encoder) = (&self.backend, &self.parts.text_encoder);
         self.told(pipeline::encode_tokens(
             b,
@@ -194,6 +284,7 @@ impl<B: Backend> Model<B> {
         request: &DenoiseRequest<'_>,
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Denoised> {
+        self.announce(|| Call::Denoise(Box::new(Window::of(request))))?;
         let denoised = Denoising::new(
             &self.backend,
             &self.parts.transformer,
@@ -218,6 +309,11 @@ impl<B: Backend> Model<B> {
     ) -> Result<Video> {
         let (b, team) = (&self.backend, self.team.as_ref());
         let (decoder, config) = (&self.parts.decoder, &self.parts.config);
+        self.announce(|| Call::Decode {
+            latents: latents.clone(),
+            request: request.clone(),
+            first,
+        })?;
         self.told(pipeline::decode(
             b, team, decoder, config, latents, request, first,
         ))
@@ -238,6 +334,7 @@ impl<B: Backend> Model<B> {
 
     /// Encodes 8k + 1 pictures, sides multiples of 32, to k + 1 normalised latents.
     pub fn encode(&self, pictures: &Pictures) -> Result<Encoded> {
+        self.announce(|| Call::Encode(pictures.clone()))?;
         self.told(pipeline::encode(
             &self.backend,
             self.team.as_ref(),
@@ -257,6 +354,10 @@ impl<B: Backend> Model<B> {
         tone_map: f32,
     ) -> Result<Latents> {
         let b = &self.backend;
+        self.announce(|| Call::Upsample {
+            latents: latents.clone(),
+            tone_map,
+        })?;
         let z = upload(b, latents).in_part(|| "latents".into())?;
         let z = self.parts.decoder.denormalise(b, &z)?;
         let z = self.told(upsampler.upsample(b, self.team.as_ref(), &z))?;

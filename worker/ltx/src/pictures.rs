@@ -1,9 +1,10 @@
 //! Pictures before they are encoded and after they were decoded: cut, padded and scaled.
 
 use crate::types::Video;
+use serde::{Deserialize, Serialize};
 
 /// RGB pictures of one size as the VAE takes them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pictures {
     /// Pictures.
     pub frames: usize,
@@ -12,6 +13,7 @@ pub struct Pictures {
     /// Pixel columns.
     pub width: usize,
     /// Samples in -1..1, `[frames, height, width, 3]`.
+    #[serde(skip)]
     pub values: Vec<f32>,
 }
 

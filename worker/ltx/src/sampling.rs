@@ -1,7 +1,9 @@
 //! How a pass is sampled: its noise levels and its guidance.
 
+use serde::{Deserialize, Serialize};
+
 /// Which noise levels a denoising pass visits.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Steps {
     /// These, in 0..1, falling; the last step goes to 0.
     Timesteps(Vec<f32>),
@@ -10,7 +12,7 @@ pub enum Steps {
 }
 
 /// Where counted noise levels come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sampler {
     /// The model's scheduler configuration, as its reference implementation reads it.
     #[default]
@@ -22,7 +24,7 @@ pub enum Sampler {
 }
 
 /// What spatio-temporal guidance (STG) does to the listed blocks in the perturbed prediction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StgMode {
     /// Self-attention's result is its values.
     #[default]
@@ -36,7 +38,7 @@ pub enum StgMode {
 }
 
 /// Guidance of the steps whose noise level is at least `timestep`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GuidanceStep {
     /// Lowest noise level (0..1) that this holds for.
     pub timestep: f32,
@@ -70,7 +72,7 @@ impl GuidanceStep {
 }
 
 /// How predictions are steered.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Guidance {
     /// At least one, from high noise levels to low ones.
     pub steps: Vec<GuidanceStep>,
@@ -99,7 +101,7 @@ impl Guidance {
 }
 
 /// One run of the transformer from noise to latents.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pass {
     /// Noise levels.
     pub steps: Steps,

@@ -6,11 +6,13 @@
 //! done on all tokens by every rank alike, so that guidance, noise and conditioning know nothing of
 //! ranks. Runs are equally long; the last ones end in padding, which no attention sees.
 
+use crate::calls::Call;
 use crate::config::ModelConfig;
 use crate::error::{Error, InPart, Result};
 use longtake_tensor::{Backend, Collective, Rope, Shape, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 type Op<T> = longtake_tensor::Result<T>;
 
@@ -25,7 +27,7 @@ pub fn check_ranks(config: &ModelConfig, ranks: usize) -> Result<()> {
         .map(|n| n.to_string())
         .collect();
     Err(Error::Request {
-        what: "ranks",
+        what: "--ranks",
         message: format!(
             "the model's {heads} attention heads cannot be shared by {ranks} ranks; {} work",
             work.join(", ")
@@ -34,26 +36,74 @@ pub fn check_ranks(config: &ModelConfig, ranks: usize) -> Result<()> {
 }
 
 /// The gang that a model is a rank of: at least two ranks.
-pub(crate) struct Team<B: Backend>(Arc<dyn Collective<B>>);
+pub(crate) struct Team<B: Backend> {
+    gang: Arc<dyn Collective<B>>,
+    /// Whether this rank tells the others what to do.
+    leads: bool,
+    /// Whether an exchange has failed: the gang is of no use any more.
+    broken: AtomicBool,
+}
 
 impl<B: Backend> Team<B> {
     /// `None` for a gang of one, which has nothing to share.
-    pub fn new(gang: Arc<dyn Collective<B>>) -> Option<Self> {
-        (gang.ranks() > 1).then_some(Self(gang))
+    pub fn new(gang: Arc<dyn Collective<B>>, leads: bool) -> Option<Self> {
+        let broken = AtomicBool::new(false);
+        (gang.ranks() > 1).then_some(Self {
+            gang,
+            leads,
+            broken,
+        })
+    }
+
+    /// Notes what an operation came to, and tells the other ranks when this one cannot go on.
+    pub fn judge<T>(&self, done: &Result<T>) {
+        let Err(error @ Error::Backend { source, .. }) = done else {
+            return;
+        };
+        self.broken.store(true, Ordering::Relaxed);
+        match source {
+            // Whoever is behind it is named already.
+            longtake_tensor::Error::Rank { .. } => self.gang.abort(&source.to_string()),
+            source => self.gang.abort(&format!("{error}: {source}")),
+        }
+    }
+
+    /// Whether the gang is of no use any more.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Tells the others what to do, if this rank leads them.
+    pub fn announce(&self, call: impl FnOnce() -> Call) -> Result<()> {
+        if !self.leads {
+            return Ok(());
+        }
+        let told = self.gang.broadcast(0, &mut call().into_bytes());
+        let told = told.in_part(|| "what the ranks are told".into());
+        self.judge(&told);
+        told
+    }
+
+    /// What the rank that leads says.
+    pub fn listen(&self) -> Result<Call> {
+        let mut bytes = Vec::new();
+        let heard = self.gang.broadcast(0, &mut bytes);
+        heard.in_part(|| "what the ranks are told".into())?;
+        Call::from_bytes(&bytes)
     }
 
     /// This rank's end of it.
     pub fn gang(&self) -> &dyn Collective<B> {
-        &*self.0
+        &*self.gang
     }
 
     /// What rank 0 finds, which alone looks for it.
     pub fn told(&self, find: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
-        let mut bytes = match self.0.rank() {
+        let mut bytes = match self.gang.rank() {
             0 => find()?.iter().flat_map(|v| v.to_le_bytes()).collect(),
             _ => Vec::new(),
         };
-        let told = self.0.broadcast(0, &mut bytes);
+        let told = self.gang.broadcast(0, &mut bytes);
         told.in_part(|| "what rank 0 tells".into())?;
         let values = bytes.as_chunks::<4>().0.iter();
         Ok(values.map(|&v| f32::from_le_bytes(v)).collect())
@@ -61,7 +111,7 @@ impl<B: Backend> Team<B> {
 
     /// Tells the other ranks that this one cannot go on.
     pub fn abort(&self, reason: &str) {
-        self.0.abort(reason);
+        self.gang.abort(reason);
     }
 }
 

@@ -7,6 +7,7 @@ use crate::hash::{DIFFUSION_STEM, TEXT_STEM};
 use crate::lora::{LoraFile, Loras};
 use crate::names::Part;
 use crate::weights::{Scrutiny, WeightFile, Weights, shards, weight_files};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ const INDEX_ENDING: &str = ".safetensors.index.json";
 const TOKENIZER: &str = "spiece.model";
 
 /// What a model is loaded from.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelFiles {
     /// A Diffusers folder; an official checkpoint, its index, or the folder that it is alone in.
     pub model: PathBuf,

@@ -7,13 +7,14 @@ use crate::noise::Drawn;
 use crate::sampling::Pass;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// Entry of a latents file's metadata: what was drawn, as JSON.
 const DRAWN: &str = "drawn";
 
 /// A video in latent space, normalised: `[1, C, F, H, W]` in f32.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Latents {
     /// Channels (128).
     pub channels: usize,
@@ -24,6 +25,7 @@ pub struct Latents {
     /// Latent columns.
     pub width: usize,
     /// Values, `[C, F, H, W]` row-major.
+    #[serde(skip)]
     pub values: Vec<f32>,
 }
 
@@ -126,15 +128,17 @@ fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 }
 
 /// A prompt as the transformer sees it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prompt {
     /// Length, in tokens, that the prompt was padded or cut to.
     pub tokens: usize,
     /// Channels of a token.
     pub channels: usize,
     /// Encoder states, `[tokens, channels]`.
+    #[serde(skip)]
     pub states: Vec<f32>,
     /// 1 for tokens of the prompt, 0 for padding, `[tokens]`.
+    #[serde(skip)]
     pub mask: Vec<f32>,
     /// Set when the prompt was longer than `tokens`: its real length with the end mark.
     pub cut_from: Option<usize>,
@@ -310,7 +314,7 @@ pub struct BlockCount {
 }
 
 /// How a window is decoded.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DecodeRequest {
     /// Whose conventions hold.
     pub class: PipelineClass,

@@ -223,7 +223,7 @@ fn ranks_that_do_not_divide_the_heads_are_refused() {
     let error = model.on_rank(Arc::new(gang)).err().expect("24 / 5");
     assert_eq!(
         error.to_string(),
-        "ranks: the model's 24 attention heads cannot be shared by 5 ranks; \
+        "--ranks: the model's 24 attention heads cannot be shared by 5 ranks; \
          1, 2, 3, 4, 6, 8, 12, 24 work"
     );
 }
@@ -359,4 +359,48 @@ fn one_rank_encodes_the_prompt_for_all() {
     for shared in on_ranks(&model, 2, |_, model| prompt(model, "a red circle")) {
         assert_eq!(shared, alone);
     }
+}
+
+#[test]
+fn ranks_follow_the_one_that_leads() {
+    let model = model_of_heads(24);
+    let upscaler = LatentUpsampler::load(
+        &golden("upscaler.safetensors"),
+        model.backend(),
+        Scrutiny::Values,
+    );
+    let upscaler = upscaler.expect("upscaler");
+    let job = |model: &Model<CpuBackend>| {
+        let mut window = Window::plain([2, 2, 2]);
+        window.held = vec![(latents(1, 2, 2), 0, 1.0, None)];
+        let small = window.denoise(model).latents;
+        let large = model.upsample(&upscaler, &small, 0.0).expect("upsampled");
+        // Refused by all ranks alike, and nobody minds.
+        window.latent = [0, 2, 2];
+        let text = prompt(model, "a");
+        let refused = DenoiseRequest::new(window.class, [0, 2, 2], 24.0, 3, &window.pass, &text);
+        let refused = model.denoise(&refused, &mut |_, _| ControlFlow::Continue(()));
+        assert!(matches!(refused, Err(Error::Request { .. })));
+        let video = model.decode(&large, &DECODE).expect("pictures");
+        let again = model.encode(&Pictures::from(&video)).expect("latents");
+        (small, large, video, again)
+    };
+    let mut ends = threads(3).into_iter();
+    let leader = model
+        .leading(Arc::new(ends.next().expect("three")))
+        .expect("24 / 3");
+    std::thread::scope(|scope| {
+        for end in ends {
+            let (model, upscaler) = (&model, &upscaler);
+            scope.spawn(move || {
+                let ended = model.follow(Arc::new(end), Some(upscaler));
+                let Err(Error::Backend { source, .. }) = ended else {
+                    panic!("{ended:?}");
+                };
+                assert_eq!(source.to_string(), "rank 0 of 3 has left the gang");
+            });
+        }
+        assert!(job(&leader) == job(&model));
+        drop(leader);
+    });
 }

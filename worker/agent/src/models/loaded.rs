@@ -2,6 +2,7 @@
 
 use super::{Found, Shelf, Wanted};
 use crate::error::{TaskError, story};
+use crate::gang::{Crew, Equipment, GangSettings};
 use crate::work::Desk;
 use longtake_common::Hash;
 use longtake_common::model::{ModelError, find_model};
@@ -9,6 +10,7 @@ use longtake_common::spec::{ModelRef, Sampling};
 use longtake_ltx::weights::Scrutiny;
 use longtake_ltx::{Error, LatentUpsampler, LoraFile, Model, ModelFiles};
 use longtake_tensor::Backend;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Loads models on demand and keeps the last one: a job's tasks come one after another.
@@ -16,16 +18,34 @@ pub struct ModelCache<B: Backend> {
     backend: B,
     shelf: Arc<Shelf>,
     /// Dropped in this order: nothing of the model is in use when it may be removed.
-    loaded: Option<(ModelRef, Model<B>, Vec<Found>)>,
+    gang: Option<Formed<B>>,
+    crew: Option<Crew>,
+    loaded: Option<Loaded<B>>,
     upscaler: Option<(Hash, LatentUpsampler<B>, Found)>,
 }
 
+/// A model and where it is from.
+struct Loaded<B: Backend> {
+    wanted: ModelRef,
+    model: Model<B>,
+    files: ModelFiles,
+    _found: Vec<Found>,
+}
+
+/// The model as the leading rank of a gang.
+struct Formed<B: Backend> {
+    equipment: Equipment,
+    model: Model<B>,
+}
+
 impl<B: Backend> ModelCache<B> {
-    /// Nothing is loaded yet.
-    pub fn new(backend: B, shelf: Arc<Shelf>) -> Self {
+    /// Nothing is loaded yet. With `gang`, models are shared with other ranks.
+    pub fn new(backend: B, shelf: Arc<Shelf>, gang: Option<GangSettings>) -> Self {
         Self {
             backend,
             shelf,
+            gang: None,
+            crew: gang.map(Crew::new),
             loaded: None,
             upscaler: None,
         }
@@ -34,10 +54,8 @@ impl<B: Backend> ModelCache<B> {
     /// The model that `wanted` names, with exactly the bytes that it names.
     pub fn get(&mut self, wanted: &ModelRef, desk: &Desk<'_>) -> Result<&Model<B>, TaskError> {
         self.keep(wanted, desk)?;
-        match &self.loaded {
-            Some((_, model, _)) => Ok(model),
-            None => Err(TaskError::Retryable("the model was not kept".to_owned())),
-        }
+        self.form(None)?;
+        self.ready().ok_or_else(not_kept)
     }
 
     /// The same with the latent upscaler of `sampling`.
@@ -51,17 +69,77 @@ impl<B: Backend> ModelCache<B> {
             self.keep_upscaler(&second.upscaler, desk)?;
         }
         self.keep(wanted, desk)?;
+        let path = self
+            .upscaler
+            .as_ref()
+            .map(|(_, _, found)| found.path.clone());
+        self.form(path)?;
         let upscaler = self.upscaler.as_ref().map(|(_, upscaler, _)| upscaler);
-        match &self.loaded {
-            Some((_, model, _)) => Ok((model, upscaler)),
-            None => Err(TaskError::Retryable("the model was not kept".to_owned())),
+        Ok((self.ready().ok_or_else(not_kept)?, upscaler))
+    }
+
+    /// The loaded model, as a gang's leading rank where there is one.
+    fn ready(&self) -> Option<&Model<B>> {
+        let shared = self.gang.as_ref().map(|formed| &formed.model);
+        shared.or(self.loaded.as_ref().map(|loaded| &loaded.model))
+    }
+
+    /// Forms a gang for the loaded model, if there is to be one, unless it stands. Of a model whose
+    /// heads so many ranks do not divide, as many as do.
+    fn form(&mut self, upscaler: Option<PathBuf>) -> Result<(), TaskError> {
+        let (Some(crew), Some(loaded)) = (&mut self.crew, &self.loaded) else {
+            return Ok(());
+        };
+        let fits = |formed: &Formed<B>| {
+            let have = &formed.equipment;
+            have.files == loaded.files && (upscaler.is_none() || have.upscaler == upscaler)
+        };
+        if self.gang.as_ref().is_some_and(fits) {
+            return Ok(());
         }
+        self.gang = None;
+        let heads = loaded.model.config().transformer.num_attention_heads;
+        let most = crew.ranks_max();
+        let ranks = (1..=most).rev().find(|&n| heads.is_multiple_of(n));
+        let ranks = ranks.unwrap_or(1);
+        if ranks < most {
+            tracing::info!("{heads} attention heads are shared by {ranks} ranks, not {most}");
+        }
+        if ranks == 1 {
+            return Ok(());
+        }
+        let equipment = Equipment {
+            files: loaded.files.clone(),
+            upscaler,
+        };
+        let gang = crew.form(ranks, &equipment).map_err(TaskError::retryable)?;
+        let model = loaded.model.leading(Arc::new(gang));
+        self.gang = Some(Formed {
+            equipment,
+            model: model.map_err(TaskError::fatal)?,
+        });
+        Ok(())
+    }
+
+    /// Ends the gang after a task has failed; the next one forms another, of the same processes as far
+    /// as they live. Says whether the gang was what failed.
+    pub fn disband(&mut self) -> bool {
+        let broken = self.gang.take().is_some_and(|g| g.model.is_gang_broken());
+        if let Some(crew) = self.crew.as_mut().filter(|_| broken) {
+            crew.bury();
+        }
+        broken
+    }
+
+    /// Largest resident memory of the other ranks' processes, in bytes.
+    pub fn ranks_peak_bytes(&self) -> u64 {
+        self.crew.as_ref().map_or(0, Crew::peak_rss_bytes)
     }
 
     fn keep(&mut self, wanted: &ModelRef, desk: &Desk<'_>) -> Result<(), TaskError> {
-        if self.loaded.as_ref().is_none_or(|(have, ..)| have != wanted) {
+        if self.loaded.as_ref().is_none_or(|l| l.wanted != *wanted) {
             // Two models side by side would double the worker's memory.
-            self.loaded = None;
+            (self.gang, self.loaded) = (None, None);
             self.loaded = Some(self.load(wanted, desk)?);
         }
         Ok(())
@@ -90,14 +168,10 @@ impl<B: Backend> ModelCache<B> {
 
     /// Unloads the model and the upscaler.
     pub fn clear(&mut self) {
-        (self.loaded, self.upscaler) = (None, None);
+        (self.gang, self.loaded, self.upscaler) = (None, None, None);
     }
 
-    fn load(
-        &self,
-        wanted: &ModelRef,
-        desk: &Desk<'_>,
-    ) -> Result<(ModelRef, Model<B>, Vec<Found>), TaskError> {
+    fn load(&self, wanted: &ModelRef, desk: &Desk<'_>) -> Result<Loaded<B>, TaskError> {
         let find = |location: &str, hash| {
             let part = Wanted { location, hash };
             self.shelf.find(part, desk.artifacts, desk.control)
@@ -124,10 +198,15 @@ impl<B: Backend> ModelCache<B> {
             found.push(file);
         }
         tracing::info!(model = %files.model.display(), "loading");
-        match Model::load(files, self.backend.clone()) {
+        match Model::load(&files, self.backend.clone()) {
             Ok(model) => {
                 self.shelf.note_sound(wanted.hash);
-                Ok((wanted.clone(), model, found))
+                Ok(Loaded {
+                    wanted: wanted.clone(),
+                    model,
+                    files,
+                    _found: found,
+                })
             }
             Err(error) => {
                 // With an addition it is not known whose fault it is.
@@ -143,6 +222,10 @@ impl<B: Backend> ModelCache<B> {
             }
         }
     }
+}
+
+fn not_kept() -> TaskError {
+    TaskError::Retryable("the model was not kept".to_owned())
 }
 
 /// Whether an error is about what a model's files hold.

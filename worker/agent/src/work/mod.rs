@@ -15,6 +15,7 @@ pub(crate) use sampling::pass as model_pass;
 use crate::artifacts::Artifacts;
 use crate::control::Control;
 use crate::error::{AgentError, TaskError};
+use crate::gang::GangSettings;
 use crate::host;
 use crate::lane::Executor;
 use crate::models::{ModelCache, Shelf};
@@ -31,6 +32,10 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tracing::Level;
+
+/// Lost ranks in one try of a task before it counts as failed: what comes back as often is not bad
+/// luck.
+const GANG_LOSSES_MAX: u32 = 8;
 
 /// What a task may touch.
 pub struct Desk<'a> {
@@ -106,9 +111,16 @@ impl LostDevice {
 
 impl<B: Backend> DeviceExecutor<B> {
     /// A lane on `backend` with the models of `shelf`; artifacts are read through `runtime`.
-    pub fn new(backend: B, shelf: Arc<Shelf>, runtime: Handle, lost: Arc<LostDevice>) -> Self {
+    /// With `gang`, windows are shared with other ranks.
+    pub fn new(
+        backend: B,
+        shelf: Arc<Shelf>,
+        gang: Option<GangSettings>,
+        runtime: Handle,
+        lost: Arc<LostDevice>,
+    ) -> Self {
         Self {
-            models: ModelCache::new(backend.clone(), shelf),
+            models: ModelCache::new(backend.clone(), shelf, gang),
             backend,
             runtime,
             lost,
@@ -140,49 +152,84 @@ where
     ) -> Result<TaskOutput, TaskError> {
         // Between one block of the model and the next, not only between steps of a minute each.
         self.backend.interrupt_by(control.flag());
-        let done = run(
-            assignment,
-            context,
-            control,
-            &self.runtime,
-            |desk| match &assignment.work {
-                Work::Text { model, .. } => {
-                    text::run(self.models.get(model, desk)?, &assignment.work, desk)
-                }
-                Work::Denoise {
-                    model,
-                    sampling,
-                    first_pass: None,
-                    ..
-                } => {
-                    let own = sampling.first_pass.model.as_ref().unwrap_or(model);
-                    let model = self.models.get(own, desk)?;
-                    denoise::run(model, None, &assignment.work, desk)
-                }
-                Work::Denoise {
-                    model, sampling, ..
-                } => {
-                    let own = sampling.last_model(model);
-                    let (model, upscaler) = self.models.refining(own, sampling, desk)?;
-                    denoise::run(model, upscaler, &assignment.work, desk)
-                }
-                Work::Decode {
-                    model, sampling, ..
-                } => {
-                    let model = self.models.get(sampling.last_model(model), desk)?;
-                    decode::run(model, &assignment.work, desk)
-                }
-                Work::Seam { .. } | Work::Mux { .. } => Err(wrong_lane(assignment)),
-            },
-        );
-        done.map_err(|error| match error {
-            TaskError::Cancelled => error,
-            error => self.judge(error),
-        })
+        let runtime = self.runtime.clone();
+        let done = run(assignment, context, control, &runtime, |desk| {
+            self.until_a_gang_lasts(assignment, desk)
+        });
+        match done {
+            Ok(mut output) => {
+                output.peak_rss_bytes += self.models.ranks_peak_bytes();
+                Ok(output)
+            }
+            Err(TaskError::Cancelled) => Err(TaskError::Cancelled),
+            Err(error) => Err(self.judge(error)),
+        }
     }
 
     fn reset(&mut self) {
         self.models.clear();
+    }
+}
+
+impl<B: Backend + 'static> DeviceExecutor<B>
+where
+    longtake_ltx::Model<B>: Send,
+{
+    /// Does the work. A rank that is lost costs the work in hand, not a try of the task: it is done again
+    /// with another.
+    fn until_a_gang_lasts(
+        &mut self,
+        assignment: &Assignment,
+        desk: &mut Desk<'_>,
+    ) -> Result<TaskOutput, TaskError> {
+        for losses in 1.. {
+            let done = self.work(assignment, desk);
+            let Err(error) = &done else {
+                return done;
+            };
+            let lost = self.models.disband() && !desk.control.is_cancelled();
+            if !lost || losses > GANG_LOSSES_MAX {
+                return done;
+            }
+            tracing::warn!("the gang has failed ({error}); going on with another");
+        }
+        unreachable!("the loop has no other end")
+    }
+
+    fn work(
+        &mut self,
+        assignment: &Assignment,
+        desk: &mut Desk<'_>,
+    ) -> Result<TaskOutput, TaskError> {
+        match &assignment.work {
+            Work::Text { model, .. } => {
+                text::run(self.models.get(model, desk)?, &assignment.work, desk)
+            }
+            Work::Denoise {
+                model,
+                sampling,
+                first_pass: None,
+                ..
+            } => {
+                let own = sampling.first_pass.model.as_ref().unwrap_or(model);
+                let model = self.models.get(own, desk)?;
+                denoise::run(model, None, &assignment.work, desk)
+            }
+            Work::Denoise {
+                model, sampling, ..
+            } => {
+                let own = sampling.last_model(model);
+                let (model, upscaler) = self.models.refining(own, sampling, desk)?;
+                denoise::run(model, upscaler, &assignment.work, desk)
+            }
+            Work::Decode {
+                model, sampling, ..
+            } => {
+                let model = self.models.get(sampling.last_model(model), desk)?;
+                decode::run(model, &assignment.work, desk)
+            }
+            Work::Seam { .. } | Work::Mux { .. } => Err(wrong_lane(assignment)),
+        }
     }
 }
 

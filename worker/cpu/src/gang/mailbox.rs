@@ -35,12 +35,13 @@ pub(super) struct Mailbox {
 }
 
 impl Mailbox {
-    pub fn new(rank: usize, ranks: usize, silence: Option<Duration>) -> Self {
+    /// For rank `rank`. The first signs of life may take `patience` longer than those after them.
+    pub fn new(rank: usize, ranks: usize, silence: Option<Duration>, patience: Duration) -> Self {
         Self {
             state: Mutex::new(State {
                 messages: (0..ranks).map(|_| VecDeque::new()).collect(),
                 peers: (0..ranks).map(|_| Peer::Here).collect(),
-                heard: vec![Instant::now(); ranks],
+                heard: vec![Instant::now() + patience; ranks],
             }),
             changed: Condvar::new(),
             rank,
@@ -144,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_before_leaving_is_still_read() {
-        let mailbox = Mailbox::new(0, 2, None);
+        let mailbox = Mailbox::new(0, 2, None, Duration::ZERO);
         mailbox.put(1, vec![7]);
         mailbox.leave(1);
         assert_eq!(mailbox.take(1).expect("the message"), [7]);
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_loss_anywhere_ends_all_waiting() {
-        let mailbox = Mailbox::new(0, 3, None);
+        let mailbox = Mailbox::new(0, 3, None, Duration::ZERO);
         mailbox.lose(2, "was killed");
         mailbox.lose(2, "and something else");
         let error = mailbox.take(1).expect_err("rank 2 is lost").to_string();
@@ -163,7 +164,7 @@ mod tests {
 
     #[test]
     fn silence_is_loss_where_signs_of_life_are_given() {
-        let mailbox = Mailbox::new(1, 2, Some(Duration::from_millis(1)));
+        let mailbox = Mailbox::new(1, 2, Some(Duration::from_millis(1)), Duration::ZERO);
         let error = mailbox.take(0).expect_err("silent").to_string();
         assert!(
             error.starts_with("rank 0 of 2 has given no sign of life"),

@@ -162,7 +162,10 @@ impl Forming {
                         .map(|()| stream)
                         .map_err(|error| self.failed(other, &error));
                 }
-                // Its process is still starting, or gone: the deadline tells.
+                // It had its seat before its address was known.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    return Err(self.failed(other, &error));
+                }
                 Err(_) => std::thread::sleep(RETRY.min(left)),
             }
         }
@@ -226,7 +229,9 @@ pub struct SocketLink {
 impl SocketLink {
     fn start(rank: usize, streams: Vec<Option<TcpStream>>, timing: Timing) -> io::Result<Self> {
         let ranks = streams.len();
-        let mailbox = Arc::new(Mailbox::new(rank, ranks, Some(timing.silence)));
+        // Others may still be waiting for theirs.
+        let (silence, patience) = (Some(timing.silence), timing.forming);
+        let mailbox = Arc::new(Mailbox::new(rank, ranks, silence, patience));
         let mut writers = Vec::with_capacity(ranks);
         for (other, stream) in streams.into_iter().enumerate() {
             let Some(stream) = stream else {

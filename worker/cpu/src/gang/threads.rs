@@ -3,6 +3,7 @@
 use super::{Gang, Link, Mailbox};
 use longtake_tensor::Result;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A rank among threads. Dropping it leaves the gang.
 pub struct ThreadLink {
@@ -12,7 +13,7 @@ pub struct ThreadLink {
 
 /// A gang of `ranks` threads: one end for each, in the order of the ranks.
 pub fn threads(ranks: usize) -> Vec<Gang<ThreadLink>> {
-    let mailbox = |rank| Mailbox::new(rank, ranks, None);
+    let mailbox = |rank| Mailbox::new(rank, ranks, None, Duration::ZERO);
     let mailboxes: Arc<Vec<_>> = Arc::new((0..ranks).map(mailbox).collect());
     let link = |rank| {
         Gang::new(ThreadLink {

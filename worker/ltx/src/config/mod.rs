@@ -2,8 +2,8 @@
 //! what this crate does not compute is refused here, so that no model renders noise.
 
 use crate::error::{Error, Result};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 mod official;
@@ -64,7 +64,7 @@ impl Checker<'_> {
 
 /// The pipeline whose conventions hold. They differ in rope times, in the mask inside T5, in the
 /// schedule, and in the order and layout of the noise; `docs/ltx.md` has all differences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PipelineClass {
     /// diffusers' `LTXPipeline` and `LTXImageToVideoPipeline`: latent frame f is at 8 f frames; T5 sees padding; flow-match schedule with
     /// dynamic shift.
