@@ -18,6 +18,7 @@ mod memory;
 mod models;
 pub mod plan;
 mod record;
+pub mod scaling;
 mod schedule;
 mod state;
 mod view;

@@ -12,6 +12,7 @@ mod model;
 mod ops;
 mod quality;
 mod random_model;
+mod scaling;
 mod tea_cache;
 
 use anyhow::Result;
@@ -43,6 +44,8 @@ enum What {
     Vae(decode::VaeArgs),
     /// Measure self-attention on a GPU, and judge its 8-bit form
     Attention(attention::AttentionArgs),
+    /// Say what sharing a window among ranks brings, on paper, beside what was measured
+    Scaling(scaling::ScalingArgs),
     /// Compare every operation of the GPU with the CPU's
     Ops(ops::OpsArgs),
 }
@@ -58,6 +61,7 @@ pub async fn run(args: BenchArgs) -> Result<()> {
         What::E2e(args) => tokio::task::block_in_place(|| e2e::run(&args)),
         What::Vae(args) => tokio::task::block_in_place(|| decode::run(&args)),
         What::Attention(args) => tokio::task::block_in_place(|| attention::run(&args)),
+        What::Scaling(args) => scaling::run(&args),
         What::Ops(args) => tokio::task::block_in_place(|| ops::run(&args)),
     }
 }
