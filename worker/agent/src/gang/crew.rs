@@ -87,7 +87,7 @@ impl Crew {
             match self.try_to_form(ranks, equipment) {
                 Err(error @ (GangError::Lost { .. } | GangError::Join(_))) if tries < TRIES => {
                     tracing::warn!("{error}; trying again with another process");
-                    self.bury();
+                    self.replace(&error);
                     tries += 1;
                 }
                 formed => return formed,
@@ -128,6 +128,20 @@ impl Crew {
             member.tell(i + 1, &join)?;
         }
         Ok(own.join(0, &addresses, secret, Timing::default())?)
+    }
+
+    /// Makes room for another process in the place of the one that `error` names. A process that was
+    /// killed may count as living for a while yet, and would be lost again at once.
+    fn replace(&mut self, error: &GangError) {
+        let rank = match error {
+            GangError::Lost { rank, .. }
+            | GangError::Join(longtake_tensor::Error::Rank { rank, .. }) => *rank,
+            _ => 0,
+        };
+        if (1..=self.members.len()).contains(&rank) {
+            self.members.remove(rank - 1);
+        }
+        self.bury();
     }
 
     /// Kills the processes that hang and forgets those that have ended; says whether there were any.
