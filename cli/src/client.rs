@@ -300,6 +300,12 @@ impl Client {
                 self.dialler.url(),
                 status.message()
             ),
+            // What the transport says of bytes that it does not understand.
+            Code::Internal if status.message().starts_with("h2 protocol error") => anyhow!(
+                "what answers at {} is no coordinator ({}); check --coordinator",
+                self.dialler.url(),
+                status.message()
+            ),
             _ => anyhow!("{}", status.message()),
         }
     }

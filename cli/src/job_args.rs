@@ -215,7 +215,9 @@ impl JobArgs {
                 longtake_agent::check_model(&model)?;
                 recipe.complete_passes(&model);
                 recipe.check_passes()?;
-                model_args::hashed(model)?
+                let model = model_args::hashed(model)?;
+                model_args::check_values(&model)?;
+                model
             }
             Weights::Stored(stored) => {
                 let model = self.stored_model(&recipe, &stored)?;

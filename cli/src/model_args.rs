@@ -3,9 +3,13 @@
 
 use anyhow::{Result, anyhow};
 use longtake_common::Hash;
-use longtake_common::model::{find_model, hash_model, hash_text_encoder};
+use longtake_common::model::{Hashes, find_model, hash_model, hash_text_encoder};
 use longtake_common::spec::{LoraRef, ModelRef};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Files whose values are looked at faster are looked at each time.
+const WORTH_REMEMBERING: Duration = Duration::from_millis(300);
 
 /// What a model consists of beside its checkpoint.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -138,6 +142,35 @@ pub fn is_unread(model: &ModelRef) -> bool {
 pub fn unread(name: &str) -> Result<ModelRef> {
     let path = find_model(name)?;
     Ok(ModelRef::new(location(name, &path)?, unread_hash()))
+}
+
+/// Looks at every value of a model's files, so that what no film can be rendered with is said before
+/// one is begun. What takes time is done once for the same files.
+pub fn check_values(model: &ModelRef) -> Result<()> {
+    check_once(model, longtake_agent::check_values)
+}
+
+/// The same for a latent upscaler.
+pub fn check_upscaler_values(upscaler: &ModelRef) -> Result<()> {
+    check_once(upscaler, longtake_agent::check_upscaler_values)
+}
+
+fn check_once(
+    model: &ModelRef,
+    check: impl FnOnce(&ModelRef) -> Result<(), longtake_agent::AgentError>,
+) -> Result<()> {
+    let text = model.text_encoder.as_ref().map(|text| text.hash);
+    let files = Hash::of(format!("{} {text:?}", model.hash).as_bytes());
+    let known = Hashes::usual();
+    if known.are_sound(files) {
+        return Ok(());
+    }
+    let started = Instant::now();
+    check(model)?;
+    if started.elapsed() > WORTH_REMEMBERING {
+        known.note_sound(files);
+    }
+    Ok(())
 }
 
 /// Fills in the hashes of a model's files that have none yet.

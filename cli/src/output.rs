@@ -73,6 +73,19 @@ impl Target {
         with_suffix(&self.unit, ".json")
     }
 
+    /// Whether `path` is the film or its report, by whatever name: names are compared within the true
+    /// folder.
+    pub fn writes(&self, path: &Path) -> bool {
+        let place = |file: &Path| {
+            Some((
+                folder_of(file).canonicalize().ok()?,
+                file.file_name()?.to_owned(),
+            ))
+        };
+        let own = [self.given.clone(), self.report()];
+        place(path).is_some_and(|path| own.iter().any(|own| place(own).as_ref() == Some(&path)))
+    }
+
     /// Fails when the film could not be written in the end.
     pub fn check(&self) -> Result<()> {
         match self.codec {

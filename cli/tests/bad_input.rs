@@ -283,6 +283,17 @@ fn a_broken_checkpoint_is_refused_before_anything_starts() {
     });
     refusal(&render(), 1, "proj_in.weight");
 
+    let mut spoilt = whole.clone();
+    let length = u64::from_le_bytes(whole[..8].try_into().expect("eight bytes")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&whole[8..8 + length]).expect("JSON");
+    let bias = header["proj_in.bias"]["data_offsets"][0].as_u64();
+    let at = 8 + length + bias.expect("an offset") as usize;
+    spoilt[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&weights, &spoilt).expect("spoilt");
+    let sentence = refusal(&render(), 1, "proj_in.bias");
+    assert!(sentence.contains("not finite"), "{sentence}");
+    assert!(!sentence.contains("worker"), "{sentence}");
+
     fs::write(&weights, &whole).expect("restored");
     edit_header(&weights, |header| {
         // As long as what is there.

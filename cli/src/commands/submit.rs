@@ -7,6 +7,7 @@ use crate::job_args::JobArgs;
 use crate::output::Target;
 use crate::render::deliver::{self, LatentsTarget};
 use crate::render::preview::{PreviewTarget, PreviewWriter};
+use crate::render::report::Report;
 use crate::terminal::{print, remark};
 use anyhow::{Context, Result};
 use longtake_common::spec::Codec;
@@ -56,7 +57,7 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     wanted.spec.previews = args.preview.is_some();
     wanted.spec.check()?;
     let preview = args.preview.as_deref();
-    let preview = preview.map(|path| PreviewTarget::new(path, &wanted.spec));
+    let preview = preview.map(|path| PreviewTarget::new(path, &wanted.spec, target.as_ref()));
     let preview = preview.transpose()?;
     let windows = longtake_core::plan(&wanted.spec).windows.len();
     let latents = args.save_latents.as_deref();
@@ -83,9 +84,10 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
             }
         });
         let job = job.await;
-        if let Some(writer) = writer {
-            writer.finish().await;
-        }
+        let preview = match writer {
+            Some(writer) => writer.finish().await,
+            None => None,
+        };
         let job = job?;
         deliver::succeeded(&job)?;
         let fetch = async |client: &mut Client, job: &v1::Job| {
@@ -98,7 +100,11 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
                 None => Ok(()),
             }
         };
-        deliver::persist(&mut client, job, fetch).await?;
+        let job = deliver::persist(&mut client, job, fetch).await?;
+        if let Some(target) = &target {
+            let (spec, took) = (&wanted.spec, started.elapsed());
+            Report::new(&job, target.given(), spec, took, preview).write(&target.report())?;
+        }
     }
     if args.json {
         return print(serde_json::json!({ "job": reply.job }));

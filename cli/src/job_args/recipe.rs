@@ -200,10 +200,18 @@ impl Recipe {
             .passes_mut()
             .filter_map(|pass| pass.model.as_mut())
         {
+            let is_here = is_unread(own);
             *own = model_args::hashed(own.clone())?;
+            if is_here {
+                model_args::check_values(own)?;
+            }
         }
         if let Some(second) = &mut self.sampling.second_pass {
+            let is_here = is_unread(&second.upscaler);
             second.upscaler = model_args::hashed(second.upscaler.clone())?;
+            if is_here {
+                model_args::check_upscaler_values(&second.upscaler)?;
+            }
         }
         Ok(())
     }

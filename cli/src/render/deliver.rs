@@ -235,22 +235,11 @@ impl LatentsTarget {
             path: path.to_owned(),
             windows,
         };
-        // Other names may lead to the same file, so names are compared within the true folder.
-        let place = |file: &Path| {
-            Some((
-                folder_of(file).canonicalize().ok()?,
-                file.file_name()?.to_owned(),
-            ))
-        };
-        let first = latents.file(0);
-        let taken = film.map(|film| [film.given().to_owned(), film.report()]);
-        for taken in taken.iter().flatten() {
-            if place(taken).is_some_and(|taken| place(&first) == Some(taken)) {
-                bail!(
-                    "--save-latents {} would be overwritten by the film or its report: give it another name",
-                    path.display()
-                );
-            }
+        if film.is_some_and(|film| film.writes(&latents.file(0))) {
+            bail!(
+                "--save-latents {} would be overwritten by the film or its report: give it another name",
+                path.display()
+            );
         }
         Ok(latents)
     }

@@ -3,7 +3,7 @@
 pub mod deliver;
 pub mod embedded;
 pub mod preview;
-mod report;
+pub mod report;
 pub mod state;
 mod workers;
 
@@ -108,7 +108,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
     let wanted = args.previewed(wanted)?;
     args.check_ranks(&wanted.spec)?;
     let preview = args.preview.as_deref();
-    let preview = preview.map(|path| PreviewTarget::new(path, &wanted.spec));
+    let preview = preview.map(|path| PreviewTarget::new(path, &wanted.spec, Some(&target)));
     let preview = preview.transpose()?;
     let plan = longtake_core::plan(&wanted.spec);
     let latents = args
@@ -135,8 +135,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         None => embedded::render(&args, &mut order, telemetry).await?,
     };
     report.compare(estimate.as_ref());
-    let text = serde_json::to_string(&report)?;
-    crate::output::write_whole(&order.target.report(), format!("{text}\n").as_bytes())?;
+    let text = report.write(&order.target.report())?;
     if args.json {
         return print(text);
     }

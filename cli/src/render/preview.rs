@@ -2,7 +2,7 @@
 //! there and again with each that follows.
 
 use crate::client::Client;
-use crate::output::{check_writable, folder_of, unfinished};
+use crate::output::{Target, check_writable, folder_of, unfinished};
 use crate::terminal::remark;
 use anyhow::{Context, Result, anyhow, bail};
 use longtake_common::media::{self, Muxer};
@@ -42,10 +42,16 @@ struct Seen {
 }
 
 impl PreviewTarget {
-    /// Checks that the file could be written, and that there is something to show.
-    pub fn new(path: &Path, spec: &JobSpec) -> Result<Self> {
+    /// Checks that the file could be written beside `film`, and that there is something to show.
+    pub fn new(path: &Path, spec: &JobSpec, film: Option<&Target>) -> Result<Self> {
         if path.extension().is_none_or(|ending| ending != "mp4") || path.is_dir() {
             bail!("{} is no name for a preview: give FILE.mp4", path.display());
+        }
+        if film.is_some_and(|film| film.writes(path)) {
+            bail!(
+                "--preview {} would be overwritten by the film or its report: give it another name",
+                path.display()
+            );
         }
         check_writable(folder_of(path))?;
         let (width, height) = spec.preview_size();

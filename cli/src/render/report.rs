@@ -3,6 +3,7 @@
 use super::preview::PreviewReport;
 use crate::estimate::Estimate;
 use crate::progress::duration;
+use anyhow::Result;
 use longtake_common::spec::JobSpec;
 use longtake_proto::v1;
 use serde::Serialize;
@@ -31,6 +32,12 @@ pub struct Report {
     pub engine: String,
     /// Instruction-set level that it was rendered on.
     pub isa: String,
+    /// The shots after the first, with their prompts as they were rendered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shots: Vec<ShotReport>,
+    /// What its workers had to say: what TeaCache left out, say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<String>,
     /// Its windows.
     pub segments: Vec<SegmentReport>,
     /// The joins between them.
@@ -55,6 +62,13 @@ pub struct EstimateReport {
     /// Time that it took over the middle of the two.
     off: f64,
     basis: String,
+}
+
+/// A shot after the first.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShotReport {
+    first_frame: u32,
+    prompt: String,
 }
 
 /// One window.
@@ -104,6 +118,13 @@ impl Report {
             frames: spec.frames,
             engine: job.engine.clone(),
             isa: job.isa.clone().unwrap_or_default(),
+            shots: (spec.shots.iter())
+                .map(|shot| ShotReport {
+                    first_frame: shot.first_frame,
+                    prompt: shot.prompt.clone(),
+                })
+                .collect(),
+            notices: job.notices.clone(),
             segments: job.segments.iter().map(SegmentReport::new).collect(),
             seams: job.seams.iter().map(SeamReport::new).collect(),
             preview,
@@ -115,6 +136,13 @@ impl Report {
 }
 
 impl Report {
+    /// Writes the report to `path`; the JSON that it has.
+    pub fn write(&self, path: &Path) -> Result<String> {
+        let text = serde_json::to_string(self)?;
+        crate::output::write_whole(path, format!("{text}\n").as_bytes())?;
+        Ok(text)
+    }
+
     /// Says how far an estimate was off; not where some of the work was there already.
     pub fn compare(&mut self, estimate: Option<&Estimate>) {
         let fresh = self.segments.iter().all(|segment| !segment.reused);

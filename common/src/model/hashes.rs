@@ -105,6 +105,24 @@ impl Hashes {
         Ok(hashes)
     }
 
+    /// Whether files with this hash were found to have no bad value, see [`Self::note_sound`].
+    pub fn are_sound(&self, files: Hash) -> bool {
+        self.sound_place(files).is_some_and(|place| place.exists())
+    }
+
+    /// Remembers that files with this hash have no bad value. A folder that cannot be written to is no
+    /// error: they are looked at again.
+    pub fn note_sound(&self, files: Hash) {
+        if let Some(place) = self.sound_place(files) {
+            let made = place.parent().map_or(Ok(()), std::fs::create_dir_all);
+            let _ = made.and_then(|()| std::fs::write(&place, []));
+        }
+    }
+
+    fn sound_place(&self, files: Hash) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(format!("{files}.sound")))
+    }
+
     /// Where the hashes of `path` are remembered.
     fn place(&self, path: &Path, bytes: u64) -> Option<PathBuf> {
         let folder = self.folder.as_ref()?;

@@ -41,6 +41,7 @@ use drain::Drain;
 use ledger::Ledger;
 use longtake_common::spec::ModelRef;
 use longtake_cpu::CpuBackend;
+use longtake_ltx::weights::Scrutiny;
 use models::Shelf;
 use serve::{Identity, Lanes, Server};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -196,9 +197,25 @@ pub fn check_model(model: &ModelRef) -> Result<(), AgentError> {
 
 /// The same for a latent upscaler.
 pub fn check_upscaler(upscaler: &ModelRef) -> Result<(), AgentError> {
+    check_upscaler_file(upscaler, Scrutiny::Headers)
+}
+
+/// Looks at every value of a model, too.
+pub fn check_values(model: &ModelRef) -> Result<(), AgentError> {
+    let bad = |error: &dyn std::error::Error| AgentError::Model(error::story(error));
+    let files = models::files_of(model).map_err(|error| bad(&error))?;
+    longtake_ltx::check_values(files).map_err(|error| bad(&error))
+}
+
+/// Looks at every value of a latent upscaler, too.
+pub fn check_upscaler_values(upscaler: &ModelRef) -> Result<(), AgentError> {
+    check_upscaler_file(upscaler, Scrutiny::Values)
+}
+
+fn check_upscaler_file(upscaler: &ModelRef, scrutiny: Scrutiny) -> Result<(), AgentError> {
     let bad = |error: &dyn std::error::Error| AgentError::Model(error::story(error));
     let path = longtake_common::model::find_model(&upscaler.location).map_err(|e| bad(&e))?;
-    longtake_ltx::check_upscaler(&path).map_err(|error| bad(&error))
+    longtake_ltx::check_upscaler(&path, scrutiny).map_err(|error| bad(&error))
 }
 
 /// Checks files before others are to have them: a Diffusers folder as [`check_model`] does and every

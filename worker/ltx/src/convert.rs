@@ -4,6 +4,7 @@
 use crate::config::{ModelConfig, SchedulerConfig};
 use crate::error::{Error, Result};
 use crate::hash::DIFFUSION_STEM;
+use crate::model::check_values;
 use crate::source::ModelFiles;
 use crate::weights::{Scrutiny, Weights, is_quantised, to_e4m3};
 use longtake_tensor::KeptWeight;
@@ -13,6 +14,10 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+
+/// The first diffusers that knows models of 0.9.5 and later.
+const DIFFUSERS_VERSION: &str = "0.33.0";
+const SCHEDULER_CLASS: &str = "FlowMatchEulerDiscreteScheduler";
 
 /// Writes the model of `files` as a Diffusers folder `to`, which must not be there. With
 /// `files.quantises` the large matrices are written in 8 bits, with a scale for each row.
@@ -34,7 +39,9 @@ pub fn convert(files: &ModelFiles, to: &Path, mut progress: impl FnMut(&Path)) -
             message: "is there already; name a folder that is not".to_owned(),
         });
     }
-    let opened = files.open(Scrutiny::Values)?;
+    // What cannot be rendered is not converted either.
+    check_values(files)?;
+    let opened = files.open(Scrutiny::Headers)?;
     for (part, weights) in [("transformer", &opened.transformer), ("vae", &opened.vae)] {
         let quantises = files.quantises && part == "transformer";
         let path = to.join(part).join(format!("{DIFFUSION_STEM}.safetensors"));
@@ -68,13 +75,24 @@ fn configurations(config: &ModelConfig) -> Vec<(&'static str, Value)> {
         Some(_) => SchedulerConfig::default(),
         None => config.scheduler.clone(),
     };
-    let index = json!({ "_class_name": config.pipeline.diffusers_name() });
+    let index = json!({
+        "_class_name": config.pipeline.diffusers_name(),
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", SCHEDULER_CLASS],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "LTXVideoTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLLTXVideo"],
+    });
     let mut text = json!(config.text_encoder);
     text["architectures"] = json!(["T5EncoderModel"]);
     text["model_type"] = json!("t5");
     vec![
         ("model_index.json", index),
-        ("scheduler/scheduler_config.json", json!(scheduler)),
+        (
+            "scheduler/scheduler_config.json",
+            class(json!(scheduler), SCHEDULER_CLASS),
+        ),
         (
             "transformer/config.json",
             class(json!(config.transformer), "LTXVideoTransformer3DModel"),

@@ -182,15 +182,17 @@ impl<B: Loader> LatentUpsampler<B> {
             config: &config,
         };
         let (channels, mid) = (config.in_channels, config.mid_channels);
-        Ok(Self {
+        let upsampler = Self {
             initial_conv: source.conv("initial_conv", mid, channels)?,
             initial_norm: source.norm("initial_norm")?,
             res_blocks: source.blocks("res_blocks")?,
             upsampler: weights.conv2d(b, "upsampler.0", 4 * mid, mid)?,
             post_upsample_res_blocks: source.blocks("post_upsample_res_blocks")?,
             final_conv: source.conv("final_conv", channels, mid)?,
-            config,
-        })
+            config: config.clone(),
+        };
+        weights.check_all_asked()?;
+        Ok(upsampler)
     }
 
     /// Configuration that it was loaded with.
@@ -199,9 +201,10 @@ impl<B: Loader> LatentUpsampler<B> {
     }
 }
 
-/// Checks an upscaler's configuration and the headers of its weights without loading it.
-pub fn check_upscaler(path: &Path) -> Result<()> {
-    LatentUpsampler::load(path, &Unloaded, Scrutiny::Headers).map(drop)
+/// Checks an upscaler's configuration and the headers of its weights, or all of them, without
+/// loading it.
+pub fn check_upscaler(path: &Path, scrutiny: Scrutiny) -> Result<()> {
+    LatentUpsampler::load(path, &Unloaded, scrutiny).map(drop)
 }
 
 impl<B: Backend> LatentUpsampler<B> {
