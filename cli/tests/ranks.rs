@@ -113,11 +113,6 @@ fn a_film_whose_ranks_die_and_hang_is_the_same() {
     assert!(ended.success(), "{}", story.join("\n"));
     let harmed = fs::read(folder.path().join("harmed.mp4")).expect("the film");
     assert!(harmed == whole, "lost ranks changed the film");
-    let report = fs::read(folder.path().join("harmed.mp4.json")).expect("the report");
-    let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
-    for segment in report["segments"].as_array().expect("segments") {
-        assert_eq!(segment["attempts"], 1, "the worker finds another by itself");
-    }
     wait_for("all ranks to leave", || {
         all.iter().all(|&pid| !is_alive(pid)).then_some(())
     });
