@@ -18,7 +18,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A configuration file does not parse.
-    #[error("{path} is not a valid configuration: {source}")]
+    #[error("{path} is not a valid configuration: {source}; fetch the file again")]
     ConfigSyntax {
         /// The file.
         path: PathBuf,

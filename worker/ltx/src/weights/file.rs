@@ -146,7 +146,10 @@ impl WeightFile {
             Dtype::F8_E4M3 => DType::F8E4M3,
             Dtype::I8 => DType::I8,
             other => {
-                let message = format!("is {other:?}; F32, F16, BF16, F8_E4M3 and I8 are supported");
+                let message = format!(
+                    "is {other:?}; F32, F16, BF16, F8_E4M3 and I8 are supported: store it as one of \
+                     them, or fetch the file again"
+                );
                 return Err(self.error(name, message));
             }
         };

@@ -296,7 +296,8 @@ impl Weights {
         if stored.shape.dims() != shape {
             let found = stored.shape;
             return Err(wrong(format!(
-                "has shape {found}; the configuration asks for {shape:?}"
+                "has shape {found}; the configuration asks for {shape:?}: give the file that belongs to the \
+                 configuration, or fetch both again"
             )));
         }
         let scale = match stored.dtype.bytes() {
