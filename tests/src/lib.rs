@@ -1,5 +1,6 @@
 //! What the tests of whole processes share: running the product, and judging its films.
 
+pub mod collector;
 pub mod detect;
 pub mod farm;
 pub mod held;

@@ -82,7 +82,8 @@ pub fn free_address_at(host: IpAddr) -> SocketAddr {
     listener.local_addr().expect("its address")
 }
 
-fn log(folder: &Path, name: &str) -> std::fs::File {
+/// The file `name` in `folder`, to be written to at its end.
+pub(crate) fn log(folder: &Path, name: &str) -> std::fs::File {
     let path = folder.join(name);
     let opened = std::fs::OpenOptions::new()
         .create(true)
@@ -92,7 +93,7 @@ fn log(folder: &Path, name: &str) -> std::fs::File {
 }
 
 /// Asks until something comes back.
-fn wait_for(what: &str, process: &mut Process, mut ask: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, process: &mut Process, mut ask: impl FnMut() -> bool) {
     let started = Instant::now();
     while !ask() {
         assert!(
@@ -267,7 +268,7 @@ impl S3 {
     /// When it is not installed or does not come up.
     pub fn start_at(folder: &Path, host: IpAddr) -> Self {
         let address = free_address_at(host);
-        let mut command = Command::new(moto_server());
+        let mut command = Command::new(installed("tools/moto/bin/moto_server"));
         command
             .args(["-H", &host.to_string()])
             .args(["-p", &address.port().to_string()])
@@ -335,12 +336,11 @@ impl S3 {
     }
 }
 
-/// Where `cargo xtask test` installs the S3 server: below the target folder that this runs from.
-fn moto_server() -> PathBuf {
+/// A program that `cargo xtask test` installs below the target folder that this runs from; its bare
+/// name where it is not there.
+pub(crate) fn installed(program: &str) -> PathBuf {
     let me = std::env::current_exe().expect("the path of this executable");
-    let installed = me
-        .ancestors()
-        .map(|folder| folder.join("tools/moto/bin/moto_server"));
-    let mut installed = installed.filter(|program| program.is_file());
-    installed.next().unwrap_or_else(|| "moto_server".into())
+    let mut found = me.ancestors().map(|folder| folder.join(program));
+    let bare = || program.rsplit('/').next().unwrap_or(program).into();
+    found.find(|program| program.is_file()).unwrap_or_else(bare)
 }

@@ -2,6 +2,7 @@
 
 use crate::run;
 use anyhow::{Context, Result};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,6 +11,11 @@ use std::process::{Command, Stdio};
 const S3_SERVER: &[&str] = &["moto[s3]==5.2.5", "flask", "flask-cors"];
 /// Name of its folder below the target folder; `tests/src/services.rs` looks there.
 const S3_FOLDER: &str = "tools/moto";
+
+/// A collector of traces from PyPI: one Rust program in a wheel, Apache-2.0, and installed in seconds.
+const COLLECTOR: &str = "rotel==0.0.1a15";
+/// Name of its folder below the target folder; `tests/src/collector.rs` looks there.
+const COLLECTOR_FOLDER: &str = "tools/rotel";
 
 /// CUDA's run-time compiler from PyPI: kernels are compiled for every architecture without a GPU.
 const NVRTC: &str = "nvidia-cuda-nvrtc==13.0.88";
@@ -53,22 +59,30 @@ pub fn s3(target: &Path) -> Result<()> {
     if answers(&program("moto_server"), "--help") {
         return Ok(());
     }
-    let install = || {
-        if !answers("python3", "-m ensurepip --version") {
-            apt(&["python3-venv"])?;
-        }
-        run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-        let pip = [
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-        ];
-        run(Command::new(program("python")).args(pip).args(S3_SERVER))
+    python(&folder, S3_SERVER).context(
+        "install moto, an S3 server: the tests keep a farm's artifacts in it; it needs python3 with venv and pip",
+    )
+}
+
+/// Installs a collector of traces under `target` unless it is there.
+pub fn collector(target: &Path) -> Result<()> {
+    let folder = target.join(COLLECTOR_FOLDER);
+    let program = folder.join("packages/rotel/rotel-agent");
+    if answers(&program.display().to_string(), "--version") {
+        return Ok(());
+    }
+    let install = || -> Result<()> {
+        let packages = folder.join("packages").display().to_string();
+        // Wheels are tagged by the version of Python, of which the program within needs none.
+        let any_python = ["--only-binary=:all:", "--python-version=3.11"];
+        let flags = ["--no-deps", "--target", &packages, COLLECTOR];
+        python(&folder, &[&any_python[..], &flags].concat())?;
+        // The wheel does not say that its program may be run.
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755))?;
+        Ok(())
     };
     install().context(
-        "install moto, an S3 server: the tests keep a farm's artifacts in it; it needs python3 with venv and pip",
+        "install rotel, a collector of traces: the tests send it a farm's spans; it needs python3 with venv and pip",
     )
 }
 
@@ -79,28 +93,23 @@ pub fn nvrtc(target: &Path) -> Result<PathBuf> {
     if library.join("libnvrtc.so.13").is_file() {
         return Ok(library);
     }
-    let install = || {
-        if !answers("python3", "-m ensurepip --version") {
-            apt(&["python3-venv"])?;
-        }
-        run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-        let pip = [
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-        ];
-        run(Command::new(folder.join("bin/python"))
-            .args(pip)
-            .args(["--no-deps", "--target"])
-            .arg(folder.join("packages"))
-            .arg(NVRTC))
-    };
-    install().context(
+    let packages = folder.join("packages").display().to_string();
+    python(&folder, &["--no-deps", "--target", &packages, NVRTC]).context(
         "install NVRTC: the tests compile the CUDA kernels with it; it needs python3 with venv and pip",
     )?;
     Ok(library)
+}
+
+/// Makes an environment of Python's in `folder` and installs packages by `flags` of pip's.
+fn python(folder: &Path, flags: &[&str]) -> Result<()> {
+    if !answers("python3", "-m ensurepip --version") {
+        apt(&["python3-venv"])?;
+    }
+    run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
+    let pip = "-m pip install --quiet --disable-pip-version-check";
+    run(Command::new(folder.join("bin/python"))
+        .args(pip.split(' '))
+        .args(flags))
 }
 
 fn apt(packages: &[&str]) -> Result<()> {

@@ -19,7 +19,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the tests need (ffmpeg, etcd, an S3-speaking server, NVRTC) and run every test on the release build.
+    /// Install what the tests need (ffmpeg, etcd, an S3-speaking server, a collector of traces, NVRTC) and run every test on the release build.
     Test {
         /// Passed on to the test runner, for example a part of a test's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -83,6 +83,7 @@ fn scenario(root: &Path, flags: &[String]) -> Result<()> {
 
 fn test(root: &Path, filter: &[String]) -> Result<()> {
     install::ffmpeg()?;
+    install::collector(&target_folder(root)?)?;
     // Tests of whole processes run the binary, so it is built first.
     farm(root)?;
     let nvrtc = install::nvrtc(&target_folder(root)?)?;
