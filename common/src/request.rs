@@ -132,7 +132,7 @@ impl SpecRequest {
         let (width, height) = (side("width", self.width)?, side("height", self.height)?);
         check_fps(self.fps)?;
         let frames = self.length.frames(self.fps)?;
-        let segment_frames = latents("segment", self.segment_frames, 2 * OVERLAP_FRAMES_MIN)?;
+        let segment_frames = segment_latents(self.segment_frames, self.overlap_frames)?;
         if (0..i64::from(OVERLAP_FRAMES_MIN)).contains(&self.overlap_frames) {
             return Err(SpecError::OverlapShort(self.overlap_frames));
         }
@@ -187,6 +187,16 @@ fn latents(what: &'static str, value: i64, least: u32) -> Result<u32, SpecError>
     Err(SpecError::NotLatents { what, value, least })
 }
 
+/// A window's frames. Where they are no whole latents, what is advised fits the overlap too.
+fn segment_latents(value: i64, overlap: i64) -> Result<u32, SpecError> {
+    latents("segment", value, 2 * OVERLAP_FRAMES_MIN).map_err(|error| {
+        let overlap = latents("overlap", overlap, OVERLAP_FRAMES_MIN);
+        latents("segment", value, 2 * overlap.unwrap_or(OVERLAP_FRAMES_MIN))
+            .err()
+            .unwrap_or(error)
+    })
+}
+
 impl JobSpec {
     /// Whether the job keeps every rule of this module, wherever it came from.
     pub fn check(&self) -> Result<(), SpecError> {
@@ -202,11 +212,7 @@ impl JobSpec {
         check_prompt("negative prompt", &self.negative)?;
         check_fps(self.fps)?;
         Length::Frames(self.frames.into()).frames(self.fps)?;
-        let segment = latents(
-            "segment",
-            self.segment_frames.into(),
-            2 * OVERLAP_FRAMES_MIN,
-        )?;
+        let segment = segment_latents(self.segment_frames.into(), self.overlap_frames.into())?;
         let overlap = latents("overlap", self.overlap_frames.into(), OVERLAP_FRAMES_MIN)?;
         if 2 * overlap > segment {
             return Err(SpecError::OverlapLong { overlap, segment });
@@ -353,15 +359,31 @@ mod tests {
             ),
             (
                 |r| r.segment_frames = 0,
-                "the segment frames 0 are not 8k+1: use 25",
+                "the segment frames 0 are out of range: use 8k+1, from 41 to",
             ),
             (
                 |r| r.segment_frames = -7,
-                "the segment frames -7 are out of range: use 25 to",
+                "the segment frames -7 are out of range: use 8k+1, from 41 to",
             ),
             (
                 |r| r.segment_frames = 17,
-                "the segment frames 17 are out of range: use 25 to",
+                "the segment frames 17 are out of range: use 8k+1, from 41 to",
+            ),
+            (
+                |r| r.segment_frames = 24,
+                "the segment frames 24 are not 8k+1, as 17 and 25 are: both are too few here, use 41 or more",
+            ),
+            (
+                |r| r.segment_frames = 39,
+                "the segment frames 39 are not 8k+1, as 33 and 41 are: 33 is too few here, use 41",
+            ),
+            (
+                |r| (r.segment_frames, r.overlap_frames) = (24, 9),
+                "the segment frames 24 are not 8k+1, as 17 and 25 are: 17 is too few here, use 25",
+            ),
+            (
+                |r| r.overlap_frames = 10,
+                "the overlap frames 10 are not 8k+1: use 9 or 17",
             ),
             (
                 |r| r.overlap_frames = 18,

@@ -241,14 +241,17 @@ fn clip_start(first: u32, shot_start: u32) -> String {
 
 fn latents_advice(value: i64, least: u32) -> String {
     let most = largest_latents(FRAMES_MAX);
-    if value.rem_euclid(i64::from(FRAMES_PER_LATENT)) == 1 {
-        return format!("out of range: use {least} to {most}");
+    let eight = i64::from(FRAMES_PER_LATENT);
+    if value.rem_euclid(eight) == 1 || !(1..=i64::from(most)).contains(&value) {
+        return format!("out of range: use 8k+1, from {least} to {most}");
     }
-    let value = value.clamp(0, i64::from(FRAMES_MAX)) as u32;
-    let good = match largest_latents(value) {
-        below if below < least => least.to_string(),
-        below if below == most => most.to_string(),
-        below => format!("{below} or {}", below + FRAMES_PER_LATENT),
-    };
-    format!("not 8k+1: use {good}")
+    let below = largest_latents(value as u32);
+    let above = below + FRAMES_PER_LATENT;
+    if below >= least {
+        format!("not 8k+1: use {below} or {above}")
+    } else if above == least {
+        format!("not 8k+1, as {below} and {above} are: {below} is too few here, use {above}")
+    } else {
+        format!("not 8k+1, as {below} and {above} are: both are too few here, use {least} or more")
+    }
 }
