@@ -42,8 +42,11 @@ class Model:
         self.t5, self.tok, self.device = export.load(root, "text_encoder", device), text.Tokenizer(), device
 
     @torch.no_grad()
-    def sample(self, prompts, seed, f=16, h=5, w=8, lead=None, sigmas=models.SIGMAS, causal=True, guidance=1.):
-        """Video [b, 3, 8f-7, 32h, 32w]; lead: clean leading latents, normalised tokens [b, n, h*w, 128]."""
+    def sample(self, prompts, seed, f=16, h=5, w=8, lead=None, sigmas=models.SIGMAS, causal=True, guidance=1., clip=None):
+        """Video [b, 3, 8f-7, 32h, 32w]; lead: clean leading latents, normalised tokens [b, n, h*w, 128].
+
+        clip: (k, such latents): a clip that begins at frame 8k, held as LTXConditionPipeline does.
+        """
         g = torch.Generator().manual_seed(seed)
         z = torch.randn(len(prompts), 128, f, h, w, generator=g).to(self.device).flatten(2).transpose(1, 2)
         clean = torch.zeros(z.shape[:2], dtype=torch.bool, device=self.device)
@@ -55,6 +58,13 @@ class Model:
         nothing[:, 0] = 1
         said = [(lean.t5(self.t5, i), (i > 0).float()) for i in (ids, nothing)]
         cs = lean.rope(f, h, w, causal, device=self.device)
+        if clip is not None:
+            k, given = clip
+            at, own = slice((k + 2) * h * w, (k + given.shape[1]) * h * w), given[:, :2].flatten(1, 2)
+            z[:, at], clean[:, at] = given[:, 2:].flatten(1, 2), True
+            z, clean = torch.cat([z, own], 1), torch.cat([clean, torch.ones_like(own[..., 0], dtype=torch.bool)], 1)
+            more = lean.rope(min(given.shape[1], 2), h, w, causal, device=self.device, start=8 * k)
+            cs = [torch.cat(v) for v in zip(cs, more)]
         for a, b in zip(sigmas, (*sigmas[1:], 0.)):
             t = torch.full((len(z),), a, device=self.device)
             v = self.dit(z, t, clean, *said[0], *cs)
@@ -62,7 +72,7 @@ class Model:
                 u = self.dit(z, t, clean, *said[1], *cs)
                 v = u + guidance * (v - u)
             z = z + torch.where(clean[..., None], 0., (b - a) * v)
-        return decode(self.vae, unpack(self.vae, z.unflatten(1, (f, h * w)), h, w))
+        return decode(self.vae, unpack(self.vae, z[:, :f * h * w].unflatten(1, (f, h * w)), h, w))
 
 
 class Detector:
@@ -233,9 +243,35 @@ def quick(root, device, tiny=False, clips=50, guidance=2.):
     rows = world.combinations()[1][:2 if tiny else clips].tolist()
     video = model.sample([world.caption(r) for r in rows], 5, f, h, w, guidance=guidance)
     det, each = Detector(w * 32, h * 32, device), Frames(device)
-    sheet(video[:10], pathlib.Path(root) / "quick.png", scale=.5)
+    sheet(video[:10], pathlib.Path(root) / "sample.png", scale=.5)
     steady = sum(each.steady(v, r) for v, r in zip(video, rows)) / len(rows)
     return compare([det(v) for v in video], rows) | dict(steady=round(steady, 3), guidance=guidance)
+
+
+@torch.no_grad()
+def arriving(root, device, tiny=False, clips=50, first=9):
+    """Films of held-out worlds that lead up to a clip: what they keep, and how far they are from where they should be."""
+    model = Model(root, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    f, h, w = (4, 2, 3) if tiny else (16, 5, 8)
+    first, clips = (1, 2) if tiny else (first, clips)
+    wd, rows = world.World(w * 32, h * 32, device), world.combinations()[1][:clips]
+    g = torch.Generator().manual_seed(8)
+    a = wd.place(rows.to(device), *torch.rand(2, clips, generator=g).to(device))
+    drawn = wd.render(a, 8 * f - 7)[0]
+    own = pack(model.vae, model.vae.encode(drawn[:, :, 8 * first:]))
+    video = model.sample([world.caption(r) for r in rows.tolist()], 6, f, h, w, clip=(first, own))
+    det, each = Detector(w * 32, h * 32, device), Frames(device)
+    found, far, steady = [], [], 0
+    for v, x, r in zip(video, drawn, rows.tolist()):
+        found.append(det(v[:, :8 * first]))
+        off = det(v)["track"] - det(x)["track"]
+        wide = torch.tensor([w * 32., h * 32.])
+        far.append(float(((off + wide / 2) % wide - wide / 2).norm(dim=1).max()))
+        steady += each.steady(v, r)
+    far = torch.tensor(far)
+    return compare(found, rows.tolist()) | dict(
+        steady=round(steady / clips, 3), within_3_px=round(float((far <= 3).float().mean()), 3),
+        far_median_px=round(float(far.median()), 2), far_max_px=round(float(far.max()), 2))
 
 
 def truth(device, n=48):
@@ -277,6 +313,7 @@ def main():
                                for r, x in zip(rows, found) for k, q in zip(world.KEYS, r) if x[k] != q][:40]
             sheet(shown[:20], res / "held_out.png", scale=.6)
     if a.chains:
+        report["arriving"] = arriving(a.out, device)
         film, report["chain"] = chain(model, det, rows[:a.chains], a.windows, 77)
         sheet(film[:12], res / "chain.png", [0, 60, 103, 120, 121, 160, 224, 225, 280, 328, 329, 400], .5)
     print(json.dumps(report, indent=1))

@@ -161,10 +161,13 @@ def t5_bias(att, n):
 
 
 # ---------------------------------------------------------------- DiT
-def rope(f, h, w, causal, dim=256, device="cpu"):
-    """cos, sin [f*h*w, dim] f32. `causal`: times max(0, 8f-7)/24 (LTXConditionPipeline), else 8f/24 (LTXPipeline)."""
+def rope(f, h, w, causal, dim=256, device="cpu", start=0):
+    """cos, sin [f*h*w, dim] f32. `causal`: times max(0, 8f-7)/24 (LTXConditionPipeline), else 8f/24 (LTXPipeline).
+
+    `start`: the frame at which a clip of its own begins.
+    """
     t = torch.arange(f, device=device) * 8.
-    t = (t - 7).clamp_min(0) if causal else t
+    t = ((t - 7).clamp_min(0) if causal else t) + start
     grid = torch.meshgrid(t / 24 / 20, torch.arange(h, device=device) * 32 / 2048.,
                           torch.arange(w, device=device) * 32 / 2048., indexing="ij")
     grid = torch.stack(grid, -1).flatten(0, 2)

@@ -67,7 +67,7 @@ class Paths:
         want = self.target(here, there, said)
         v = dit(self.z, here, self.clean, *said, *self.cs)
         moving = ~self.clean
-        e = ((v - want).pow(2).mean(-1) * moving).sum(1) / moving.sum(1)
+        e = ((v - want).pow(2).mean(-1) * moving * self.heavy()).sum(1) / moving.sum(1)
         with torch.no_grad():
             last = self.at == len(models.SIGMAS) - 1
             figures = dict(last=(e * last).sum() / last.sum().clamp_min(1))
@@ -77,8 +77,16 @@ class Paths:
             done = after == len(models.SIGMAS)
             pick = lambda a, b: torch.where(done.view(-1, *[1] * (a.ndim - 1)), a, b)
             weight = self.weight[self.at]
+            self.replaced(done)
             self.z, self.clean, self.ids, self.at, self.jump = (pick(a, b) for a, b in zip(new, old))
         return (e * weight).mean(), figures
+
+    def heavy(self):
+        """Weight of each token of each path."""
+        return 1.
+
+    def replaced(self, done):
+        """Paths in `done` are about to be replaced by those that `fresh` gave last."""
 
 
 def teacher_of(dit):

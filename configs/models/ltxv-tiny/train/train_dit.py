@@ -72,7 +72,11 @@ class Pool:
             rows = torch.stack([a[k] for k in world.KEYS], 1).tolist()
             lines = [f(r) for r in rows for f in (world.caption, *[lambda r: world.paraphrase(r, self.rng)] * 2)]
             self.ids[i:i + b] = self.tok(lines).view(b, 3, -1).to(self.ids.device)
+            self.made(i, x)
             self.at = (i + b) % self.n
+
+    def made(self, i, x):
+        """Videos x are what clips i and on show now."""
 
 
 def timesteps(b, device):
