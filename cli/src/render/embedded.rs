@@ -27,7 +27,7 @@ pub(super) async fn render(
     telemetry: &TelemetryArgs,
 ) -> Result<Report> {
     // Named even when nobody chose it: what an earlier run began on another level stays there.
-    let level = longtake_agent::level(args.device.first(), args.isa.as_deref())?;
+    let level = longtake_agent::level(args.device.first(), args.isa.as_deref(), args.max_vram)?;
     order.isa = Some(level.clone());
     let state = State::prepare(args, order)?;
     let mut handle = start_coordinator(state.folder(), &state.artifacts()).await?;

@@ -163,7 +163,9 @@ impl RenderArgs {
         let (basis, workers) = match self.farm.url() {
             None => {
                 let (count, threads) = embedded::crew(self);
-                let level = longtake_agent::level(self.device.first(), self.isa.as_deref()).ok()?;
+                let level =
+                    longtake_agent::level(self.device.first(), self.isa.as_deref(), self.max_vram)
+                        .ok()?;
                 let of = self.installation(spec, &level, threads);
                 (pace::here(&of, model.as_deref()), count)
             }

@@ -14,13 +14,17 @@ use std::collections::BTreeMap;
 /// Instruction-set levels that workers may have, besides those that connected ones do have.
 const LEVELS: [&str; 3] = ["avx512", "avx2", "scalar"];
 
-/// Whether a level is one of a GPU: architecture and multiprocessors, like `sm_90x132`.
+/// Whether a level is one of a GPU: architecture and multiprocessors, like `sm_90x132`, and behind a
+/// `p` the size of what is decoded at once, where the memory is limited.
 fn is_gpu_level(level: &str) -> bool {
     let parts = level
         .strip_prefix("sm_")
         .and_then(|rest| rest.split_once('x'));
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    parts.is_some_and(|(arch, multiprocessors)| is_number(arch) && is_number(multiprocessors))
+    parts.is_some_and(|(arch, rest)| {
+        let (multiprocessors, part) = rest.split_once('p').unwrap_or((rest, "0"));
+        [arch, multiprocessors, part].into_iter().all(is_number)
+    })
 }
 
 impl Core {
@@ -384,6 +388,28 @@ impl Job {
             number,
             seed: seed.unwrap_or(unless_given),
             prompt: prompt.or_else(|| before.and_then(|take| take.prompt.clone())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_gpu_level;
+
+    #[test]
+    fn levels_of_gpus_are_told_from_others() {
+        for level in ["sm_90x132", "sm_89x128", "sm_90x132p128"] {
+            assert!(is_gpu_level(level), "{level}");
+        }
+        for other in [
+            "avx2",
+            "sm_90",
+            "sm_x132",
+            "sm_90x",
+            "sm_90x132p",
+            "sm_90xp1",
+        ] {
+            assert!(!is_gpu_level(other), "{other}");
         }
     }
 }

@@ -67,9 +67,13 @@ pub(crate) fn open_gpu(
 }
 
 /// What results on a device depend on besides the job: the processor's instruction-set level, the
-/// best unless one is named, or the GPU's kind. Fails when the device is not there, or what it needs
+/// best unless one is named, or the GPU's kind and how much of its memory may be taken. Fails when the device is not there, or what it needs
 /// is missing.
-pub fn level(device: Device, isa: Option<&str>) -> Result<String, AgentError> {
+pub fn level(
+    device: Device,
+    isa: Option<&str>,
+    memory_limit: Option<u64>,
+) -> Result<String, AgentError> {
     match device {
         Device::Cpu => Ok(crate::isa(isa)?.name().to_owned()),
         Device::Cuda(_) if isa.is_some() => Err(AgentError::Device(
@@ -78,7 +82,7 @@ pub fn level(device: Device, isa: Option<&str>) -> Result<String, AgentError> {
                 .to_owned(),
         )),
         Device::Cuda(ordinal) => Card::probe(ordinal)
-            .map(|card| card.level())
+            .map(|card| card.level(memory_limit.map(|bytes| bytes as usize)))
             .map_err(|error| unusable(ordinal, &error)),
     }
 }

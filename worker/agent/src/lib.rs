@@ -93,7 +93,7 @@ pub async fn run(
         config.device,
         config.gang.as_ref().map_or(1, |gang| gang.ranks),
     )?;
-    let level = level(config.device, config.isa.as_deref())?;
+    let level = level(config.device, config.isa.as_deref(), config.memory_limit)?;
     // May read for minutes, the first time.
     let opened = tokio::task::spawn_blocking(move || Shelf::open(config.models));
     let shelf = opened

@@ -5,19 +5,20 @@
 //! next user comes after the last one. Equal sequences of requests get equal addresses.
 
 use crate::error::{CudaError, Result};
-use crate::memory::{ChunkSource, source};
+use crate::memory::{ChunkSource, HostCopy, source};
+use crate::park::Parking;
 use cudarc::driver::CudaContext;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// Every block starts at a multiple of this: cuBLASLt's fastest kernels ask for 256 at most.
 const ALIGNMENT: usize = 256;
 /// Chunks are multiples of this.
 const CHUNK_UNIT: usize = 64 << 20;
-/// Smallest chunk.
+/// Smallest chunk, so that growing is rare.
 const CHUNK_MIN: usize = 256 << 20;
 
 #[derive(Default)]
@@ -32,17 +33,57 @@ struct Pool {
     reserved: usize,
 }
 
-/// What all pools of a device have taken of it.
+/// What all pools of a device have taken of it, and which of them can be put away.
 #[derive(Default)]
-struct Account {
+pub(crate) struct Account {
     reserved: AtomicUsize,
     peak: AtomicUsize,
+    pub parked: Parked,
 }
 
 impl Account {
     fn add(&self, bytes: usize) {
         let now = self.reserved.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(now, Ordering::Relaxed);
+    }
+
+    fn subtract(&self, bytes: usize) {
+        self.reserved.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Pools whose contents can wait in host memory.
+#[derive(Default)]
+pub(crate) struct Parked {
+    all: Mutex<Vec<Weak<Parking>>>,
+    clock: AtomicU64,
+    /// How often one was put away, and the bytes of all these times.
+    moves: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Parked {
+    pub fn register(&self, one: &Arc<Parking>) {
+        let mut all = self.all.lock().unwrap_or_else(|e| e.into_inner());
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(one));
+    }
+
+    pub fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn count(&self, bytes: usize) {
+        self.moves.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Puts the pool away that was not used for longest. False where none can be.
+    fn make_room(&self) -> bool {
+        let all = self.all.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        let mut all: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
+        all.sort_by_key(|one| one.used_at());
+        all.iter().any(|one| one.put_away())
     }
 }
 
@@ -52,11 +93,83 @@ struct Shared {
     /// Most bytes that all pools of the device together ask it for.
     limit: usize,
     account: Arc<Account>,
+    /// The first pool of the device: what is free in it is free for the others.
+    first: Option<Weak<Self>>,
+    /// Smallest chunk that is taken while there is room.
+    chunk_min: usize,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn grow(&self, pool: &mut Pool, size: usize) -> Result<()> {
+        let exact = size.next_multiple_of(CHUNK_UNIT);
+        let taken = self.account.reserved.load(Ordering::Relaxed);
+        if self.first.is_none() && exact > self.limit.saturating_sub(taken) {
+            self.trim(pool);
+        }
+        let (address, bytes) = self.with_room(exact, || {
+            let taken = self.account.reserved.load(Ordering::Relaxed);
+            let generous = exact
+                .max(self.chunk_min)
+                .min(self.limit.saturating_sub(taken));
+            match self.source.take(generous) {
+                Ok(address) => Ok((address, generous)),
+                // Nearly full: what is needed and no more.
+                Err(_) => Ok((self.source.take(exact)?, exact)),
+            }
+        })?;
+        pool.chunks.insert(address, bytes);
+        pool.free_again(address, bytes);
+        pool.reserved += bytes;
+        self.account.add(bytes);
+        Ok(())
+    }
+
+    /// Does what takes `bytes` of the device; where there is no room for it, makes some.
+    fn with_room<T>(&self, bytes: usize, take: impl Fn() -> Result<T>) -> Result<T> {
+        loop {
+            let taken = self.account.reserved.load(Ordering::Relaxed);
+            let room = self.limit.saturating_sub(taken);
+            let outcome = match bytes > room {
+                true => Err(CudaError::Memory {
+                    wanted: bytes,
+                    free: room,
+                    hint: "raise --max-vram, or use a smaller --size",
+                }),
+                false => take(),
+            };
+            let short = matches!(outcome, Err(CudaError::Memory { .. }));
+            if !short || !self.make_room() {
+                return outcome;
+            }
+        }
+    }
+
+    /// Gives the device something back that is not in use. False where there is nothing.
+    fn make_room(&self) -> bool {
+        let first = self.first.as_ref().and_then(Weak::upgrade);
+        // A pool that is locked is just being used: by this very request, if it is the first one.
+        let trimmed = first.is_some_and(|first| match first.pool.try_lock() {
+            Ok(mut pool) => first.trim(&mut pool),
+            Err(_) => false,
+        });
+        trimmed || self.account.parked.make_room()
+    }
+
+    /// Gives chunks that nothing lies in back to the device. Says whether there were any.
+    fn trim(&self, pool: &mut Pool) -> bool {
+        let chunks = pool.empty_chunks();
+        for &(at, size) in &chunks {
+            pool.carve(at, size);
+            pool.chunks.remove(&at);
+            pool.reserved -= size;
+            self.account.subtract(size);
+            self.source.give_back(at, size);
+        }
+        !chunks.is_empty()
     }
 }
 
@@ -69,18 +182,38 @@ pub struct Arena {
 impl Arena {
     /// A pool over a device that takes at most `limit` bytes of it.
     pub fn new(context: Arc<CudaContext>, limit: usize) -> Self {
-        Self::over(source(&context), limit, Arc::default())
+        Self::over(source(&context), limit, Arc::default(), None)
     }
 
     /// An empty pool beside this one, of the same device and under the same limit. Nothing else
     /// ever lies in its memory: what a graph refers to is safe there.
     pub fn sibling(&self) -> Self {
-        let shared = &self.shared;
-        let account = Arc::clone(&shared.account);
-        Self::over(shared.source.another(), shared.limit, account)
+        self.beside(CHUNK_MIN)
     }
 
-    fn over(source: Arc<dyn ChunkSource>, limit: usize, account: Arc<Account>) -> Self {
+    /// The same for what is taken once and stays: nothing is taken in advance.
+    pub(crate) fn sibling_of_exact_size(&self) -> Self {
+        self.beside(CHUNK_UNIT)
+    }
+
+    fn beside(&self, chunk_min: usize) -> Self {
+        let shared = &self.shared;
+        let account = Arc::clone(&shared.account);
+        let first = shared.first.clone();
+        let first = first.unwrap_or_else(|| Arc::downgrade(shared));
+        let mut arena = Self::over(shared.source.another(), shared.limit, account, Some(first));
+        if let Some(shared) = Arc::get_mut(&mut arena.shared) {
+            shared.chunk_min = chunk_min;
+        }
+        arena
+    }
+
+    fn over(
+        source: Arc<dyn ChunkSource>,
+        limit: usize,
+        account: Arc<Account>,
+        first: Option<Weak<Shared>>,
+    ) -> Self {
         let pool = Pool {
             joins: source.joins(),
             ..Pool::default()
@@ -90,6 +223,8 @@ impl Arena {
             source,
             limit,
             account,
+            first,
+            chunk_min: CHUNK_MIN,
         };
         Self {
             shared: Arc::new(shared),
@@ -105,7 +240,7 @@ impl Arena {
         let free_at_end = pool.free_at_end();
         for there in [free_at_end, 0] {
             if address.is_none() {
-                self.grow(&mut pool, size - there)?;
+                self.shared.grow(&mut pool, size - there)?;
                 address = pool.cut(size);
             }
         }
@@ -122,42 +257,63 @@ impl Arena {
         })
     }
 
-    fn grow(&self, pool: &mut Pool, size: usize) -> Result<()> {
-        let shared = &self.shared;
-        let taken = shared.account.reserved.load(Ordering::Relaxed);
-        let room = shared.limit.saturating_sub(taken);
-        let exact = size.next_multiple_of(CHUNK_UNIT);
-        if exact > room {
-            return Err(CudaError::Memory {
-                wanted: size,
-                free: room,
-                hint: "raise --max-vram, or use a smaller --size",
-            });
+    /// Gives chunks that nothing lies in back to the device.
+    pub fn trim(&self) {
+        self.shared.trim(&mut self.shared.lock());
+    }
+
+    pub(crate) fn account(&self) -> &Account {
+        &self.shared.account
+    }
+
+    /// Copies of all chunks, by address.
+    ///
+    /// # Errors
+    /// When the host has no room for them, or the device's memory cannot be taken from its addresses.
+    pub(crate) fn copied_out(&self) -> Result<BTreeMap<u64, HostCopy>> {
+        let (pool, source) = (self.shared.lock(), &self.shared.source);
+        let chunks = pool.chunks.iter();
+        chunks
+            .map(|(&at, &bytes)| Ok((at, source.copy_out(at, bytes)?)))
+            .collect()
+    }
+
+    /// Takes the memory from behind all chunks' addresses; says how many bytes they had.
+    pub(crate) fn unmap(&self) -> usize {
+        let mut pool = self.shared.lock();
+        for (&at, &bytes) in &pool.chunks {
+            self.shared.source.unmap(at, bytes);
         }
-        let generous = exact.max(CHUNK_MIN).min(room);
-        let (address, bytes) = match shared.source.take(generous) {
-            Ok(address) => (address, generous),
-            // Nearly full: what is needed and no more.
-            Err(_) => (shared.source.take(exact)?, exact),
-        };
-        pool.chunks.insert(address, bytes);
-        pool.free_again(address, bytes);
-        pool.reserved += bytes;
-        shared.account.add(bytes);
+        self.shared.account.subtract(pool.reserved);
+        std::mem::take(&mut pool.reserved)
+    }
+
+    /// Puts memory behind all chunks' addresses again, with what `copies` have of them; all or none.
+    pub(crate) fn map_again(&self, copies: &BTreeMap<u64, HostCopy>) -> Result<()> {
+        let (mut pool, shared) = (self.shared.lock(), &self.shared);
+        let mut done = Vec::new();
+        for (&at, copy) in copies {
+            let bytes = copy.bytes().len();
+            let mapped = shared.with_room(bytes, || shared.source.map_again(at, copy));
+            if let Err(error) = mapped {
+                for (at, bytes) in done {
+                    shared.source.unmap(at, bytes);
+                }
+                shared.account.subtract(std::mem::take(&mut pool.reserved));
+                return Err(error);
+            }
+            done.push((at, bytes));
+            pool.reserved += bytes;
+            shared.account.add(bytes);
+        }
         Ok(())
     }
 
-    /// Gives chunks that nothing lies in back to the device.
-    pub fn trim(&self) {
-        let mut pool = self.shared.lock();
-        for (at, size) in pool.empty_chunks() {
-            pool.carve(at, size);
-            pool.chunks.remove(&at);
-            pool.reserved -= size;
-            let reserved = &self.shared.account.reserved;
-            reserved.fetch_sub(size, Ordering::Relaxed);
-            self.shared.source.give_back(at, size);
-        }
+    /// Times that weights were put away, and their bytes in all.
+    pub fn put_away(&self) -> (usize, usize) {
+        let parked = &self.shared.account.parked;
+        let read = |n: &AtomicUsize| n.load(Ordering::Relaxed);
+        (read(&parked.moves), read(&parked.bytes))
     }
 
     /// Bytes in use now.
@@ -265,8 +421,7 @@ impl Drop for Shared {
         for (&at, &size) in &pool.chunks {
             self.source.give_back(at, size);
         }
-        let reserved = &self.account.reserved;
-        reserved.fetch_sub(pool.reserved, Ordering::Relaxed);
+        self.account.subtract(pool.reserved);
     }
 }
 
@@ -327,100 +482,4 @@ impl fmt::Debug for Block {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Chunks at made-up addresses, the next one right behind the last.
-    #[derive(Default)]
-    struct Paper {
-        given: Mutex<BTreeMap<u64, usize>>,
-        joins: bool,
-    }
-
-    impl ChunkSource for Paper {
-        fn take(&self, bytes: usize) -> Result<u64> {
-            let mut given = self.given.lock().unwrap();
-            let last = given.last_key_value();
-            let address = last.map_or(1 << 32, |(&at, &size)| at + size as u64);
-            given.insert(address, bytes);
-            Ok(address)
-        }
-
-        fn give_back(&self, address: u64, bytes: usize) {
-            assert_eq!(self.given.lock().unwrap().remove(&address), Some(bytes));
-        }
-
-        fn joins(&self) -> bool {
-            self.joins
-        }
-
-        fn another(&self) -> Arc<dyn ChunkSource> {
-            Arc::<Self>::default()
-        }
-    }
-
-    fn arena(limit: usize, joins: bool) -> Arena {
-        let given = Mutex::default();
-        Arena::over(Arc::new(Paper { given, joins }), limit, Arc::default())
-    }
-
-    #[test]
-    fn equal_requests_get_equal_addresses_and_never_overlap() {
-        let run = |joins| {
-            let arena = arena(4 << 30, joins);
-            let mut seed = 7u64;
-            let mut held: Vec<Block> = Vec::new();
-            let mut addresses = Vec::new();
-            for _ in 0..2000 {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
-                if seed >> 63 == 0 && !held.is_empty() {
-                    held.swap_remove((seed >> 33) as usize % held.len());
-                } else {
-                    held.push(arena.take((seed >> 40) as usize % (8 << 20)).unwrap());
-                }
-                let mut spans: Vec<_> = held.iter().map(|b| (b.address, b.size)).collect();
-                spans.sort();
-                for pair in spans.windows(2) {
-                    assert!(pair[0].0 + pair[0].1 as u64 <= pair[1].0);
-                }
-                addresses.extend(held.last().map(Block::address));
-            }
-            let used: usize = held.iter().map(Block::size).sum();
-            assert_eq!(arena.used_bytes(), used);
-            drop(held);
-            assert_eq!(arena.used_bytes(), 0);
-            arena.trim();
-            assert_eq!(arena.reserved_bytes(), 0, "everything was joined again");
-            addresses
-        };
-        assert_eq!(run(false), run(false));
-        assert_eq!(run(true), run(true));
-    }
-
-    #[test]
-    fn the_limit_holds() {
-        let arena = arena(512 << 20, false);
-        let first = arena.take(300 << 20).unwrap();
-        let error = arena.take(300 << 20).unwrap_err().to_string();
-        assert!(error.contains("--max-vram"), "{error}");
-        drop(first);
-        assert!(arena.take(300 << 20).is_ok());
-    }
-
-    #[test]
-    fn what_is_free_in_neighbouring_chunks_is_one_piece() {
-        let arena = arena(1 << 30, true);
-        let small: Vec<Block> = (0..4).map(|_| arena.take(200 << 20).unwrap()).collect();
-        let reserved = arena.reserved_bytes();
-        drop(small);
-        let large = arena.take(reserved).unwrap();
-        assert_eq!(arena.reserved_bytes(), reserved);
-        drop(large);
-        // The chunk that something lies in stays.
-        let kept = arena.take(1).unwrap();
-        arena.trim();
-        assert!((1..=256 << 20).contains(&arena.reserved_bytes()));
-        let large = arena.take(700 << 20).unwrap();
-        assert!(large.address > kept.address);
-    }
-}
+mod tests;

@@ -6,14 +6,12 @@ use crate::device::Device;
 use crate::dnn::{ConvShape, Dnn, Plan, SdpaForm, SdpaShape};
 use crate::error::{CudaError, InOp, Result};
 use crate::matmul::Matmuls;
-use crate::options::CudaOptions;
+use crate::options::{CudaOptions, values_max};
 use crate::small::With;
-use crate::tensor::{
-    CudaConv, CudaIndex, CudaMatrix, CudaTensor, Element, Norm, Pending, TableRow,
-};
+use crate::tensor::{CudaIndex, CudaMatrix, CudaTensor, Element, Norm, Pending, TableRow};
 use longtake_tensor::{
-    Activation, AttentionBias, Backend, Error, Gate, Interrupt, Loader, Modulation, Recording,
-    Rope, RopeAxes, Shape, Tensor, WeightView,
+    Activation, AttentionBias, Backend, Error, Gate, Interrupt, Modulation, Recording, Rope,
+    RopeAxes, Shape, Tensor,
 };
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -107,7 +105,8 @@ impl CudaBackend {
 
     /// What the bits of a result depend on besides the job; see [`crate::Card::level`].
     pub fn level(&self) -> String {
-        self.inner.device.card.level()
+        let limit = self.inner.options.memory_limit;
+        self.inner.device.card.level(limit)
     }
 
     /// The device's name.
@@ -118,6 +117,11 @@ impl CudaBackend {
     /// Most bytes of device memory that tensors and weights ever had.
     pub fn peak_bytes(&self) -> usize {
         self.inner.device.arena.peak_bytes()
+    }
+
+    /// How often weights that were not in use were moved to host memory, and their bytes in all.
+    pub fn put_away(&self) -> (usize, usize) {
+        self.inner.device.arena.put_away()
     }
 
     /// Bytes in use on the whole device, this process' context and libraries among them.
@@ -146,66 +150,6 @@ impl CudaBackend {
     }
 }
 
-/// Uploads of at most so many values are remembered on the host: masks are looked at there.
-const HOST_COPY_MAX: usize = 4096;
-
-impl Loader for CudaBackend {
-    type Tensor = CudaTensor;
-    type Matrix = CudaMatrix;
-    type Conv = CudaConv;
-
-    fn upload(&self, shape: Shape, values: &[f32]) -> Op<CudaTensor> {
-        let op = "upload";
-        check_same(
-            op,
-            Shape::from([shape.count()]),
-            Shape::from([values.len()]),
-        )?;
-        let block = self.upload_f32(values).in_op(op)?;
-        let host = (values.len() <= HOST_COPY_MAX).then(|| values.to_vec());
-        Ok(CudaTensor::kept(shape, block, Element::F32, host))
-    }
-
-    fn matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Op<CudaMatrix> {
-        check_matrix(weight, bias)?;
-        self.prepare_matrix(weight, bias, false).in_op("matrix")
-    }
-
-    fn block_matrix(&self, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Op<CudaMatrix> {
-        check_matrix(weight, bias)?;
-        self.prepare_matrix(weight, bias, true).in_op("matrix")
-    }
-
-    fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Op<CudaConv> {
-        let shape = kernel.shape();
-        let &[n, c, kt, kh, kw] = shape.dims() else {
-            return Err(Error::operand(
-                "conv",
-                shape,
-                "[N, C, kt, kh, kw] is needed",
-            ));
-        };
-        if [kt, kh, kw].iter().any(|size| size % 2 == 0) {
-            return Err(Error::operand("conv", shape, "odd kernel sizes are needed"));
-        }
-        if let Some(bias) = bias {
-            check_vector("conv", Shape::from([c, n]), Shape::from([bias.len()]))?;
-        }
-        self.prepare_conv(kernel, bias, n, c, [kt, kh, kw])
-            .in_op("conv")
-    }
-}
-
-fn check_matrix(weight: &WeightView<'_>, bias: Option<&[f32]>) -> Op<()> {
-    let &[n, k] = weight.shape().dims() else {
-        return Err(Error::operand("matrix", weight.shape(), "[N, K] is needed"));
-    };
-    match bias {
-        Some(bias) => check_vector("matrix", Shape::from([k, n]), Shape::from([bias.len()])),
-        None => Ok(()),
-    }
-}
-
 impl Backend for CudaBackend {
     type Index = CudaIndex;
 
@@ -224,6 +168,24 @@ impl Backend for CudaBackend {
 
     fn interrupt_by(&self, stop: &Arc<AtomicBool>) {
         self.inner.interrupt.watch(stop);
+    }
+
+    fn memory_notices(&self) -> Vec<String> {
+        let Some(limit) = self.options().memory_limit else {
+            return Vec::new();
+        };
+        let gib = limit as f64 / f64::from(1 << 30);
+        let values = values_max(Some(limit)).unwrap_or(limit) as f64 / f64::from(1 << 20);
+        let name = self.device_name();
+        let mut notices = vec![format!(
+            "{name}, at most {gib:.1} GiB: pictures were decoded in parts of at most {values:.0} Mi values"
+        )];
+        if self.put_away().0 > 0 {
+            notices.push(format!(
+                "{name}, at most {gib:.1} GiB: weights that were not in use waited in host memory"
+            ));
+        }
+        notices
     }
 
     fn check_alive(&self) -> Op<()> {

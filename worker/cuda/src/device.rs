@@ -4,6 +4,7 @@ use crate::arena::{Arena, Block};
 use crate::compile::{Arch, Compiler, cache_folder};
 use crate::error::{CudaError, During, Result};
 use crate::kernels::KernelSpec;
+use crate::options::values_max;
 use crate::timing::{Watch, Work};
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use std::collections::HashMap;
@@ -88,9 +89,14 @@ impl Card {
     }
 
     /// What the bits of a result depend on besides the job: libraries choose their algorithms by the
-    /// architecture and the number of multiprocessors.
-    pub fn level(&self) -> String {
-        format!("sm_{}x{}", self.arch, self.multiprocessors)
+    /// architecture, the number of multiprocessors, and the sizes of what is decoded at once, which
+    /// `memory_limit` may bound.
+    pub fn level(&self, memory_limit: Option<usize>) -> String {
+        let level = format!("sm_{}x{}", self.arch, self.multiprocessors);
+        match values_max(memory_limit) {
+            Some(values) => format!("{level}p{}", values >> 20),
+            None => level,
+        }
     }
 }
 

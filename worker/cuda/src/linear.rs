@@ -7,7 +7,7 @@ use crate::error::{CudaError, Result};
 use crate::kernels::{RowKernel, layout_spec, row_threads, skinny_spec};
 use crate::matmul::{MatmulShape, Operands, WORKSPACE_BYTES};
 use crate::options::Precision;
-use crate::tensor::{CudaMatrix, CudaTensor, Element, Pending, Weight};
+use crate::tensor::{Branch, CudaMatrix, CudaTensor, Element, Pending, Weight};
 use crate::timing::Work;
 use half::bf16;
 use longtake_tensor::{Activation, DType, Shape, Tensor, WeightView};
@@ -81,7 +81,88 @@ impl CudaBackend {
             _ => Weight::Bf16(self.wide(view)?),
         };
         let bias = bias.map(|bias| self.upload_bf16(bias)).transpose()?;
-        Ok(CudaMatrix { n, k, weight, bias })
+        Ok(CudaMatrix {
+            n,
+            k,
+            weight,
+            bias,
+            branches: Vec::new(),
+        })
+    }
+
+    /// A branch `[R, K]`, `[N, R]` beside a layer `[N, K]`.
+    pub(crate) fn prepare_branch(
+        &self,
+        down: &WeightView<'_>,
+        up: &WeightView<'_>,
+        scale: f32,
+    ) -> Result<Branch> {
+        let (&[rank, _], &[n, _]) = (down.shape().dims(), up.shape().dims()) else {
+            let shapes = (down.shape(), up.shape());
+            return Err(CudaError::Unsupported(format!(
+                "a branch {} and {}",
+                shapes.0, shapes.1
+            )));
+        };
+        let padded = rank.next_multiple_of(16);
+        let mut wide = down.to_f32();
+        wide.resize(wide.len() / rank * padded, 0.0);
+        let up = up.to_f32();
+        let mut scaled = vec![0.0; n * padded];
+        for (to, from) in scaled.chunks_mut(padded).zip(up.chunks(rank)) {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = from * scale;
+            }
+        }
+        Ok(Branch {
+            rank: padded,
+            down: self.upload_bf16(&wide)?,
+            up: self.upload_bf16(&scaled)?,
+        })
+    }
+
+    /// Adds a layer's branches to its result `y`, bf16.
+    fn add_branches(&self, x: &CudaTensor, w: &CudaMatrix, y: &Block) -> Result<()> {
+        if w.branches.is_empty() {
+            return Ok(());
+        }
+        let (m, x) = (x.shape().rows(), self.bf16(x)?);
+        let plain = MatmulShape {
+            m,
+            n: 0,
+            k: w.k,
+            fp8: false,
+            bias: false,
+            gelu: false,
+            adds: false,
+        };
+        for branch in &w.branches {
+            let n = branch.rank;
+            let low = self.device().take(m * n * 2)?;
+            let at = Operands {
+                x: x.block.address(),
+                x_scale: 0,
+                w: branch.down.address(),
+                w_scale: 0,
+                bias: 0,
+                y: low.address(),
+            };
+            self.product(MatmulShape { n, ..plain }, &at)?;
+            let at = Operands {
+                x: low.address(),
+                w: branch.up.address(),
+                y: y.address(),
+                ..at
+            };
+            let added = MatmulShape {
+                n: w.n,
+                k: n,
+                adds: true,
+                ..plain
+            };
+            self.product(added, &at)?;
+        }
+        Ok(())
     }
 
     /// A weight in bf16.
@@ -188,7 +269,8 @@ impl CudaBackend {
     ) -> Result<CudaTensor> {
         let rows = x.shape().rows();
         let shape = x.shape().with_last(w.n);
-        if rows <= SKINNY_ROWS_MAX && w.k.is_multiple_of(8) {
+        let branched = !w.branches.is_empty();
+        if rows <= SKINNY_ROWS_MAX && w.k.is_multiple_of(8) && !branched {
             let values = self.f32(x)?;
             return self.skinny(values.block.address(), rows, w, act, shape);
         }
@@ -199,11 +281,12 @@ impl CudaBackend {
             fp8: matches!(w.weight, Weight::E4m3 { .. }),
             bias: w.bias.is_some(),
             gelu: false,
+            adds: false,
         };
         product.fp8 = product.fp8 && self.takes_rows_scaled(product)?;
         // In 8 bits the kernel that quantises the result for the next layer applies GELU; else the
         // product's epilogue does.
-        product.gelu = act == Activation::GeluTanh && !product.fp8;
+        product.gelu = act == Activation::GeluTanh && !product.fp8 && !branched;
         let y = self.device().take(rows * w.n * 2)?;
         let at = Operands {
             x: 0,
@@ -239,6 +322,7 @@ impl CudaBackend {
                 self.product(product, &Operands { x, w, ..at })?;
             }
         }
+        self.add_branches(x, w, &y)?;
         let plain = CudaTensor::ready(shape, y, Element::Bf16);
         let act = if product.gelu {
             0

@@ -19,6 +19,8 @@ pub(crate) struct MatmulShape {
     pub bias: bool,
     /// Whether the epilogue applies GELU (tanh form).
     pub gelu: bool,
+    /// Whether the result is added to what is there.
+    pub adds: bool,
 }
 
 /// Addresses of the operands; scales (f32 by row) and bias (bf16) are 0 where there is none.
@@ -128,7 +130,7 @@ impl Matmuls {
                 at.bias,
             )?;
         }
-        let (one, zero) = (1f32, 0f32);
+        let (one, kept) = (1f32, if shape.adds { 1f32 } else { 0f32 });
         // SAFETY: the descriptors are valid, the caller vouches for the addresses; the two factors
         // are read before the call returns.
         let outcome = unsafe {
@@ -136,7 +138,7 @@ impl Matmuls {
                 self.handle,
                 p.desc,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const kept).cast(),
                 at.w as *const _,
                 p.a,
                 at.x as *const _,

@@ -18,6 +18,75 @@ pub(crate) trait ChunkSource: Send + Sync {
     fn joins(&self) -> bool;
     /// A source for another pool of the same device.
     fn another(&self) -> Arc<dyn ChunkSource>;
+    /// What is in a chunk, in host memory, once the device is done with it.
+    fn copy_out(&self, address: u64, bytes: usize) -> Result<HostCopy>;
+    /// Takes the memory from behind a chunk's addresses; `give_back` is still to come.
+    fn unmap(&self, address: u64, bytes: usize);
+    /// Puts memory behind the addresses again, with `copy` in it.
+    fn map_again(&self, address: u64, copy: &HostCopy) -> Result<()>;
+}
+
+/// A copy of device memory in the host's.
+pub(crate) enum HostCopy {
+    /// Memory that the device reads by itself.
+    Pinned {
+        /// From the driver.
+        memory: *mut u8,
+        /// All of them initialised.
+        bytes: usize,
+    },
+    /// Any memory.
+    Plain(Vec<u8>),
+}
+
+// SAFETY: plain memory that is written once, before anybody else sees it.
+unsafe impl Send for HostCopy {}
+// SAFETY: the same.
+unsafe impl Sync for HostCopy {}
+
+impl HostCopy {
+    /// Memory for `bytes`, pinned if possible; the device is bound.
+    fn new(bytes: usize) -> Self {
+        // SAFETY: a plain allocation.
+        match unsafe { result::malloc_host(bytes, 0) } {
+            Ok(memory) => {
+                let memory = memory.cast::<u8>();
+                // SAFETY: `memory` has so many bytes.
+                unsafe { memory.write_bytes(0, bytes) };
+                Self::Pinned { memory, bytes }
+            }
+            Err(_) => Self::Plain(vec![0; bytes]),
+        }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            // SAFETY: `memory` has so many bytes, initialised in `new`, and lives as long as `self`.
+            Self::Pinned { memory, bytes } => unsafe {
+                std::slice::from_raw_parts(*memory, *bytes)
+            },
+            Self::Plain(bytes) => bytes,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            // SAFETY: as in `bytes`, and the borrow is exclusive.
+            Self::Pinned { memory, bytes } => unsafe {
+                std::slice::from_raw_parts_mut(*memory, *bytes)
+            },
+            Self::Plain(bytes) => bytes,
+        }
+    }
+}
+
+impl Drop for HostCopy {
+    fn drop(&mut self) {
+        if let Self::Pinned { memory, .. } = self {
+            // SAFETY: allocated in `new`; copies from it are waited for.
+            let _ = unsafe { result::free_host(memory.cast()) };
+        }
+    }
 }
 
 /// A source of memory of a device.
@@ -61,6 +130,19 @@ impl ChunkSource for Plain {
 
     fn another(&self) -> Arc<dyn ChunkSource> {
         Arc::new(Self(Arc::clone(&self.0)))
+    }
+
+    fn copy_out(&self, _: u64, _: usize) -> Result<HostCopy> {
+        Err(CudaError::Unsupported(
+            "this device's memory cannot be mapped piece by piece".to_owned(),
+        ))
+    }
+
+    // Not reached: nothing is copied out.
+    fn unmap(&self, _: u64, _: usize) {}
+
+    fn map_again(&self, _: u64, copy: &HostCopy) -> Result<()> {
+        Err(full(copy.bytes().len()))
     }
 }
 
@@ -173,6 +255,41 @@ impl ChunkSource for Range {
 
     fn another(&self) -> Arc<dyn ChunkSource> {
         source(&self.context)
+    }
+
+    fn copy_out(&self, address: u64, bytes: usize) -> Result<HostCopy> {
+        self.context.bind_to_thread().during("bind the device")?;
+        let mut copy = HostCopy::new(bytes);
+        // SAFETY: as many bytes are mapped at `address` as the copy has.
+        unsafe {
+            sys::cuCtxSynchronize()
+                .result()
+                .during("wait for the device")?;
+            result::memcpy_dtoh_sync(copy.bytes_mut(), address).during("copy from the device")?;
+        }
+        Ok(copy)
+    }
+
+    fn unmap(&self, address: u64, bytes: usize) {
+        let _ = self.context.bind_to_thread();
+        // SAFETY: mapped by `take` with as many bytes, and nobody uses them; what the device still
+        // does is waited for. The place stays in `mapped`: nothing else is mapped there.
+        unsafe {
+            let _ = sys::cuCtxSynchronize();
+            let _ = sys::cuMemUnmap(address, bytes);
+        }
+    }
+
+    fn map_again(&self, address: u64, copy: &HostCopy) -> Result<()> {
+        self.context.bind_to_thread().during("bind the device")?;
+        let bytes = copy.bytes();
+        self.map(address, bytes.len())?;
+        // SAFETY: as many bytes are mapped there now. The copy is over when this returns.
+        let copied = unsafe { result::memcpy_htod_sync(address, bytes) };
+        if copied.is_err() {
+            self.unmap(address, bytes.len());
+        }
+        copied.during("copy to the device")
     }
 }
 

@@ -20,6 +20,12 @@ pub enum AttentionBits {
     Fp8,
 }
 
+/// Most values of an activation that pictures are decoded at once with, below a memory limit: a part
+/// takes some 30 bytes a value, and is to leave three quarters of the memory to the weights.
+pub(crate) fn values_max(memory_limit: Option<usize>) -> Option<usize> {
+    memory_limit.map(|bytes| bytes / 128)
+}
+
 /// How a device is used.
 #[derive(Clone, Debug)]
 pub struct CudaOptions {

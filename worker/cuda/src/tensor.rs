@@ -232,6 +232,18 @@ pub struct CudaMatrix {
     pub(crate) weight: Weight,
     /// bf16 `[N]`.
     pub(crate) bias: Option<Block>,
+    /// What LoRAs add.
+    pub(crate) branches: Vec<Branch>,
+}
+
+/// `up (down x)`, added to what a linear layer computes.
+pub(crate) struct Branch {
+    /// R, padded with zeros to a multiple of 16.
+    pub rank: usize,
+    /// bf16 `[R, K]`.
+    pub down: Block,
+    /// bf16 `[N, R]`, its strength multiplied in.
+    pub up: Block,
 }
 
 /// A convolution, channels padded to multiples of 8.

@@ -6,6 +6,7 @@ use crate::check::{cells, check_same, check_vector};
 use crate::device::Arg;
 use crate::error::{InOp, Result};
 use crate::kernels::{norm_lanes, pixel_norm_spec};
+use crate::options::values_max;
 use crate::small::With;
 use crate::tensor::{Buffer, CudaConv, CudaTensor, Element, Pending, Samples};
 use half::bf16;
@@ -252,6 +253,10 @@ impl CudaBackend {
 }
 
 impl VaeOps for CudaBackend {
+    fn values_max(&self) -> Option<usize> {
+        values_max(self.options().memory_limit)
+    }
+
     fn conv3d(&self, x: &CudaTensor, conv: &CudaConv, padding: TimePadding) -> Op<CudaTensor> {
         self.convolve(x, conv, padding, None)
     }

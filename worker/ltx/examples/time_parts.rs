@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         TEXT_TOKENS,
         model.config().pipeline,
     )?;
-    let (transformer, config) = (model.transformer(), model.config());
+    let (transformer, config) = (model.transformer()?, model.config());
     let channels = config.transformer.in_channels;
     let tokens = frames * height * width;
     let [time_ratio, space_ratio] = config.vae.ratios();
@@ -83,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
     let z = b.reshape(&x, Shape::from([frames, height, width, channels]))?;
     let vae = time(|| {
-        model.decoder().forward(&b, &z, 0.05)?;
+        model.decoder()?.forward(&b, &z, 0.05)?;
         Ok(())
     })?;
     let isa = b.isa();

@@ -351,7 +351,7 @@ mod tests {
             parts.push(part);
             Ok(())
         };
-        let decoder = model.decoder();
+        let decoder = model.decoder().expect("decoder");
         decoder
             .decode_in_parts(band, &own, 0.05, 20_000, &mut take)
             .expect("pictures");

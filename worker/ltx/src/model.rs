@@ -16,7 +16,7 @@ use crate::types::{DecodeRequest, DenoiseRequest, Denoised, Latents, Prompt, Vid
 use crate::upsampler::{LatentUpsampler, adain, upload};
 use crate::vae::{Decoder, Encoder};
 use crate::weights::Scrutiny;
-use longtake_tensor::{Backend, Collective, Loader, Shape, Tensor, WeightView};
+use longtake_tensor::{Backend, Collective, InUse, Loader, Part, Shape, Tensor, WeightView};
 use std::convert::Infallible;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -25,10 +25,10 @@ use std::sync::Arc;
 struct Parts<B: Loader> {
     config: ModelConfig,
     tokenizer: Tokenizer,
-    text_encoder: T5Encoder<B>,
-    transformer: Transformer<B>,
-    decoder: Decoder<B>,
-    encoder: Encoder<B>,
+    text_encoder: Part<T5Encoder<B>>,
+    transformer: Part<Transformer<B>>,
+    decoder: Part<Decoder<B>>,
+    encoder: Part<Encoder<B>>,
 }
 
 impl<B: Loader> Parts<B> {
@@ -37,10 +37,12 @@ impl<B: Loader> Parts<B> {
         let (transformer, vae) = (opened.transformer, opened.vae);
         let parts = Self {
             tokenizer: Tokenizer::load(&opened.tokenizer)?,
-            text_encoder: T5Encoder::load(b, opened.text_encoder, &opened.config.text_encoder)?,
-            transformer: Transformer::load(b, &transformer, &opened.config.transformer)?,
-            decoder: Decoder::load(b, &vae, &opened.config.vae)?,
-            encoder: Encoder::load(b, &vae, &opened.config.vae)?,
+            text_encoder: b
+                .part(|| T5Encoder::load(b, opened.text_encoder, &opened.config.text_encoder))?,
+            transformer: b
+                .part(|| Transformer::load(b, &transformer, &opened.config.transformer))?,
+            decoder: b.part(|| Decoder::load(b, &vae, &opened.config.vae))?,
+            encoder: b.part(|| Encoder::load(b, &vae, &opened.config.vae))?,
             config: opened.config,
         };
         transformer.check_all_asked()?;
@@ -105,6 +107,10 @@ impl Loader for Unloaded {
     fn conv(&self, _: &WeightView<'_>, _: Option<&[f32]>) -> longtake_tensor::Result<()> {
         Ok(())
     }
+}
+
+fn in_use<'a, T>(part: &'a Part<T>, name: &'static str) -> Result<InUse<'a, T>> {
+    part.in_use().in_part(|| name.to_owned())
 }
 
 /// A loaded model on a backend.
@@ -240,18 +246,32 @@ impl<B: Backend> Model<B> {
     }
 
     /// The text encoder alone.
-    pub fn text_encoder(&self) -> &T5Encoder<B> {
-        &self.parts.text_encoder
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn text_encoder(&self) -> Result<InUse<'_, T5Encoder<B>>> {
+        in_use(&self.parts.text_encoder, "text encoder")
     }
 
     /// The transformer alone.
-    pub fn transformer(&self) -> &Transformer<B> {
-        &self.parts.transformer
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn transformer(&self) -> Result<InUse<'_, Transformer<B>>> {
+        in_use(&self.parts.transformer, "transformer")
     }
 
     /// The VAE's decoder alone.
-    pub fn decoder(&self) -> &Decoder<B> {
-        &self.parts.decoder
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    pub fn decoder(&self) -> Result<InUse<'_, Decoder<B>>> {
+        in_use(&self.parts.decoder, "decoder")
+    }
+
+    /// The VAE's encoder alone.
+    fn encoder(&self) -> Result<InUse<'_, Encoder<B>>> {
+        in_use(&self.parts.encoder, "encoder")
     }
 
     /// Encodes a prompt, padded or cut to `text_tokens`, as `class` does.
@@ -267,14 +287,11 @@ impl<B: Backend> Model<B> {
             text_tokens,
             class,
         })?;
-        let (b, encoder) = (&self.backend, &self.parts.text_encoder);
-        self.told(pipeline::encode_tokens(
-            b,
-            self.team.as_ref(),
-            encoder,
-            class,
-            &tokens,
-        ))
+        let team = self.team.as_ref();
+        let states = self.text_encoder().and_then(|encoder| {
+            pipeline::encode_tokens(&self.backend, team, &encoder, class, &tokens)
+        });
+        self.told(states)
     }
 
     /// Denoises a window. `progress` is called with (steps done, steps) after each step and may
@@ -285,14 +302,10 @@ impl<B: Backend> Model<B> {
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Denoised> {
         self.announce(|| Call::Denoise(Box::new(Window::of(request))))?;
-        let denoised = Denoising::new(
-            &self.backend,
-            &self.parts.transformer,
-            &self.parts.config,
-            request,
-            self.team.as_ref(),
-        )
-        .and_then(|denoising| denoising.run(progress));
+        let (config, team) = (&self.parts.config, self.team.as_ref());
+        let denoised = self.transformer().and_then(|transformer| {
+            Denoising::new(&self.backend, &transformer, config, request, team)?.run(progress)
+        });
         self.told(denoised)
     }
 
@@ -307,16 +320,16 @@ impl<B: Backend> Model<B> {
         request: &DecodeRequest,
         first: usize,
     ) -> Result<Video> {
-        let (b, team) = (&self.backend, self.team.as_ref());
-        let (decoder, config) = (&self.parts.decoder, &self.parts.config);
+        let (b, team, config) = (&self.backend, self.team.as_ref(), &self.parts.config);
         self.announce(|| Call::Decode {
             latents: latents.clone(),
             request: request.clone(),
             first,
         })?;
-        self.told(pipeline::decode(
-            b, team, decoder, config, latents, request, first,
-        ))
+        let video = self.decoder().and_then(|decoder| {
+            pipeline::decode(b, team, &decoder, config, latents, request, first)
+        });
+        self.told(video)
     }
 
     /// The last `tail_frames` (8k + 1) pictures of a window, decoded from its last k + 1 latents
@@ -335,13 +348,11 @@ impl<B: Backend> Model<B> {
     /// Encodes 8k + 1 pictures, sides multiples of 32, to k + 1 normalised latents.
     pub fn encode(&self, pictures: &Pictures) -> Result<Encoded> {
         self.announce(|| Call::Encode(pictures.clone()))?;
-        self.told(pipeline::encode(
-            &self.backend,
-            self.team.as_ref(),
-            &self.parts.encoder,
-            &self.parts.config,
-            pictures,
-        ))
+        let (config, team) = (&self.parts.config, self.team.as_ref());
+        let encoded = self
+            .encoder()
+            .and_then(|encoder| pipeline::encode(&self.backend, team, &encoder, config, pictures));
+        self.told(encoded)
     }
 
     /// Latents of twice the sides, with the statistics of these: what the second pass of a
@@ -358,11 +369,15 @@ impl<B: Backend> Model<B> {
             latents: latents.clone(),
             tone_map,
         })?;
+        let parts = self.decoder().and_then(|d| Ok((d, self.encoder()?)));
+        let (decoder, encoder) = self.told(parts)?;
         let z = upload(b, latents).in_part(|| "latents".into())?;
-        let z = self.parts.decoder.denormalise(b, &z)?;
-        let z = self.told(upsampler.upsample(b, self.team.as_ref(), &z))?;
-        let z = self.parts.encoder.normalise(b, &z)?;
-        let tokens = b.download(&z).in_part(|| "latents".into())?;
+        let z = decoder.denormalise(b, &z)?;
+        let normalised = |z| {
+            let z = encoder.normalise(b, &z)?;
+            b.download(&z).in_part(|| "latents".into())
+        };
+        let tokens = self.told(upsampler.upsample(b, self.team.as_ref(), &z, normalised))?;
         let (height, width) = (2 * latents.height, 2 * latents.width);
         let mut spread =
             Latents::from_tokens(&tokens, latents.channels, latents.frames, height, width);

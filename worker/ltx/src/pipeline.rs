@@ -160,7 +160,10 @@ fn band_of_pictures<B: Backend>(
             None => Ok(()),
         }
     };
-    decoder.decode_in_parts(b, latents, timestep, PART_VALUES_MAX, &mut take)?;
+    let values_max = b
+        .values_max()
+        .map_or(PART_VALUES_MAX, |n| n.min(PART_VALUES_MAX));
+    decoder.decode_in_parts(b, latents, timestep, values_max, &mut take)?;
     if let Some(last) = waiting {
         append::<B>(b, &last, &mut video)?;
     }

@@ -10,7 +10,7 @@ use crate::names::Part;
 use crate::shard::Team;
 use crate::types::Latents;
 use crate::weights::{Scrutiny, Weights};
-use longtake_tensor::{Backend, GroupNorm, Loader, Shape, Tensor, TimePadding};
+use longtake_tensor::{Backend, GroupNorm, InUse, Loader, Shape, Tensor, TimePadding};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -158,14 +158,19 @@ impl<B: Backend> ResBlock<B> {
     }
 }
 
-/// The loaded spatial latent upscaler.
-pub struct LatentUpsampler<B: Loader> {
+/// Its layers.
+struct Layers<B: Loader> {
     initial_conv: B::Conv,
     initial_norm: Norm<B>,
     res_blocks: Vec<ResBlock<B>>,
     upsampler: B::Conv,
     post_upsample_res_blocks: Vec<ResBlock<B>>,
     final_conv: B::Conv,
+}
+
+/// The loaded spatial latent upscaler.
+pub struct LatentUpsampler<B: Loader> {
+    layers: longtake_tensor::Part<Layers<B>>,
     config: UpsamplerConfig,
 }
 
@@ -182,17 +187,26 @@ impl<B: Loader> LatentUpsampler<B> {
             config: &config,
         };
         let (channels, mid) = (config.in_channels, config.mid_channels);
-        let upsampler = Self {
-            initial_conv: source.conv("initial_conv", mid, channels)?,
-            initial_norm: source.norm("initial_norm")?,
-            res_blocks: source.blocks("res_blocks")?,
-            upsampler: weights.conv2d(b, "upsampler.0", 4 * mid, mid)?,
-            post_upsample_res_blocks: source.blocks("post_upsample_res_blocks")?,
-            final_conv: source.conv("final_conv", channels, mid)?,
-            config: config.clone(),
-        };
+        let layers = b.part(|| {
+            Ok::<_, Error>(Layers {
+                initial_conv: source.conv("initial_conv", mid, channels)?,
+                initial_norm: source.norm("initial_norm")?,
+                res_blocks: source.blocks("res_blocks")?,
+                upsampler: weights.conv2d(b, "upsampler.0", 4 * mid, mid)?,
+                post_upsample_res_blocks: source.blocks("post_upsample_res_blocks")?,
+                final_conv: source.conv("final_conv", channels, mid)?,
+            })
+        })?;
         weights.check_all_asked()?;
-        Ok(upsampler)
+        Ok(Self { layers, config })
+    }
+
+    /// Keeps it on the device: what is computed with it has to be done before the result is dropped.
+    ///
+    /// # Errors
+    /// When the device has no room for it.
+    fn in_use(&self) -> Result<InUse<'_, Layers<B>>> {
+        self.layers.in_use().in_part(|| "latent upscaler".into())
     }
 
     /// Configuration that it was loaded with.
@@ -208,18 +222,22 @@ pub fn check_upscaler(path: &Path, scrutiny: Scrutiny) -> Result<()> {
 }
 
 impl<B: Backend> LatentUpsampler<B> {
-    /// `[F, 2 H, 2 W, C]` for the VAE's own latents `[F, H, W, C]`.
-    pub fn forward(&self, b: &B, latents: &B::Tensor) -> Result<B::Tensor> {
-        self.upsample(b, None, latents)
+    /// Values `[F, 2 H, 2 W, C]` for the VAE's own latents `[F, H, W, C]`.
+    pub fn forward(&self, b: &B, latents: &B::Tensor) -> Result<Vec<f32>> {
+        self.upsample(b, None, latents, |large| {
+            b.download(&large).in_part(|| "latent upscaler".into())
+        })
     }
 
-    /// The same by the ranks of a team.
-    pub(crate) fn upsample(
+    /// The same by the ranks of a team, for `then` to do something with.
+    pub(crate) fn upsample<T>(
         &self,
         b: &B,
         team: Option<&Team<B>>,
         latents: &B::Tensor,
-    ) -> Result<B::Tensor> {
+        then: impl FnOnce(B::Tensor) -> Result<T>,
+    ) -> Result<T> {
+        let layers = self.in_use()?;
         let channels = latents.shape().last();
         if channels != self.config.in_channels {
             let message = format!(
@@ -243,13 +261,15 @@ impl<B: Backend> LatentUpsampler<B> {
             let band = Band::new(b, team, height);
             let own = match band.is_idle() {
                 true => None,
-                false => Some(self.spread(&band, &band.own(latents.clone(), 1)?)?),
+                false => Some(layers.spread(&band, &band.own(latents.clone(), 1)?)?),
             };
             band.whole(own, Shape::from([frames, 2 * height, 2 * width, channels]))
         };
-        spread().in_part(|| "latent upscaler".into())
+        then(spread().in_part(|| "latent upscaler".into())?)
     }
+}
 
+impl<B: Backend> Layers<B> {
     fn spread(&self, b: &Band<'_, B>, latents: &B::Tensor) -> Op<B::Tensor> {
         let x = b.conv3d(latents, &self.initial_conv, TimePadding::Zeros)?;
         let mut x = self.initial_norm.silu(b, &x, None)?;

@@ -235,6 +235,7 @@ fn far_positions_share_a_bucket() {
     let ids: Vec<u32> = (0..300).map(|i| i % vocab).collect();
     let states = model
         .text_encoder()
+        .expect("text encoder")
         .forward(model.backend(), &ids, None)
         .expect("states");
     let (shape, reference) = file.values("long.last");
@@ -275,7 +276,7 @@ fn rotations_match_at_full_width() {
 #[test]
 fn transformer_matches_with_timesteps_by_token() {
     let (file, model) = (Golden::read("transformer"), model());
-    let (b, transformer) = (model.backend(), model.transformer());
+    let (b, transformer) = (model.backend(), model.transformer().expect("transformer"));
     let (shape, x) = file.values("x");
     let (states_shape, states) = file.values("states");
     let (_, mask) = file.values("mask");
@@ -377,7 +378,8 @@ fn vae_matches_both_ways() {
             &z.to_tokens(),
         )
         .expect("z");
-    let pictures = model.decoder().forward(b, &z, 0.05).expect("pictures");
+    let decoder = model.decoder().expect("decoder");
+    let pictures = decoder.forward(b, &z, 0.05).expect("pictures");
     let (_, reference) = file.values("decoded");
     assert_close(
         "VAE decoder",

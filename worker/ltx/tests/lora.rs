@@ -64,7 +64,7 @@ fn with_loras(loras: &[(PathBuf, f32)], fuses_loras: bool) -> ModelFiles {
 /// Velocities for the inputs of the golden file.
 fn velocity(files: ModelFiles) -> Vec<f32> {
     let model: Model<CpuBackend> = Model::load(files, backend(2)).expect("model");
-    let (b, transformer) = (model.backend(), model.transformer());
+    let (b, transformer) = (model.backend(), model.transformer().expect("transformer"));
     let inputs = read(&golden("transformer.safetensors"));
     let input = |name: &str| {
         let found = inputs.iter().find(|(found, ..)| found == name).expect(name);

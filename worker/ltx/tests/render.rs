@@ -228,7 +228,8 @@ fn decoding_in_parts_changes_no_bit() {
         .map(|i| (i % 97) as f32 / 40.0 - 1.2)
         .collect();
     let latents = b.upload(shape, &values).expect("latents");
-    let whole = model.decoder().forward(&b, &latents, 0.05).expect("whole");
+    let decoder = model.decoder().expect("decoder");
+    let whole = decoder.forward(&b, &latents, 0.05).expect("whole");
     let whole = b.download(&whole).expect("pictures");
     let mut counts = Vec::new();
     // From all at once to one frame of a stage's input a part.
@@ -239,7 +240,6 @@ fn decoding_in_parts_changes_no_bit() {
             count += 1;
             Ok(())
         };
-        let decoder = model.decoder();
         let decoded = decoder.forward_in_parts(&b, &latents, 0.05, values_max, &mut take);
         decoded.expect("parts");
         assert!(pictures == whole, "{values_max}");

@@ -12,6 +12,7 @@
 use crate::dtype::WeightView;
 use crate::error::{Error, Result};
 use crate::over_host;
+use crate::part::Part;
 use crate::shape::Shape;
 use std::any::Any;
 use std::ops::Range;
@@ -241,24 +242,31 @@ pub trait Loader {
     /// `down` is `[R, K]`, `up` `[N, R]`. Several branches add up.
     ///
     /// # Errors
-    /// When the shapes do not go together, or the backend computes no branches: the weights then
-    /// have to be fused while they are loaded.
+    /// When the shapes do not go together.
     fn add_low_rank(
         &self,
-        _matrix: &mut Self::Matrix,
+        matrix: &mut Self::Matrix,
         down: &WeightView<'_>,
-        _up: &WeightView<'_>,
-        _scale: f32,
-    ) -> Result<()> {
-        let rule = "this device computes no side branches; have them fused with --lora-fuse";
-        Err(Error::operand("low-rank branch", down.shape(), rule))
-    }
+        up: &WeightView<'_>,
+        scale: f32,
+    ) -> Result<()>;
     /// Prepares a convolution with kernel `[N, C, kt, kh, kw]`, odd sizes, stride 1, and bias `[N]`.
     fn conv(&self, kernel: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Self::Conv>;
+    /// What `load` loads, as a part of a model that need not be on the device while it is not in use.
+    fn part<T, E: From<Error>>(
+        &self,
+        load: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<Part<T>, E> {
+        load().map(Part::fixed)
+    }
 }
 
 /// The operations of the VAE, on activations `[F, H, W, C]`. What holds for [`Backend`] holds here.
 pub trait VaeOps: Loader + Sized {
+    /// Most values of an activation that pictures are decoded at once with, where memory is short.
+    fn values_max(&self) -> Option<usize> {
+        None
+    }
     /// Convolution, zero-padded in space, padded in time as `padding` says; keeps H and W, and F
     /// except for parts.
     fn conv3d(
@@ -344,6 +352,11 @@ pub trait Backend: VaeOps + Clone + Send + Sync + Sized {
     /// flag is named. A backend that cannot stop in the middle of anything ignores it.
     fn interrupt_by(&self, stop: &Arc<AtomicBool>) {
         let _ = stop;
+    }
+
+    /// What a user should know of how the device's memory sufficed.
+    fn memory_notices(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Fails when the device itself has failed, so that nothing will work on it any more. Asked after an

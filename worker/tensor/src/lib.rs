@@ -11,6 +11,7 @@ pub mod dtype;
 pub mod error;
 pub mod interrupt;
 pub mod over_host;
+pub mod part;
 pub mod shape;
 pub mod storage;
 
@@ -22,5 +23,6 @@ pub use collective::Collective;
 pub use dtype::{DType, WeightView, bf16_bytes, f8e4m3_from_f32};
 pub use error::{Error, Result};
 pub use interrupt::Interrupt;
+pub use part::{InUse, Part, Place};
 pub use shape::Shape;
 pub use storage::{KeptWeight, Storage};

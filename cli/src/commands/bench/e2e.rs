@@ -68,6 +68,8 @@ struct EndToEnd {
     first_seconds: f64,
     load_s: f64,
     peak_bytes: usize,
+    /// Times that weights were moved to host memory, in all renders.
+    put_away: usize,
 }
 
 struct Bench<'a> {
@@ -220,6 +222,7 @@ pub fn run(args: &EndToEndArgs) -> Result<()> {
     );
     result.device = b.device_name().to_owned();
     result.peak_bytes = b.peak_bytes();
+    result.put_away = b.put_away().0;
     let text = serde_json::to_string(&result)?;
     if args.gpu.json {
         return crate::terminal::print(text);

@@ -67,6 +67,9 @@ pub struct GpuArgs {
     /// Measured runs, after three that warm up
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
+    /// Most of the device's memory to take, like 16GiB
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::bytes)]
+    max_vram: Option<u64>,
     /// Compare with the figures in a file that an earlier run or the PyTorch script wrote
     #[arg(long, value_name = "FILE")]
     against: Option<std::path::PathBuf>,
@@ -89,6 +92,7 @@ impl GpuArgs {
                 Bits::Fp8 => AttentionBits::Fp8,
                 Bits::Bf16 => AttentionBits::Bf16,
             },
+            memory_limit: self.max_vram.map(|bytes| bytes as usize),
             ..CudaOptions::default()
         };
         let backend =

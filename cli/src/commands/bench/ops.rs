@@ -74,6 +74,24 @@ impl<B: Backend> Side<'_, B> {
         })
     }
 
+    /// The same with two low-rank branches, of which one has an odd rank.
+    fn branched(&self, n: usize, k: usize, repeats: bool) -> Result<B::Matrix> {
+        let mut matrix = self.matrix(n, k, repeats)?;
+        for (rank, scale) in [(32, 0.7), (5, -1.3)] {
+            let (down, up) = (self.draw(rank * k, 0.05), self.draw(n * rank, 0.05));
+            let bytes = |values: &[f32]| -> Vec<u8> {
+                values.iter().flat_map(|v| v.to_le_bytes()).collect()
+            };
+            let (down, up) = (bytes(&down), bytes(&up));
+            let view = |shape: [usize; 2], bytes| {
+                WeightView::new(Shape::from(shape), DType::F32, bytes, None)
+            };
+            let (down, up) = (view([rank, k], &down)?, view([n, rank], &up)?);
+            self.b.add_low_rank(&mut matrix, &down, &up, scale)?;
+        }
+        Ok(matrix)
+    }
+
     /// An 8-bit matrix, and an operand whose rows 8 bits hold exactly.
     fn exact(&self, m: usize, n: usize, k: usize) -> Result<(B::Tensor, B::Matrix)> {
         let codes: Vec<u8> = self.draw(n * k, 60.0).into_iter().map(e4m3_code).collect();
@@ -135,6 +153,14 @@ impl<B: Backend> Side<'_, B> {
             "linear few rows" => {
                 let (x, w) = (self.tensor(&[2, 256])?, self.matrix(1000, 256, false)?);
                 b.linear(&x, &w, Activation::Silu)?
+            }
+            "linear bf16 with two branches, gelu" => {
+                let (x, w) = (self.tensor(&[333, 512])?, self.branched(256, 512, false)?);
+                b.linear(&x, &w, Activation::GeluTanh)?
+            }
+            "linear fp8 with two branches" => {
+                let (x, w) = (self.tensor(&[333, 4096])?, self.branched(1024, 4096, true)?);
+                b.linear(&x, &w, Activation::None)?
             }
             "linear fp8 exact operands" => {
                 let (x, w) = self.exact(333, 512, 1024)?;
@@ -377,6 +403,8 @@ impl<B: Backend> Side<'_, B> {
 const CASES: &[(&str, f64)] = &[
     ("linear bf16 333x256x512 gelu", BF16),
     ("linear few rows", F32),
+    ("linear bf16 with two branches, gelu", BF16),
+    ("linear fp8 with two branches", FP8),
     ("linear fp8 exact operands", FP8_EXACT),
     ("linear fp8 rounded operands", FP8),
     ("linear fp8 mlp 16384", 2.0 * FP8),

@@ -159,6 +159,7 @@ where
         match done {
             Ok(mut output) => {
                 output.peak_rss_bytes += self.models.ranks_peak_bytes();
+                output.notices.extend(self.backend.memory_notices());
                 Ok(output)
             }
             Err(TaskError::Cancelled) => Err(TaskError::Cancelled),
