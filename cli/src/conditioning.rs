@@ -112,6 +112,11 @@ impl HeldArgs {
         Some(given.unwrap_or(usual).min(pass.strength))
     }
 
+    /// Whether a reference video is given.
+    pub fn has_reference(&self) -> bool {
+        self.reference_video.is_some()
+    }
+
     /// What a film of `frames` with these keyframes is held to, and what to upload for that.
     /// `reference_factor` finds how many times smaller than the film its reference video is.
     pub fn read(

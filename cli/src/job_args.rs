@@ -3,6 +3,7 @@
 
 mod parts;
 mod recipe;
+mod sampled;
 mod stored;
 
 pub use parts::ModelSet;
@@ -227,6 +228,10 @@ impl JobArgs {
             }
             Weights::Ignored => ModelRef::new(recipe.model.clone(), model_args::unread_hash()),
         };
+        let config = self.sources(film).0;
+        let off = sampled::spare_distilled(&mut recipe.sampling, &model, config, weights)?;
+        notices.extend(off);
+        notices.extend(self.parts.check_reference(self.held.has_reference())?);
         let enhancement = std::mem::take(&mut recipe.enhancement);
         let (mut request, keyframes) = self.request(film, recipe, model, codec)?;
         let frames = request.length.frames(request.fps)?;
@@ -240,6 +245,7 @@ impl JobArgs {
                 _ => anyhow!(error),
             })?;
         media::check_size(codec, spec.width, spec.height)?;
+        sampled::check(&spec, weights)?;
         notices.extend(rounding_notice(&spec));
         let negative = self.negative.as_deref().unwrap_or_default();
         if !negative.is_empty() && !spec.sampling.uses_negative() {

@@ -1,7 +1,7 @@
 //! The flags that say what a model consists of beside its checkpoint, and the way from them to a
 //! [`ModelRef`].
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use longtake_common::Hash;
 use longtake_common::model::{Hashes, find_model, hash_model, hash_text_encoder};
 use longtake_common::spec::{LoraRef, ModelRef};
@@ -89,6 +89,34 @@ impl ModelArgs {
             factor = factor.max(own as u32);
         }
         Ok(factor)
+    }
+
+    /// Fails where an IC-LoRA is not given the reference video that it asks for; a remark about one that
+    /// only its name says to be one. What cannot be read is refused with the model.
+    pub fn check_reference(&self, has_reference: bool) -> Result<Option<String>> {
+        if has_reference {
+            return Ok(None);
+        }
+        let mut remark = None;
+        for (name, _) in &self.loras {
+            let found = find_model(name).ok();
+            let Some(info) = found.and_then(|path| longtake_agent::lora_info(&path).ok()) else {
+                continue;
+            };
+            if info.reference_downscale_factor.is_some() {
+                bail!(
+                    "{name} is an IC-LoRA: its metadata has reference_downscale_factor, so it was \
+                     trained to follow a reference video; give one with --reference-video, or leave \
+                     the LoRA out"
+                );
+            }
+            if info.is_ic {
+                remark = Some(format!(
+                    "{name} is called an IC-LoRA, but follows no video: --reference-video names one"
+                ));
+            }
+        }
+        Ok(remark)
     }
 
     /// The same for a model that is named already. A text encoder that a pipeline file names is only

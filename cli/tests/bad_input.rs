@@ -194,19 +194,20 @@ fn a_misspelt_key_of_a_pipeline_file_is_named_with_the_right_one() {
     refusal(&out, 1, "use a whole number from 1");
 }
 
-/// The transformer's weights of the shipped model, in a copy of it under `folder`.
-fn copied_model(folder: &Path) -> std::path::PathBuf {
-    fn copy(from: &Path, to: &Path) {
-        fs::create_dir_all(to).expect("a folder");
-        for entry in fs::read_dir(from).expect("the model").flatten() {
-            let target = to.join(entry.file_name());
-            if entry.path().is_dir() {
-                copy(&entry.path(), &target);
-            } else {
-                fs::copy(entry.path(), target).expect("copied");
-            }
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("the model").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copied");
         }
     }
+}
+
+/// The transformer's weights of the shipped model, in a copy of it under `folder`.
+fn copied_model(folder: &Path) -> std::path::PathBuf {
     copy(
         &root().join("configs/models/ltxv-tiny"),
         &folder.join("model"),
@@ -318,6 +319,110 @@ fn a_broken_checkpoint_is_refused_before_anything_starts() {
         .filter(|name| name != "model")
         .collect();
     assert_eq!(left, Vec::<String>::new());
+}
+
+/// A model of two blocks whose scheduler knows the levels that it was distilled for, one that lacks the
+/// scale of a matrix, a LoRA that asks for a video, and pipeline files, in `folder`.
+fn what_cannot_be_sampled(folder: &Path) {
+    let golden = root().join("tests/golden");
+    copy(&golden.join("model"), &folder.join("few-distilled"));
+    let scheduler = folder.join("few-distilled/scheduler/scheduler_config.json");
+    let text = fs::read_to_string(&scheduler).expect("a configuration");
+    let allowed = text.replacen('{', "{ \"allowed_inference_steps\": [1.0, 0.9],", 1);
+    fs::write(&scheduler, allowed).expect("a configuration");
+
+    copy(&golden.join("model"), &folder.join("scales"));
+    let shard = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors";
+    edit_header(&folder.join("scales").join(shard), |header| {
+        let layer = "transformer_blocks.0.attn1.to_v";
+        let scale = header.remove(&format!("{layer}.scale_weight"));
+        header.insert(format!("{layer}.input_scale"), scale.expect("a scale"));
+    });
+
+    let lora = folder.join("ic.safetensors");
+    fs::copy(golden.join("lora_comfy.safetensors"), &lora).expect("copied");
+    edit_header(&lora, |header| {
+        let metadata = serde_json::json!({ "reference_downscale_factor": "2" });
+        header.insert("__metadata__".to_owned(), metadata);
+    });
+    let pass = "checkpoint_path: few-distilled\ntimesteps: [1.0, 0.9]\n";
+    for (name, more) in [
+        ("blocks", "stg_scale: 1\nskip_block_list: [0, 9]\n"),
+        ("levels", "timesteps: [1.0, 0.5]\n"),
+        ("cached", "use_teacache: true\n"),
+    ] {
+        let own = more
+            .contains("timesteps")
+            .then_some("checkpoint_path: few-distilled\n");
+        let text = format!("{}{more}", own.unwrap_or(pass));
+        fs::write(folder.join(format!("{name}.yaml")), text).expect("a file");
+    }
+}
+
+#[test]
+fn what_a_model_cannot_be_sampled_by_is_refused_before_there_is_a_job() {
+    let folder = tempfile::tempdir().expect("a folder");
+    what_cannot_be_sampled(folder.path());
+    let golden = root().join("tests/golden/model");
+    let golden = golden.to_str().expect("UTF-8");
+    let film = ["x", "--frames", "9", "--size", "64x64"];
+    let run_film = |command: &[&str], flags: &[&str]| {
+        let args = command.iter().chain(&film).chain(flags);
+        run(folder.path(), args)
+    };
+    let flags = ["--model", golden, "--steps", "1", "--guidance-scale", "1"];
+    let made = run_film(&["render", "-o", "start.mp4"], &flags);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let before = listing(folder.path());
+
+    let table: &[(&[&str], &str)] = &[
+        (
+            &["--config", "blocks.yaml"],
+            "skip_block_list names block 9, but the model has 2",
+        ),
+        (
+            &["--config", "levels.yaml", "--reference", "official"],
+            "was not made for noise level 0.5000: give timesteps among its allowed_inference_steps",
+        ),
+        (
+            &[
+                "--model",
+                golden,
+                "--steps",
+                "2",
+                "--start-video",
+                "start.mp4:0.1",
+            ],
+            "a strength of 0.1 leaves none of the 2 noise levels",
+        ),
+        (
+            &["--model", golden, "--lora", "ic.safetensors"],
+            "give one with --reference-video",
+        ),
+    ];
+    for (flags, expected) in table {
+        let farm = ["submit", "--coordinator", "http://127.0.0.1:1"];
+        for command in [&["render"][..], &["plan"], &farm] {
+            refusal(&run_film(command, flags), 1, expected);
+        }
+    }
+    let sentence = refusal(
+        &run_film(&["render"], &["--model", "./scales"]),
+        1,
+        "no scale_weight",
+    );
+    assert!(sentence.contains("attn1.to_v.weight"), "{sentence}");
+    assert_eq!(listing(folder.path()), before);
+
+    let out = run_film(
+        &["render", "--json", "-o", "cached.mp4"],
+        &["--config", "cached.yaml"],
+    );
+    let notices = support::json(&out)["notices"].to_string();
+    assert!(
+        notices.contains("use_teacache is switched off"),
+        "{notices}"
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 /// number is raised with every change after which some work gives other bytes than before: of the
 /// model's steps, the kernels, the noise, the joining or the encoding. Results of one engine are
 /// not taken for those of another, and coordinator and workers have to be of one.
-pub const ENGINE: &str = concat!(env!("CARGO_PKG_VERSION"), "+engine.6");
+pub const ENGINE: &str = concat!(env!("CARGO_PKG_VERSION"), "+engine.7");
 
 /// One stretch of the timeline, rendered in one go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -102,8 +102,8 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
         };
         let job = deliver::persist(&mut client, job, fetch).await?;
         if let Some(target) = &target {
-            let (spec, took) = (&wanted.spec, started.elapsed());
-            Report::new(&job, target.given(), spec, took, preview).write(&target.report())?;
+            let took = started.elapsed();
+            Report::new(&job, target.given(), &wanted, took, preview).write(&target.report())?;
         }
     }
     if args.json {

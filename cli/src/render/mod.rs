@@ -314,7 +314,7 @@ async fn deliver(
     Ok(Report::new(
         &job,
         order.target.given(),
-        &order.wanted.spec,
+        &order.wanted,
         order.started.elapsed(),
         preview,
     ))

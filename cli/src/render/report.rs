@@ -2,9 +2,9 @@
 
 use super::preview::PreviewReport;
 use crate::estimate::Estimate;
+use crate::job_args::Wanted;
 use crate::progress::duration;
 use anyhow::Result;
-use longtake_common::spec::JobSpec;
 use longtake_proto::v1;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub struct Report {
     /// The shots after the first, with their prompts as they were rendered.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub shots: Vec<ShotReport>,
-    /// What its workers had to say: what TeaCache left out, say.
+    /// What was said before it began, and what its workers had to say: what TeaCache left out, say.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<String>,
     /// Its windows.
@@ -104,10 +104,11 @@ impl Report {
     pub fn new(
         job: &v1::Job,
         output: &Path,
-        spec: &JobSpec,
+        wanted: &Wanted,
         took: Duration,
         preview: Option<PreviewReport>,
     ) -> Self {
+        let spec = &wanted.spec;
         Self {
             job: job.job.clone(),
             output: output.to_owned(),
@@ -124,7 +125,7 @@ impl Report {
                     prompt: shot.prompt.clone(),
                 })
                 .collect(),
-            notices: job.notices.clone(),
+            notices: (wanted.notices.iter().chain(&job.notices).cloned()).collect(),
             segments: job.segments.iter().map(SegmentReport::new).collect(),
             seams: job.seams.iter().map(SeamReport::new).collect(),
             preview,

@@ -33,9 +33,12 @@ pub use gang::{GangSettings, serve_rank};
 pub use loading::{Loading, measure_loading};
 pub use longtake_cpu::Isa;
 // What can be said and done about model files without rendering.
-pub use longtake_ltx::{Inspection, ModelFiles, convert, inspect, lora_info, text_encoder_beside};
+pub use longtake_ltx::{
+    Inspection, ModelFiles, Rules, convert, inspect, lora_info, text_encoder_beside,
+};
 pub use models::{CACHE_BYTES_DEFAULT, ModelSettings};
 pub use tea_cache::{TeaCacheFigures, TeaCacheTrial, measure_tea_cache};
+pub use work::check_sampling;
 
 use drain::Drain;
 use ledger::Ledger;
@@ -193,6 +196,11 @@ pub fn check_model(model: &ModelRef) -> Result<(), AgentError> {
     let bad = |error: &dyn std::error::Error| AgentError::Model(error::story(error));
     let files = models::files_of(model).map_err(|error| bad(&error))?;
     longtake_ltx::check_model(files).map_err(|error| bad(&error))
+}
+
+/// What the model at `path` asks of the passes that sample it. Reads its configuration alone.
+pub fn rules(path: &Path) -> Result<Rules, AgentError> {
+    Rules::read(path).map_err(|error| AgentError::Model(error::story(&error)))
 }
 
 /// The same for a latent upscaler.

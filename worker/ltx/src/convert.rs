@@ -1,7 +1,7 @@
 //! Writes a model in another form: an official file as a Diffusers folder, wide weights in 8 bits.
 //! One matrix at a time is in memory.
 
-use crate::config::{ModelConfig, SchedulerConfig};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::hash::DIFFUSION_STEM;
 use crate::model::check_values;
@@ -70,11 +70,6 @@ fn configurations(config: &ModelConfig) -> Vec<(&'static str, Value)> {
         value["_class_name"] = json!(class);
         value
     };
-    // The condition pipeline brings the schedule of 0.9.5 and later with it.
-    let scheduler = match config.official {
-        Some(_) => SchedulerConfig::default(),
-        None => config.scheduler.clone(),
-    };
     let index = json!({
         "_class_name": config.pipeline.diffusers_name(),
         "_diffusers_version": DIFFUSERS_VERSION,
@@ -91,7 +86,7 @@ fn configurations(config: &ModelConfig) -> Vec<(&'static str, Value)> {
         ("model_index.json", index),
         (
             "scheduler/scheduler_config.json",
-            class(json!(scheduler), SCHEDULER_CLASS),
+            class(json!(config.scheduler), SCHEDULER_CLASS),
         ),
         (
             "transformer/config.json",

@@ -7,6 +7,7 @@ use crate::error::{Error, InPart, Result};
 use crate::guidance::{self, Branch, Predictions};
 use crate::mixing::Mixing;
 use crate::noise::Noise;
+use crate::rules;
 use crate::sampling::{GuidanceStep, Pass};
 use crate::schedule::{Schedule, TokenStep};
 use crate::shard::{Shard, Team};
@@ -271,7 +272,7 @@ impl<'a, B: Backend> Denoising<'a, B> {
         };
         let text = predict(Branch::Text)?;
         // Disturbing nothing predicts the same: not computed again.
-        let perturbed = match is_perturbed(now) {
+        let perturbed = match now.is_perturbed() {
             true => Some(predict(Branch::Perturbed)?),
             false => None,
         };
@@ -397,7 +398,12 @@ struct Recorded {
 /// A recording for each kind of prediction that a pass takes.
 fn recordings(pass: &Pass) -> Vec<Recorded> {
     let mut kinds = vec![(Branch::Negative, Vec::new()), (Branch::Text, Vec::new())];
-    for step in pass.guidance.steps.iter().filter(|step| is_perturbed(step)) {
+    for step in pass
+        .guidance
+        .steps
+        .iter()
+        .filter(|step| step.is_perturbed())
+    {
         let kind = (Branch::Perturbed, step.skip_blocks.clone());
         if !kinds.contains(&kind) {
             kinds.push(kind);
@@ -409,10 +415,6 @@ fn recordings(pass: &Pass) -> Vec<Recorded> {
         recording: Recording::default(),
     };
     kinds.into_iter().map(recorded).collect()
-}
-
-fn is_perturbed(now: &GuidanceStep) -> bool {
-    now.stg_scale > 0.0 && !now.skip_blocks.is_empty()
 }
 
 /// What is held, drawn from its distributions before any noise: the image pipeline that belongs to
@@ -484,29 +486,7 @@ fn check(config: &ModelConfig, blocks: usize, r: &DenoiseRequest<'_>) -> Result<
         conditioning::check(item, window, time_ratio)?;
     }
     check_start(r, window, time_ratio)?;
-    let schedule = Schedule::new(&config.scheduler, r.class, r.pass, token_count)?;
-    check_blocks(r, &schedule, blocks)?;
-    if let Some(allowed) = &config.scheduler.allowed_inference_steps {
-        schedule.check_allowed(allowed)?;
-    }
-    Ok(schedule)
-}
-
-/// Checks the blocks that are disturbed in some step: the official files of small models name others,
-/// beside a scale of 0.
-fn check_blocks(r: &DenoiseRequest<'_>, schedule: &Schedule, blocks: usize) -> Result<()> {
-    let steps = (0..schedule.len()).filter_map(|i| r.pass.guidance.at(schedule.level(i)));
-    let wrong = |step: &&GuidanceStep| step.skip_blocks.iter().any(|&block| block >= blocks);
-    let Some(step) = steps.filter(|step| is_perturbed(step)).find(wrong) else {
-        return Ok(());
-    };
-    refuse(
-        "guidance",
-        format!(
-            "skip_block_list {:?} names a block that the model, which has {blocks}, has not",
-            step.skip_blocks
-        ),
-    )
+    rules::schedule(&config.scheduler, blocks, r.class, r.pass, token_count)
 }
 
 fn check_start(r: &DenoiseRequest<'_>, window: [usize; 4], time_ratio: usize) -> Result<()> {

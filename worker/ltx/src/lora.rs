@@ -7,8 +7,8 @@
 use crate::config::TransformerConfig;
 use crate::error::{Error, Result};
 use crate::names::transformer_layer;
-use crate::weights::{WeightFile, is_quantised, to_e4m3};
-use longtake_tensor::{DType, KeptWeight, Loader, Shape, Storage, WeightView};
+use crate::weights::WeightFile;
+use longtake_tensor::{DType, KeptWeight, Loader, Storage, WeightView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -62,6 +62,14 @@ pub struct LoraInfo {
     pub layers: usize,
     /// Its largest rank.
     pub rank: usize,
+    /// Whose spelling of the names it has: `diffusers`, `comfyui`, `kohya`, `peft` or `bare`.
+    pub style: &'static str,
+    /// Width of the transformer that it is for, where it changes an attention.
+    pub width: Option<usize>,
+    /// Blocks that the transformer has at least.
+    pub blocks: usize,
+    /// Whether it takes a reference video: an IC-LoRA, by its metadata or its name.
+    pub is_ic: bool,
     /// IC-LoRA: how much smaller than the film its reference video is; `None`: as large, or no
     /// IC-LoRA.
     pub reference_downscale_factor: Option<f64>,
@@ -127,8 +135,8 @@ impl Loras {
         self.branches.is_empty()
     }
 
-    /// The changed copy of the matrix of `layer`, when LoRAs are fused and touch it. Kept as the
-    /// original is: 8-bit matrices of the blocks in 8 bits, halves in halves.
+    /// The changed copy of the matrix of `layer`, when LoRAs are fused and touch it: in 32 bits, because
+    /// what they add is often less than a step of fewer.
     pub(crate) fn fused(&self, layer: &str, weight: &WeightView<'_>) -> Result<Option<KeptWeight>> {
         let Some(branches) = self.branches.get(layer).filter(|_| self.fuses) else {
             return Ok(None);
@@ -142,14 +150,11 @@ impl Loras {
                 branch.scale,
             );
         }
-        let name = format!("{layer}.weight");
-        let stored = store(weight.shape(), weight.dtype(), &values);
-        let is_eight_bit = weight.dtype().bytes() == 1 && is_quantised(&name, 2);
-        let kept = match is_eight_bit {
-            true => stored.and_then(|kept| to_e4m3(&kept.view())),
-            false => stored,
-        };
-        kept.map(Some).map_err(|error| backend(layer, error))
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let (range, storage) = (0..bytes.len(), Arc::new(bytes) as Storage);
+        KeptWeight::new(weight.shape(), DType::F32, storage, range, None)
+            .map(Some)
+            .map_err(|error| backend(layer, error))
     }
 
     /// Adds what there is for `layer` `[n, k]` to its prepared matrix.
@@ -185,15 +190,54 @@ fn backend(layer: &str, source: longtake_tensor::Error) -> Error {
 pub fn lora_info(path: &Path) -> Result<LoraInfo> {
     let file = WeightFile::open(path)?;
     let found = matrices(&file)?;
-    let rank = |found: &Found<'_>| {
-        let (_, _, shape) = file.stored_as(found.down?)?;
-        shape.first().copied()
-    };
+    let side = |name: Option<&str>| file.stored_as(name?)?.2.first().copied();
+    let is_attention = |name: &str| ["attn1", "attn2"].iter().any(|part| name.contains(part));
+    let attention = found.iter().find(|(name, _)| is_attention(name));
+    let factor = reference_factor(&file)?;
     Ok(LoraInfo {
         layers: found.len(),
-        rank: found.values().filter_map(rank).max().unwrap_or(0),
-        reference_downscale_factor: reference_factor(&file)?,
+        rank: found
+            .values()
+            .filter_map(|f| side(f.down))
+            .max()
+            .unwrap_or(0),
+        style: style(found.keys().copied()),
+        width: attention.and_then(|(_, found)| side(found.up)),
+        blocks: found
+            .keys()
+            .filter_map(|name| block(name))
+            .max()
+            .map_or(0, |last| last + 1),
+        is_ic: factor.is_some() || says_ic(path),
+        reference_downscale_factor: factor,
     })
+}
+
+/// Whose spelling layers have.
+fn style<'a>(mut layers: impl Iterator<Item = &'a str>) -> &'static str {
+    let first = layers.next().unwrap_or("");
+    let styles = [
+        ("base_model.", "peft"),
+        ("model.diffusion_model.", "comfyui"),
+        ("diffusion_model.", "comfyui"),
+        ("transformer.", "diffusers"),
+        ("lora_unet_", "kohya"),
+    ];
+    let found = styles.iter().find(|(prefix, _)| first.starts_with(prefix));
+    found.map_or("bare", |(_, style)| style)
+}
+
+/// Index of the block that layer `name` is in.
+fn block(name: &str) -> Option<usize> {
+    let (_, rest) = name.split_once("transformer_blocks")?;
+    rest.get(1..)?.split(['.', '_']).next()?.parse().ok()
+}
+
+/// Whether the file is called an IC-LoRA, as Lightricks calls its own.
+fn says_ic(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.to_lowercase().replace(['_', '.', ' '], "-");
+    name.contains("ic-lora") || name.contains("iclora")
 }
 
 /// Whether a file with tensors `names` is a LoRA.
@@ -369,17 +413,4 @@ fn add_product(values: &mut [f32], up: &WeightView<'_>, down: &WeightView<'_>, s
             }
         }
     }
-}
-
-/// `values` in 16 bits where the original has so many, else in 32.
-fn store(shape: Shape, dtype: DType, values: &[f32]) -> longtake_tensor::Result<KeptWeight> {
-    let (dtype, bytes): (DType, Vec<u8>) = match dtype {
-        DType::BF16 => (dtype, longtake_tensor::bf16_bytes(values)),
-        _ => {
-            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            (DType::F32, bytes)
-        }
-    };
-    let (range, storage) = (0..bytes.len(), Arc::new(bytes) as Storage);
-    KeptWeight::new(shape, dtype, storage, range, None)
 }

@@ -65,6 +65,11 @@ impl GuidanceStep {
         }
     }
 
+    /// Whether spatio-temporal guidance disturbs anything.
+    pub fn is_perturbed(&self) -> bool {
+        self.stg_scale > 0.0 && !self.skip_blocks.is_empty()
+    }
+
     /// Whether the negative prompt is needed: diffusers and the official code ask so above 1.
     pub fn uses_negative(&self) -> bool {
         self.guidance_scale > 1.0

@@ -134,19 +134,20 @@ fn scales_of_any_spelling_and_type_count() {
 
 /// Latents after one step from noise.
 fn denoised(files: ModelFiles) -> Vec<f32> {
+    let pass = Pass::plain(longtake_ltx::Steps::Timesteps(vec![1.0]), 1.0);
+    sampled(files, PipelineClass::Condition, &pass).expect("latents")
+}
+
+/// Latents after `pass` from noise, as `class` does it.
+fn sampled(files: ModelFiles, class: PipelineClass, pass: &Pass) -> longtake_ltx::Result<Vec<f32>> {
     let model: Model<CpuBackend> = Model::load(files, backend(1)).expect("model");
-    let class = PipelineClass::Condition;
     let prompt = model
         .encode_prompt("a red circle", 8, class)
         .expect("prompt");
-    let pass = Pass::plain(longtake_ltx::Steps::Timesteps(vec![1.0]), 1.0);
     let mut go_on = |_: usize, _: usize| std::ops::ControlFlow::Continue(());
-    let request = DenoiseRequest::new(class, [2, 2, 2], 24.0, 1, &pass, &prompt);
-    model
-        .denoise(&request, &mut go_on)
-        .expect("latents")
-        .latents
-        .values
+    let request = DenoiseRequest::new(class, [2, 2, 2], 24.0, 1, pass, &prompt);
+    let denoised = model.denoise(&request, &mut go_on)?;
+    Ok(denoised.latents.values)
 }
 
 #[test]
@@ -198,6 +199,51 @@ fn a_converted_model_is_the_same_model() {
         (Some("diffusers"), [].as_slice())
     );
     assert_eq!(denoised(ModelFiles::from(&narrow)), denoised(quantised));
+}
+
+#[test]
+fn a_converted_model_keeps_its_schedule() {
+    let dir = tempfile::tempdir().expect("folder");
+    let mut described = config();
+    described["scheduler"] = json!({
+        "sampler": "Uniform", "shifting": "SD3", "target_shift_terminal": 0.1, "base_resolution": null,
+    });
+    described["transformer"]["causal_temporal_positioning"] = json!(false);
+    let path = dir.path().join("model.safetensors");
+    let tensors = official_tensors(&golden("model"));
+    let single = write(&path, &tensors, Some(&described));
+    let folder = dir.path().join("folder");
+    convert(&files(&single), &folder, |_| ()).expect("converted");
+    let pass = Pass::plain(longtake_ltx::Steps::Count(3), 1.0);
+    let of = |model: &Path, pass: &Pass| sampled(files(model), PipelineClass::Official, pass);
+    let expected = of(&single, &pass).expect("latents");
+    assert_eq!(of(&folder, &pass).expect("latents"), expected);
+    let other = write(&path, &tensors, Some(&config()));
+    assert_ne!(
+        of(&other, &pass).expect("latents"),
+        expected,
+        "the schedule matters"
+    );
+
+    // And what it was distilled for.
+    described["allowed_inference_steps"] = json!([1.0, 0.9]);
+    let single = write(&path, &tensors, Some(&described));
+    let folder = dir.path().join("distilled");
+    convert(&files(&single), &folder, |_| ()).expect("converted");
+    for model in [&single, &folder] {
+        let error = of(model, &pass).expect_err("other levels").to_string();
+        assert!(
+            error.contains("allowed_inference_steps [1.0, 0.9]"),
+            "{error}"
+        );
+        let allowed = Pass::plain(longtake_ltx::Steps::Timesteps(vec![1.0, 0.9]), 1.0);
+        of(model, &allowed).expect("latents");
+    }
+
+    described["scheduler"] = Value::Null;
+    let error = check_model(files(&write(&path, &tensors, Some(&described))));
+    let error = error.expect_err("no scheduler").to_string();
+    assert!(error.contains("no `scheduler`"), "{error}");
 }
 
 #[test]

@@ -172,12 +172,6 @@ fn convert<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]
     }
 }
 
-/// `values` as little-endian bf16, rounded to nearest even.
-pub fn bf16_bytes(values: &[f32]) -> Vec<u8> {
-    let rounded = values.iter().map(|&v| bf16::from_f32(v).to_le_bytes());
-    rounded.flatten().collect()
-}
-
 /// The E4M3 byte nearest to `value`, ties to even; what is larger than 448 becomes 448.
 pub fn f8e4m3_from_f32(value: f32) -> u8 {
     let sign = (value.to_bits() >> 24) as u8 & 0x80;

@@ -20,7 +20,7 @@ pub use backend::{
     Recording, Rope, RopeAxes, Tensor, TimePadding, VaeOps,
 };
 pub use collective::Collective;
-pub use dtype::{DType, WeightView, bf16_bytes, f8e4m3_from_f32};
+pub use dtype::{DType, WeightView, f8e4m3_from_f32};
 pub use error::{Error, Result};
 pub use interrupt::Interrupt;
 pub use part::{InUse, Part, Place};

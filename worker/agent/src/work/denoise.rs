@@ -16,6 +16,9 @@ use longtake_ltx::{
 use longtake_tensor::Backend;
 use std::ops::ControlFlow;
 
+/// Said where a job asks for TeaCache on a distilled model.
+const SPARED: &str = "use_teacache is switched off: the model was distilled for its few steps";
+
 /// Outputs `latents` and, when a next window continues this one, `tail`; of a second pass, which
 /// needs the upscaler, also `tail_first`.
 pub fn run<B: Backend>(
@@ -39,7 +42,10 @@ pub fn run<B: Backend>(
     };
     let inputs = Inputs::read(*text, *conditioning, sampling, desk)?;
     let stage = Stage::of(model, work)?;
-    let pass = sampling::pass(sampling, stage.pass, stage.room.class);
+    let mut pass = sampling::pass(sampling, stage.pass, stage.room.class);
+    // Where a model says so in its metadata, which whoever gave the job may not have seen.
+    let is_distilled = model.config().scheduler.allowed_inference_steps.is_some();
+    let is_spared = is_distilled && pass.tea_cache.take().is_some();
     let mut start = stage.start(model, upscaler, desk)?;
     // A second pass starts from the first.
     let is_of_pass = |item: &&HeldPictures| item.role != Role::Start || stage.first.is_none();
@@ -75,6 +81,7 @@ pub fn run<B: Backend>(
     };
     let denoised = denoise(model, &request, stage.name, desk)?;
     let mut output = TaskOutput::default();
+    output.notices.extend(is_spared.then(|| SPARED.to_owned()));
     output
         .notices
         .extend(reuse_notice(window, &stage, denoised.blocks));

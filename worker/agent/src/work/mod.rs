@@ -10,6 +10,7 @@ mod soften;
 mod text;
 
 pub(crate) use denoise::decode_request;
+pub use sampling::check as check_sampling;
 pub(crate) use sampling::pass as model_pass;
 
 use crate::artifacts::Artifacts;

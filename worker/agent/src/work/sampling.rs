@@ -1,8 +1,11 @@
 //! A job's sampling in the words of the model.
 
+use crate::error::{AgentError, story};
 use longtake_common::sampling::{self, Reference, Sampling, Schedule};
+use longtake_common::spec::{FRAMES_PER_LATENT, JobSpec, PIXELS_PER_LATENT};
 use longtake_ltx::config::PipelineClass;
-use longtake_ltx::{Guidance, GuidanceStep, Pass, Sampler, Steps, StgMode};
+use longtake_ltx::{Guidance, GuidanceStep, Pass, Rules, Sampler, Steps, StgMode};
+use std::collections::BTreeSet;
 
 /// Noise on what is held at full strength, as diffusers' condition pipeline and the official program
 /// add it.
@@ -18,6 +21,35 @@ pub fn class(own: PipelineClass, reference: Option<Reference>) -> PipelineClass 
         (Some(Reference::Diffusers), PipelineClass::Plain) => PipelineClass::Plain,
         (Some(Reference::Diffusers), _) => PipelineClass::Condition,
     }
+}
+
+/// Fails when a model of these rules cannot run pass `number` of a job over windows of so many frames,
+/// before anybody has begun with it.
+pub fn check(
+    rules: &Rules,
+    spec: &JobSpec,
+    number: usize,
+    windows: impl Iterator<Item = u32>,
+) -> Result<(), AgentError> {
+    let sampling = &spec.sampling;
+    let Some(own) = sampling.passes().nth(number) else {
+        return Ok(());
+    };
+    let class = class(rules.pipeline(), sampling.reference);
+    let pass = pass(sampling, own, class);
+    let padded = [spec.padded_height(), spec.padded_width()];
+    let sides = match number {
+        0 => sampling.first_size(padded),
+        _ => sampling.last_size(padded),
+    };
+    let cells = sides.map(|side| (side / PIXELS_PER_LATENT) as usize);
+    for frames in windows.collect::<BTreeSet<u32>>() {
+        let latents = frames.div_ceil(FRAMES_PER_LATENT) as usize;
+        rules
+            .check(class, &pass, latents * cells[0] * cells[1])
+            .map_err(|error| AgentError::Model(story(&error)))?;
+    }
+    Ok(())
 }
 
 /// How the model runs `pass`.

@@ -176,24 +176,11 @@ impl ModelConfig {
         text_encoder: T5Config,
         path: &Path,
     ) -> Result<Self> {
-        let rectified_flow = match &official.scheduler {
-            serde_json::Value::Null => RectifiedFlowConfig::default(),
-            written => {
-                RectifiedFlowConfig::deserialize(written).map_err(|source| Error::ConfigSyntax {
-                    path: path.to_owned(),
-                    source,
-                })?
-            }
-        };
         let mut transformer = official.transformer(path)?;
         transformer.causal_temporal_positioning = official.causal_temporal_positioning();
         let config = Self {
             pipeline: PipelineClass::Official,
-            scheduler: SchedulerConfig {
-                rectified_flow: Some(rectified_flow),
-                allowed_inference_steps: official.allowed_inference_steps.clone(),
-                ..SchedulerConfig::default()
-            },
+            scheduler: SchedulerConfig::of_official(&official, path)?,
             text_encoder,
             transformer,
             vae: official.vae(path)?,

@@ -1,10 +1,10 @@
 //! Configuration of the official scheduler.
 
 use super::SchedulerConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How levels are spaced before they are shifted (`sampler`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TimeSampler {
     /// Evenly.
     #[default]
@@ -16,7 +16,7 @@ pub enum TimeSampler {
 }
 
 /// How levels are shifted by the window's size (`shifting`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TimeShifting {
     /// As in Stable Diffusion 3 and Flux, between 1024 and 4096 tokens.
     #[serde(rename = "SD3")]
@@ -26,7 +26,7 @@ pub enum TimeShifting {
 }
 
 /// `scheduler` in the metadata of an official file: `RectifiedFlowScheduler`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the names are the official code's")]
 pub struct RectifiedFlowConfig {

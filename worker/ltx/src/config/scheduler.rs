@@ -1,7 +1,7 @@
 //! Configuration of the scheduler.
 
-use super::{Checker, RectifiedFlowConfig, read_json};
-use crate::error::Result;
+use super::{Checker, OfficialConfig, RectifiedFlowConfig, read_json};
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -26,11 +26,13 @@ pub struct SchedulerConfig {
     pub use_beta_sigmas: bool,
     pub time_shift_type: String,
     pub stochastic_sampling: bool,
-    /// What the official file says, where the model comes from one.
-    #[serde(skip)]
+    /// What the official file says, where the model comes from one; longtake's own key in a folder that
+    /// it made of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rectified_flow: Option<RectifiedFlowConfig>,
-    /// Noise levels that the model was distilled for; others are refused.
-    #[serde(skip)]
+    /// Noise levels that the model was distilled for: the official program refuses others. As the key
+    /// before.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_inference_steps: Option<Vec<f64>>,
 }
 
@@ -59,6 +61,30 @@ impl Default for SchedulerConfig {
 }
 
 impl SchedulerConfig {
+    /// What the metadata of an official file at `path` says.
+    ///
+    /// # Errors
+    /// When it says nothing, as the official program fails then, or nothing that is known.
+    pub(crate) fn of_official(official: &OfficialConfig, path: &Path) -> Result<Self> {
+        if official.scheduler.is_null() {
+            return Err(Error::WeightFile {
+                path: path.to_owned(),
+                message:
+                    "its metadata `config` has no `scheduler`, so nobody knows its noise levels"
+                        .to_owned(),
+            });
+        }
+        let rectified_flow = RectifiedFlowConfig::deserialize(&official.scheduler);
+        Ok(Self {
+            rectified_flow: Some(rectified_flow.map_err(|source| Error::ConfigSyntax {
+                path: path.to_owned(),
+                source,
+            })?),
+            allowed_inference_steps: official.allowed_inference_steps.clone(),
+            ..Self::default()
+        })
+    }
+
     /// How the official scheduler is configured for the model.
     pub fn rectified_flow(&self) -> RectifiedFlowConfig {
         let own = self.rectified_flow.clone();

@@ -60,8 +60,10 @@ impl Schedule {
         let loud = kept.iter().take_while(loud).count();
         if loud == kept.len() {
             let message = format!(
-                "a strength of {} is below every level of the schedule, whose last is {}",
+                "a strength of {} leaves none of the {} noise levels, of which the last is {}: give at least \
+                 that, or more steps",
                 pass.strength,
+                kept.len(),
                 kept[kept.len() - 1]
             );
             return Err(request(message));
@@ -190,7 +192,8 @@ impl Schedule {
         match levels.iter().find(|&&level| !is_allowed(f64::from(level))) {
             None => Ok(()),
             Some(level) => Err(request(format!(
-                "the model was not made for noise level {level:.4}; it takes {allowed:?}"
+                "the model was not made for noise level {level:.4}: give timesteps among its \
+                 allowed_inference_steps {allowed:?}"
             ))),
         }
     }

@@ -31,6 +31,9 @@ pub struct Weights {
     place: PathBuf,
     /// The names asked for so far.
     asked: Mutex<BTreeSet<String>>,
+    /// Whether some of the 8-bit floats have scales, so that all must: one without would be used as if its
+    /// scale were 1.
+    is_scaled: bool,
     /// Keeps the large matrices of the blocks in 8 bits, whatever the file has.
     quantises: bool,
     /// Additions to the matrices.
@@ -118,10 +121,12 @@ impl Weights {
             [file] => file.path().to_owned(),
             _ => place.to_owned(),
         };
+        let is_scaled = is_scaled(&files, &index);
         Ok(Self {
             files,
             index,
             place,
+            is_scaled,
             asked: Mutex::default(),
             quantises: false,
             loras: Loras::none(),
@@ -307,6 +312,12 @@ impl Weights {
         if stored.dtype == DType::I8 && scale.is_none() {
             return Err(wrong("is I8 without a scale_weight beside it".to_owned()));
         }
+        let is_scaled = self.is_scaled && shape.len() > 1 && has_scale(name);
+        if stored.dtype == DType::F8E4M3 && scale.is_none() && is_scaled {
+            let message = "has no scale_weight beside it, but others have; the file is not whole, fetch \
+                           it again";
+            return Err(wrong(message.to_owned()));
+        }
         let storage: Storage = Arc::clone(&stored.file.map) as Storage;
         KeptWeight::new(
             stored.shape,
@@ -420,11 +431,12 @@ impl Weights {
         let name = format!("{layer}.weight");
         let mut kept = self.kept_or_zeros(&name, &shape)?;
         let refused = |e: longtake_tensor::Error| self.refused(&name, &e);
-        if let Some(fused) = self.loras.fused(layer, &kept.view())? {
-            kept = fused;
-        }
         if self.quantises && is_quantised(&name, 2) && kept.view().dtype().bytes() > 1 {
             kept = to_e4m3(&kept.view()).map_err(refused)?;
+        }
+        // Last: 8 bits would lose much of what is added.
+        if let Some(fused) = self.loras.fused(layer, &kept.view())? {
+            kept = fused;
         }
         let mut matrix = prepare(&kept.view(), bias.as_deref()).map_err(refused)?;
         self.loras.attach(b, layer, shape, &mut matrix)?;
@@ -463,6 +475,28 @@ impl Weights {
             b.conv(w, Some(&bias))
         })
     }
+}
+
+/// Whether some 8-bit float of `index` has a scale.
+fn is_scaled(files: &[Arc<WeightFile>], index: &BTreeMap<String, (usize, String)>) -> bool {
+    let is_narrow = |name: &str| {
+        let stored = index.get(name).and_then(|(n, raw)| files[*n].info(raw));
+        stored.is_some_and(|info| info.dtype == Dtype::F8_E4M3)
+    };
+    let weight = |name: &str| {
+        let layer = |ending| Some(format!("{}weight", name.strip_suffix(ending)?));
+        SCALE_ENDINGS.iter().find_map(layer)
+    };
+    index
+        .keys()
+        .filter_map(|name| weight(name))
+        .any(|weight| is_narrow(&weight))
+}
+
+/// Whether tensor `name` has a scale where its file has any: tables of embeddings are cast as they are.
+fn has_scale(name: &str) -> bool {
+    let is_table = name == "shared.weight" || name.ends_with("relative_attention_bias.weight");
+    name.ends_with(".weight") && !is_table
 }
 
 /// How a file calls an element type.
