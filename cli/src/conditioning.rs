@@ -143,10 +143,8 @@ impl HeldArgs {
         });
         let (mut items, mut uploads) = (Vec::new(), Uploads::default());
         for (arg, is_image, stretch) in flags.chain(of_shots) {
-            let item = arg
-                .read(is_image, stretch, &mut uploads)
-                .with_context(|| format!("use {}", arg.path.display()))?;
-            items.push(item);
+            let item = arg.read(is_image, stretch, &mut uploads);
+            items.push(item.with_context(|| arg.context())?);
         }
         if let Some((path, strength)) = &self.reference_video {
             let factor = reference_factor()?;
@@ -222,6 +220,19 @@ struct Stretch {
 }
 
 impl MediaArg {
+    /// What was tried, and where the path seems to have a place behind it that is none, that.
+    fn context(&self) -> String {
+        let path = self.path.display();
+        let meant = self.path.to_str().and_then(|path| path.rsplit_once('@'));
+        match meant.filter(|(before, _)| !self.path.exists() && Path::new(before).exists()) {
+            Some((before, place)) => format!(
+                "use {before} at '{place}', which is neither the number of a frame nor 'end' (so it was \
+                 taken for a part of the name)"
+            ),
+            None => format!("use {path}"),
+        }
+    }
+
     fn read(
         &self,
         is_image: bool,
@@ -238,6 +249,12 @@ impl MediaArg {
         } else {
             self.clip_frames(available, stretch.frames)
         };
+        if !is_image && wanted == 1 && available > 1 {
+            bail!(
+                "it has {available} pictures, and of a clip at least 9 are used, which must fit the film \
+                 from its place on: put it elsewhere, or use one picture of it with --image"
+            );
+        }
         let first_frame = match self.at {
             Place::Frame(frame) => frame,
             Place::End if is_image => stretch.frames - 1,

@@ -86,6 +86,13 @@ fn flags_out_of_range_are_named_with_the_way_out() {
         (&["--prompt-at", "x", "rain"], 1, "no time in seconds"),
         (&["--preview", "p.mp4"], 1, "rendered in one"),
         (&["--lora", "a"], 1, "no model 'a'"),
+        (&["--config", "ltxv-tny"], 1, "did you mean 'ltxv-tiny'?"),
+        (&["--model", "ltxv-tin"], 1, "did you mean 'ltxv-tiny'?"),
+        (
+            &["--model", "/proc/version"],
+            1,
+            "is no model: give a checkpoint",
+        ),
         (&["--continuity", "lockstep"], 2, "invalid value 'lockstep'"),
         (&["--config", "no-such"], 1, "no-such"),
         (&["--model", "/no/such/model"], 1, "/no/such/model"),
@@ -405,6 +412,20 @@ fn what_a_model_cannot_be_sampled_by_is_refused_before_there_is_a_job() {
         for command in [&["render"][..], &["plan"], &farm] {
             refusal(&run_film(command, flags), 1, expected);
         }
+    }
+    let clip: &[(&str, &str)] = &[
+        (
+            "start.mp4@4",
+            "it has 9 pictures, and of a clip at least 9 are used",
+        ),
+        (
+            "start.mp4@middle",
+            "use start.mp4 at 'middle', which is neither the number of a frame nor 'end'",
+        ),
+    ];
+    for (place, expected) in clip {
+        let flags = ["--model", golden, "--video", place];
+        refusal(&run_film(&["plan"], &flags), 1, expected);
     }
     let sentence = refusal(
         &run_film(&["render"], &["--model", "./scales"]),

@@ -6,6 +6,14 @@ pub fn nearest(key: &str, known: &[&'static str]) -> &'static str {
     nearest.expect("some name is known")
 }
 
+/// The name among `known` that `name` may have been meant to be: at most a third of it is otherwise.
+pub fn similar<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, nearest) = known
+        .map(|known| (edit_distance(name, known), known))
+        .min()?;
+    (3 * distance <= name.chars().count()).then_some(nearest)
+}
+
 /// Insertions, deletions and replacements that turn `a` into `b` (Levenshtein).
 fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -31,5 +39,14 @@ mod tests {
         for (a, b, distance) in [("", "abc", 3), ("abc", "abc", 0), ("kitten", "sitting", 3)] {
             assert_eq!(edit_distance(a, b), distance);
         }
+    }
+
+    #[test]
+    fn only_what_is_similar_is_suggested() {
+        let known = ["ltxv-tiny", "ltxv-13b-0.9.8-dev"];
+        let suggested = |name| similar(name, known.into_iter());
+        assert_eq!(suggested("ltxv-tny"), Some("ltxv-tiny"));
+        assert_eq!(suggested("ltxv-13b-0.9.7-dev"), Some("ltxv-13b-0.9.8-dev"));
+        assert_eq!(suggested("flux"), None);
     }
 }

@@ -42,7 +42,12 @@ fn text(found: &Inspection) -> String {
         }
     };
     line("layout", found.layout.map(str::to_owned));
-    line("family", found.family.clone());
+    let family = if found.lora.is_some() {
+        "fits"
+    } else {
+        "family"
+    };
+    line(family, found.family.clone());
     line("variant", found.variant.map(str::to_owned));
     let types = found
         .types
@@ -55,16 +60,14 @@ fn text(found: &Inspection) -> String {
         Some(licence.unwrap_or_else(|| "not stated in the file".to_owned())),
     );
     if let Some(lora) = &found.lora {
-        let reference = lora.reference_downscale_factor;
-        let reference =
-            reference.map_or(String::new(), |f| format!(", reference 1/{f} of the size"));
-        line(
-            "lora",
-            Some(format!(
-                "{} layers, rank {}{reference}",
-                lora.layers, lora.rank
-            )),
-        );
+        let reference = match (lora.is_ic, lora.reference_downscale_factor) {
+            (false, _) => String::new(),
+            (true, None) => ", IC-LoRA by its name".to_owned(),
+            (true, Some(factor)) => format!(", IC-LoRA, reference 1/{factor} of the size"),
+        };
+        let (layers, rank, style) = (lora.layers, lora.rank, lora.style);
+        let text = format!("{layers} layers, rank {rank}, names as {style} has them{reference}");
+        line("lora", Some(text));
     }
     let memory = &found.memory;
     line(

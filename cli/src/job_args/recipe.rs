@@ -220,13 +220,21 @@ impl Recipe {
 /// The pipeline class that the Diffusers folder at `path` names.
 fn pipeline_class(path: &Path) -> Result<String> {
     let index = path.join("model_index.json");
-    let text = std::fs::read_to_string(&index).with_context(|| {
-        format!(
-            "{} is no Diffusers folder: cannot read {}",
-            path.display(),
-            index.display()
-        )
-    })?;
+    if path.is_file() {
+        bail!(
+            "{} is no model: give a checkpoint, whose name ends in .safetensors, or a Diffusers folder",
+            path.display()
+        );
+    }
+    if !index.exists() {
+        bail!(
+            "{} is no Diffusers folder, because it has no model_index.json: give one that has, or a \
+             checkpoint (.safetensors); --config says how a folder with a checkpoint in it is sampled",
+            path.display()
+        );
+    }
+    let text = std::fs::read_to_string(&index)
+        .with_context(|| format!("cannot read {}", index.display()))?;
     let index_json: serde_json::Value = serde_json::from_str(&text)
         .with_context(|| format!("{} is not JSON; fetch the file again", index.display()))?;
     let class = index_json["_class_name"].as_str().unwrap_or("");

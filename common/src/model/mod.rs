@@ -13,6 +13,7 @@ pub use manifest::{
 };
 
 use crate::ids::Hash;
+use crate::keys::similar;
 use std::path::{Path, PathBuf};
 
 /// Environment variable: a folder that has `configs/` in it.
@@ -23,7 +24,8 @@ pub const HOME_VARIABLE: &str = "LONGTAKE_HOME";
 pub enum ModelError {
     /// No such model anywhere.
     #[error(
-        "no {what} '{name}': looked in {}; give its path or set {HOME_VARIABLE}",
+        "no {what} '{name}'{}: looked in {}; give its path or set {HOME_VARIABLE}",
+        similar.as_ref().map_or_else(String::new, |name| format!(" (did you mean '{name}'?)")),
         list(looked)
     )]
     NotFound {
@@ -31,6 +33,8 @@ pub enum ModelError {
         what: &'static str,
         /// As the user gave it.
         name: String,
+        /// One that is there, and called much like it.
+        similar: Option<String>,
         /// The places tried.
         looked: Vec<PathBuf>,
     },
@@ -38,7 +42,7 @@ pub enum ModelError {
     #[error("{0} is no model: give a .safetensors file, or a folder that holds some")]
     Empty(PathBuf),
     /// A file's name cannot be listed.
-    #[error("cannot list the model's file {0:?}: its name is not UTF-8; rename it")]
+    #[error("cannot list the model's file {0}: its name is not UTF-8; rename it")]
     Name(PathBuf),
     /// A file was written to while it was read.
     #[error("{0} changed while it was being read: wait until it is complete")]
@@ -161,11 +165,26 @@ fn find(
             });
         }
     }
+    let beside = roots
+        .iter()
+        .filter_map(|root| Some(under(root).parent()?.to_owned()));
     Err(ModelError::NotFound {
         what,
         name: name.to_owned(),
+        similar: similar_in(name, beside),
         looked,
     })
+}
+
+/// What is in one of `folders` and called much like `name`, where that is no path.
+fn similar_in(name: &str, folders: impl Iterator<Item = PathBuf>) -> Option<String> {
+    let entries = folders.flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten());
+    let names = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some(name.trim_end_matches(".yaml").to_owned())
+    });
+    let known: std::collections::BTreeSet<String> = names.collect();
+    similar(name, known.iter().map(String::as_str)).map(str::to_owned)
 }
 
 /// Names the model at `path` by its bytes: see [`Manifest::hash`]. Files that were hashed before and

@@ -130,7 +130,9 @@ impl PassKeys {
             num_inference_steps: s.count("num_inference_steps", 1)?,
             skip_initial_inference_steps: s.count("skip_initial_inference_steps", 0)?,
             skip_final_inference_steps: s.count("skip_final_inference_steps", 0)?,
-            strength: s.get_if("strength", SHARE, |value| is_share(value) && *value > 0.0)?,
+            strength: s.get_if("strength", "a number above 0 and up to 1", |value| {
+                is_share(value) && *value > 0.0
+            })?,
             guidance_scale: factors("guidance_scale", "1 (off) to 100, or a list", |v| {
                 (1.0..=100.0).contains(v)
             })?,

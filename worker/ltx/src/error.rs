@@ -9,7 +9,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file of the model cannot be read.
-    #[error("cannot read {path}: a model folder in Diffusers layout is expected there")]
+    #[error("cannot read {path}, which is a part of the model: put it there, or give another path")]
     Read {
         /// The file.
         path: PathBuf,
@@ -36,6 +36,21 @@ pub enum Error {
         value: String,
         /// What is supported.
         supported: String,
+    },
+    /// Some of several files are not there.
+    #[error(
+        "{path} is one of {} files, of which {} not there: {}; fetch what is missing into their folder",
+        missing.len() + present.len(),
+        if missing.len() == 1 { "one is".to_owned() } else { format!("{} are", missing.len()) },
+        missing.join(", ")
+    )]
+    Shards {
+        /// The index, or the first file of those that are counted.
+        path: PathBuf,
+        /// Names of those that are not there.
+        missing: Vec<String>,
+        /// Those that are.
+        present: Vec<PathBuf>,
     },
     /// A weight file cannot be used.
     #[error("{path}: {message}; fetch the file again")]

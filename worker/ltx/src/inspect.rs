@@ -1,28 +1,31 @@
 //! What a file or folder is: for people who have one and want to know what it is good for. Reads
 //! headers only.
 
-use crate::config::{OfficialConfig, TransformerConfig, VaeConfig};
+mod parts;
+
+use crate::config::{OfficialConfig, TransformerConfig, VaeConfig, config_files};
 use crate::error::{Error, Result};
+use crate::hash::{DIFFUSION_STEM, TEXT_STEM, tokenizer_file};
 use crate::lora::{LoraInfo, is_lora, lora_info};
 use crate::model::Unloaded;
 use crate::names::Part;
-use crate::source::{ModelFiles, checkpoint_files, official_config, open_all};
+use crate::source::{ModelFiles, checkpoint_files, is_diffusers, official_config, open_all};
 use crate::transformer::Transformer;
 use crate::vae::{Decoder, Encoder};
-use crate::weights::{Scrutiny, WeightFile, Weights, is_quantised};
+use crate::weights::{Scrutiny, WeightFile, Weights, is_quantised, weight_files};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a file or folder is.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Inspection {
-    /// `model`, `lora`, `upscaler`, `text encoder` or `unknown`.
+    /// `model`, `transformer`, `vae`, `lora`, `upscaler`, `text encoder` or `unknown`.
     pub kind: &'static str,
     /// `official` (one file or several) or `diffusers` (a folder); models only.
     pub layout: Option<&'static str>,
-    /// Such as `LTX-Video 13B`.
+    /// Such as `LTX-Video 13B`; of a LoRA, the models that it fits.
     pub family: Option<String>,
     /// `dev` or `distilled`; `None` when nothing tells.
     pub variant: Option<&'static str>,
@@ -32,14 +35,14 @@ pub struct Inspection {
     pub types: BTreeMap<String, u64>,
     /// Weights of the transformer, counted.
     pub transformer_parameters: u64,
-    /// Licence, as the file states it.
+    /// The licence, where the file states one.
     pub licence: Option<String>,
     /// What a render needs beside it, or should have had in it.
     pub missing: Vec<String>,
     /// Memory that its weights take, by device.
     pub memory: Memory,
     /// What a LoRA says of itself.
-    pub lora: Option<Lora>,
+    pub lora: Option<LoraInfo>,
 }
 
 /// Memory that weights take, in bytes.
@@ -53,27 +56,6 @@ pub struct Memory {
     pub cpu_mapped_bytes: u64,
 }
 
-/// What a LoRA says of itself.
-#[derive(Clone, Debug, Serialize)]
-pub struct Lora {
-    /// Layers that it changes.
-    pub layers: usize,
-    /// Its largest rank.
-    pub rank: usize,
-    /// IC-LoRA: how much smaller than the film its reference video is.
-    pub reference_downscale_factor: Option<f64>,
-}
-
-impl From<LoraInfo> for Lora {
-    fn from(info: LoraInfo) -> Self {
-        Self {
-            layers: info.layers,
-            rank: info.rank,
-            reference_downscale_factor: info.reference_downscale_factor,
-        }
-    }
-}
-
 /// Metadata that states a licence.
 const LICENCE_KEYS: [&str; 3] = ["license", "modelspec.license", "licence"];
 /// Problems listed at most; the rest is counted.
@@ -84,105 +66,178 @@ const PROBLEMS_MAX: usize = 20;
 /// # Errors
 /// When a file cannot be read as weights at all; what is wrong with a model is in the result.
 pub fn inspect(path: &Path) -> Result<Inspection> {
-    match checkpoint_files(path)? {
-        None => inspect_folder(path),
-        Some(paths) => {
-            let files = open_all(&paths)?;
-            inspect_files(path, &files)
-        }
+    if let Some(found) = parts::inspect_part(path)? {
+        return Ok(found);
+    }
+    match checkpoint_files(path) {
+        Ok(Some(paths)) => inspect_files(path, &open_all(&paths)?),
+        Ok(None) if is_diffusers(path) => inspect_folder(path),
+        Ok(None) => Err(Error::Model {
+            path: path.to_owned(),
+            message: "nothing of a model is in it; give a .safetensors file, or a folder that \
+                      holds some"
+                .to_owned(),
+        }),
+        Err(error @ Error::Shards { .. }) => inspect_rest(path, error),
+        Err(error) => Err(error),
     }
 }
 
-fn inspect_files(path: &Path, files: &[Arc<WeightFile>]) -> Result<Inspection> {
-    let mut found = Inspection::default();
-    found.count(files);
-    found.licence = files
-        .iter()
-        .find_map(|file| LICENCE_KEYS.iter().find_map(|key| file.text(key)))
-        .map(str::to_owned);
-    let part = |part| Weights::of_files(files.to_vec(), part, path);
-    let transformer = part(Part::Transformer)?;
-    if files.iter().any(|file| is_lora(file.names())) {
-        found.kind = "lora";
-        found.lora = Some(lora_info(files[0].path())?.into());
-    } else if !transformer.is_empty() {
-        found.kind = "model";
+/// What can be said of a checkpoint some of whose files are missing.
+fn inspect_rest(path: &Path, error: Error) -> Result<Inspection> {
+    let present = match &error {
+        Error::Shards { present, .. } => open_all(present)?,
+        _ => Vec::new(),
+    };
+    let mut found = Inspection::of_files(&present);
+    found.kind = kind(path, &present)?;
+    if let Ok((config, place)) = official_config(&present, path)
+        && let Ok(transformer) = config.transformer(&place)
+    {
         found.layout = Some("official");
-        let vae = part(Part::Vae)?;
-        match official_config(files, path) {
-            Err(error) => found.missing.push(error.to_string()),
-            Ok((config, place)) => found.official(&config, &place, transformer, vae)?,
+        found.describe(&transformer, path);
+    }
+    found.missing.push(error.to_string());
+    Ok(found)
+}
+
+/// What sort of weights `files` hold.
+fn kind(path: &Path, files: &[Arc<WeightFile>]) -> Result<&'static str> {
+    if files.iter().any(|file| is_lora(file.names())) {
+        return Ok("lora");
+    }
+    let kinds = [
+        (Part::Transformer, "model"),
+        (Part::Vae, "vae"),
+        (Part::Upsampler, "upscaler"),
+        (Part::TextEncoder, "text encoder"),
+    ];
+    for (part, kind) in kinds {
+        if !Weights::of_files(files.to_vec(), part, path)?.is_empty() {
+            return Ok(kind);
         }
-        let complete = ModelFiles::from(path).open(Scrutiny::Headers);
-        if let Err(error @ Error::Model { .. }) = complete {
-            found.missing.push(error.to_string());
+    }
+    Ok("unknown")
+}
+
+fn inspect_files(path: &Path, files: &[Arc<WeightFile>]) -> Result<Inspection> {
+    let mut found = Inspection::of_files(files);
+    found.kind = kind(path, files)?;
+    match found.kind {
+        "lora" => {
+            let info = lora_info(files[0].path())?;
+            found.family = info.family();
+            found.lora = Some(info);
         }
-    } else if !part(Part::Upsampler)?.is_empty() {
-        found.kind = "upscaler";
-        found.family = Some("LTX-Video latent upscaler".to_owned());
-        if files.iter().all(|file| file.text("config").is_none()) {
-            found.missing.push("it has no metadata `config`".to_owned());
-        }
-    } else if !part(Part::TextEncoder)?.is_empty() {
-        found.kind = "text encoder";
-        found.family = Some("T5".to_owned());
-    } else {
-        found.kind = "unknown";
+        "model" => found.official(path, files)?,
+        "upscaler" => found.upscaler(files),
+        "text encoder" => found.text_encoder(path)?,
+        "vae" => found.lone_vae(path, files)?,
+        _ => {}
     }
     Ok(found)
 }
 
+/// What a Diffusers folder is, and everything that is not in it.
 fn inspect_folder(path: &Path) -> Result<Inspection> {
+    let (mut paths, mut missing) = (Vec::new(), Vec::new());
+    let stems = [
+        ("transformer", DIFFUSION_STEM),
+        ("vae", DIFFUSION_STEM),
+        ("text_encoder", TEXT_STEM),
+    ];
+    for (part, stem) in stems {
+        match weight_files(&path.join(part), stem) {
+            Ok(found) => paths.extend(found),
+            Err(error) => {
+                if let Error::Shards { present, .. } = &error {
+                    paths.extend(present.clone());
+                }
+                missing.push(error.to_string());
+            }
+        }
+    }
+    let needed = config_files(path).into_iter().chain([tokenizer_file(path)]);
+    let absent = |path: &PathBuf| !path.is_file();
+    let gone = needed.chain(paths.iter().cloned()).filter(absent);
+    missing.extend(gone.map(|path| format!("{} is not there", path.display())));
+    paths.retain(|path| path.is_file());
     let mut found = Inspection {
         kind: "model",
         layout: Some("diffusers"),
-        ..Inspection::default()
+        missing,
+        ..Inspection::of_files(&open_all(&paths)?)
     };
-    let opened = match ModelFiles::from(path).open(Scrutiny::Headers) {
-        Ok(opened) => opened,
-        Err(error) => {
-            found.missing.push(error.to_string());
-            return Ok(found);
-        }
-    };
-    for weights in [&opened.transformer, &opened.vae, &opened.text_encoder] {
-        found.count(weights.files());
+    if let Ok(config) = TransformerConfig::read(&path.join("transformer/config.json")) {
+        found.describe(&config, path);
     }
-    let (config, transformer, vae) = (opened.config, opened.transformer, opened.vae);
-    found.describe(&config.transformer, path);
-    found.check(&config.transformer, &config.vae, transformer, vae)?;
+    if !found.missing.is_empty() {
+        return Ok(found);
+    }
+    match ModelFiles::from(path).open(Scrutiny::Headers) {
+        Ok(opened) => {
+            let config = opened.config;
+            found.check(&config.transformer, opened.transformer)?;
+            found.check_vae(&config.vae, opened.vae)?;
+        }
+        Err(error) => found.missing.push(error.to_string()),
+    }
     Ok(found)
 }
 
 impl Inspection {
-    /// Adds up what `files` hold.
-    fn count(&mut self, files: &[Arc<WeightFile>]) {
+    /// What the headers of `files` add up to.
+    fn of_files(files: &[Arc<WeightFile>]) -> Self {
+        let mut found = Self::default();
+        let stated = |file: &Arc<WeightFile>| {
+            let stated = LICENCE_KEYS.iter().find_map(|key| file.text(key));
+            stated.map(str::to_owned)
+        };
+        found.licence = files.iter().find_map(stated);
         for file in files {
             for name in file.names() {
                 let Some((bytes, dtype, shape)) = file.stored_as(name) else {
                     continue;
                 };
                 let (bytes, count) = (bytes as u64, shape.iter().product::<usize>() as u64);
-                *self.types.entry(format!("{dtype:?}")).or_default() += bytes;
-                self.memory.cpu_mapped_bytes += bytes;
-                self.memory.cuda_bytes += bytes;
+                *found.types.entry(format!("{dtype:?}")).or_default() += bytes;
+                found.memory.cpu_mapped_bytes += bytes;
+                found.memory.cuda_bytes += bytes;
                 let block = name
                     .find("transformer_blocks.")
                     .map_or("", |at| &name[at..]);
                 let narrow = is_quantised(block, shape.len());
-                self.memory.cuda_float8_bytes += if narrow { bytes.min(count) } else { bytes };
+                found.memory.cuda_float8_bytes += if narrow { bytes.min(count) } else { bytes };
             }
         }
-        let most = self.types.iter().max_by_key(|(_, bytes)| **bytes);
-        self.precision = most.map(|(dtype, _)| dtype.clone());
+        let most = found.types.iter().max_by_key(|(_, bytes)| **bytes);
+        found.precision = most.map(|(dtype, _)| dtype.clone());
+        found
     }
 
-    fn official(
+    /// An official checkpoint.
+    fn official(&mut self, path: &Path, files: &[Arc<WeightFile>]) -> Result<()> {
+        self.layout = Some("official");
+        match official_config(files, path) {
+            Err(error) => self.missing.push(error.to_string()),
+            Ok((config, place)) => {
+                let part = |part| Weights::of_files(files.to_vec(), part, path);
+                let parts = (part(Part::Transformer)?, part(Part::Vae)?);
+                self.describe_official(&config, &place, parts)?;
+            }
+        }
+        let complete = ModelFiles::from(path).open(Scrutiny::Headers);
+        if let Err(error @ Error::Model { .. }) = complete {
+            self.missing.push(error.to_string());
+        }
+        Ok(())
+    }
+
+    fn describe_official(
         &mut self,
         config: &OfficialConfig,
         place: &Path,
-        transformer: Weights,
-        vae: Weights,
+        (transformer, vae): (Weights, Weights),
     ) -> Result<()> {
         let (t, v) = match (config.transformer(place), config.vae(place)) {
             (Ok(t), Ok(v)) => (t, v),
@@ -196,7 +251,8 @@ impl Inspection {
         if config.allowed_inference_steps.is_some() {
             self.variant = Some("distilled");
         }
-        self.check(&t, &v, transformer, vae)
+        self.check(&t, transformer)?;
+        self.check_vae(&v, vae)
     }
 
     /// Family and variant, from the configuration and, where it is silent, the name.
@@ -222,22 +278,27 @@ impl Inspection {
         self.transformer_parameters = layers.values().map(linear).sum::<u64>() + other;
     }
 
-    /// Lists what the configuration asks for and the files do not have.
-    fn check(
-        &mut self,
-        transformer_config: &TransformerConfig,
-        vae_config: &VaeConfig,
-        transformer: Weights,
-        vae: Weights,
-    ) -> Result<()> {
-        let (transformer, vae) = (transformer.collecting(), vae.collecting());
-        Transformer::load(&Unloaded, &transformer, transformer_config)?;
-        Decoder::load(&Unloaded, &vae, vae_config)?;
-        Encoder::load(&Unloaded, &vae, vae_config)?;
-        let mut problems = transformer.problems();
-        problems.extend(vae.problems());
-        problems.extend(transformer.check_all_asked().err());
-        problems.extend(vae.check_all_asked().err());
+    /// Lists what a transformer's configuration asks for and the files do not have.
+    fn check(&mut self, config: &TransformerConfig, weights: Weights) -> Result<()> {
+        let weights = weights.collecting();
+        Transformer::load(&Unloaded, &weights, config)?;
+        self.list(&weights);
+        Ok(())
+    }
+
+    /// The same for a VAE.
+    fn check_vae(&mut self, config: &VaeConfig, weights: Weights) -> Result<()> {
+        let weights = weights.collecting();
+        Decoder::load(&Unloaded, &weights, config)?;
+        Encoder::load(&Unloaded, &weights, config)?;
+        self.list(&weights);
+        Ok(())
+    }
+
+    /// Lists the problems that were collected.
+    fn list(&mut self, weights: &Weights) {
+        let mut problems = weights.problems();
+        problems.extend(weights.check_all_asked().err());
         let count = problems.len();
         let shown = problems.iter().take(PROBLEMS_MAX).map(Error::to_string);
         self.missing.extend(shown);
@@ -245,6 +306,5 @@ impl Inspection {
             self.missing
                 .push(format!("and {} more", count - PROBLEMS_MAX));
         }
-        Ok(())
     }
 }

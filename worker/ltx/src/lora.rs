@@ -56,7 +56,7 @@ pub struct LoraFile {
 }
 
 /// What a LoRA says of itself.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LoraInfo {
     /// Layers that it changes.
     pub layers: usize,
@@ -73,6 +73,18 @@ pub struct LoraInfo {
     /// IC-LoRA: how much smaller than the film its reference video is; `None`: as large, or no
     /// IC-LoRA.
     pub reference_downscale_factor: Option<f64>,
+}
+
+impl LoraInfo {
+    /// The models that it fits, by the width of the attentions that it changes.
+    pub(crate) fn family(&self) -> Option<String> {
+        let of_ltx = self.blocks > 0;
+        Some(match self.width.filter(|_| of_ltx)? {
+            4096 => "LTX-Video 13B".to_owned(),
+            2048 => "LTX-Video 2B".to_owned(),
+            width => format!("LTX-Video, {width} wide"),
+        })
+    }
 }
 
 struct Branch {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::hash::{DIFFUSION_STEM, TEXT_STEM};
 use crate::lora::{LoraFile, Loras};
 use crate::names::Part;
-use crate::weights::{Scrutiny, WeightFile, Weights, shards, weight_files};
+use crate::weights::{Scrutiny, WeightFile, Weights, counted_set, shards, weight_files};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,9 +66,9 @@ pub(crate) struct Opened {
 }
 
 /// A text encoder whose files are open.
-struct OpenedText {
-    config: T5Config,
-    weights: Weights,
+pub(crate) struct OpenedText {
+    pub config: T5Config,
+    pub weights: Weights,
     tokenizer: PathBuf,
 }
 
@@ -166,9 +166,7 @@ pub(crate) fn checkpoint_files(path: &Path) -> Result<Option<Vec<PathBuf>>> {
             false => Ok(Some(vec![path.to_owned()])),
         };
     }
-    // What has any part of a Diffusers folder is one, so that its missing parts are named.
-    let parts = ["model_index.json", "transformer", "vae"];
-    if parts.iter().any(|part| path.join(part).exists()) {
+    if is_diffusers(path) {
         return Ok(None);
     }
     let mut found = folder_weights(path)?;
@@ -177,15 +175,25 @@ pub(crate) fn checkpoint_files(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     match found.as_slice() {
         [] => Ok(None),
         [index] if has_ending(index, INDEX_ENDING) => shards(index).map(Some),
-        [_] => Ok(Some(found)),
-        several => Err(wrong(
-            path,
-            format!(
-                "{} checkpoints are there; name the file that is wanted",
-                several.len()
-            ),
-        )),
+        several => match (counted_set(several)?, several.len()) {
+            (Some(set), _) => Ok(Some(set)),
+            (None, 1) => Ok(Some(found)),
+            (None, _) => Err(wrong(
+                path,
+                format!(
+                    "{} checkpoints are there; name the file that is wanted",
+                    several.len()
+                ),
+            )),
+        },
     }
+}
+
+/// Whether folder `path` has any part of a Diffusers folder: it is one then, so that its missing parts
+/// are named.
+pub(crate) fn is_diffusers(path: &Path) -> bool {
+    let parts = ["model_index.json", "transformer", "vae"];
+    parts.iter().any(|part| path.join(part).exists())
 }
 
 /// The checkpoints in folder `path`: indices of several files, and files that are in none.
@@ -240,7 +248,7 @@ pub(crate) fn official_config(
 
 /// Opens the text encoder at `path`: its file, the index of its files, a folder with `text_encoder`
 /// and `tokenizer`, or a folder with weights and tokenizer.
-fn open_text(path: &Path) -> Result<OpenedText> {
+pub(crate) fn open_text(path: &Path) -> Result<OpenedText> {
     if path.join("text_encoder").is_dir() {
         return open_text_folder(&path.join("text_encoder"), path);
     }

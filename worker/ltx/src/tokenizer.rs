@@ -50,7 +50,9 @@ impl Tokenizer {
             path: PathBuf::from(path),
             message,
         };
-        let mut definition = convert_sentencepiece(bytes).map_err(|e| bad(e.to_string()))?;
+        // The parser's own words are about its insides.
+        let broken = || bad("it is cut short, or no sentencepiece model at all".to_owned());
+        let mut definition = convert_sentencepiece(bytes).map_err(|_| broken())?;
         for (text, id) in SPECIAL {
             let known = definition
                 .specials
@@ -69,7 +71,7 @@ impl Tokenizer {
             [] => None,
             map => Some(parse_character_map(map).map_err(&bad)?),
         };
-        let pieces = Kitoken::try_from(definition).map_err(|e| bad(e.to_string()))?;
+        let pieces = Kitoken::try_from(definition).map_err(|_| broken())?;
         Ok(Self { pieces, characters })
     }
 

@@ -67,6 +67,21 @@ fn configure(path: &Path, key: &str, value: Value) {
     std::fs::write(path, config.to_string()).expect("write");
 }
 
+#[test]
+fn a_tokenizer_that_is_cut_short_is_named_in_plain_words() {
+    let dir = model_copy();
+    let path = dir.path().join("tokenizer/spiece.model");
+    let whole = std::fs::read(&path).expect("tokenizer");
+    std::fs::write(&path, &whole[..1000]).expect("cut");
+    refused(
+        dir.path(),
+        Noticed::ByHeaders,
+        &["spiece.model", "it is cut short"],
+    );
+    let error = check_model(dir.path()).expect_err("cut").to_string();
+    assert!(!error.contains('{'), "{error}");
+}
+
 const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 const TEXT: &str = "text_encoder/model.safetensors";
 
@@ -185,7 +200,11 @@ fn missing_files_are_named() {
     let shard = "diffusion_pytorch_model-00002-of-00002.safetensors";
     let dir = model_copy();
     std::fs::remove_file(dir.path().join("transformer").join(shard)).expect("remove");
-    refused(dir.path(), Noticed::ByHeaders, &[shard, "cannot read"]);
+    refused(
+        dir.path(),
+        Noticed::ByHeaders,
+        &[shard, "index.json", "one is not there"],
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 #[path = "common/official.rs"]
 mod official;
 
-use common::{backend, golden};
+use common::{backend, golden, model_copy};
 use longtake_cpu::CpuBackend;
 use longtake_ltx::config::PipelineClass;
 use longtake_ltx::{
@@ -278,14 +278,113 @@ fn files_say_what_they_are() {
         .filter(|missing| missing.contains("attn1.to_q.bias"));
     assert_eq!(biases.count(), 2, "{:?}", found.missing);
     let lora = inspect(&golden("lora_comfy.safetensors")).expect("a LoRA");
-    assert_eq!(
-        (lora.kind, lora.lora.map(|lora| lora.rank)),
-        ("lora", Some(3))
-    );
+    let info = lora.lora.expect("what it says");
+    assert_eq!((lora.kind, info.rank, info.style), ("lora", 3, "comfyui"));
+    assert_eq!((info.blocks, info.is_ic), (2, false));
+    assert_eq!(lora.family.as_deref(), Some("LTX-Video, 32 wide"));
     let folder = inspect(&golden("model")).expect("a folder");
     assert_eq!(
         (folder.layout, folder.missing.len()),
         (Some("diffusers"), 0)
     );
     assert!(inspect(&dir.path().join("none.safetensors")).is_err());
+}
+
+#[test]
+fn parts_say_what_they_are() {
+    let dir = model_copy();
+    let of = |path: &str| inspect(&dir.path().join(path)).expect("a part");
+    for (path, kind, family) in [
+        (
+            "transformer",
+            "transformer",
+            "LTX-Video of 2 layers, 32 wide",
+        ),
+        ("vae", "vae", "LTX-Video's VAE"),
+        (
+            "vae/diffusion_pytorch_model.safetensors",
+            "vae",
+            "LTX-Video's VAE",
+        ),
+        ("text_encoder", "text encoder", "T5 of 2 layers, 24 wide"),
+        (
+            "text_encoder/model.safetensors",
+            "text encoder",
+            "T5 of 2 layers, 24 wide",
+        ),
+    ] {
+        let found = of(path);
+        let described = (found.kind, found.family.as_deref());
+        assert_eq!(described, (kind, Some(family)), "{path}");
+        assert_eq!(found.missing, Vec::<String>::new(), "{path}");
+        assert!(found.memory.cpu_mapped_bytes > 0, "{path}");
+    }
+    let upscaler = inspect(&golden("upscaler.safetensors")).expect("an upscaler");
+    let described = (
+        upscaler.kind,
+        upscaler.family.as_deref(),
+        upscaler.missing.len(),
+    );
+    assert_eq!(
+        described,
+        ("upscaler", Some("LTX-Video spatial latent upscaler"), 0)
+    );
+
+    // Two things are gone: both are named, and what is there is still described.
+    let shard = "diffusion_pytorch_model-00002-of-00002.safetensors";
+    std::fs::remove_file(dir.path().join("transformer").join(shard)).expect("removed");
+    std::fs::remove_file(dir.path().join("tokenizer/spiece.model")).expect("removed");
+    let missing = of(".").missing;
+    assert_eq!(missing.len(), 2, "{missing:?}");
+    assert!(
+        missing[0].contains(shard) && missing[1].contains("spiece.model"),
+        "{missing:?}"
+    );
+    assert!(of("transformer").missing[0].contains(shard));
+    let empty = tempfile::tempdir().expect("folder");
+    let error = inspect(empty.path()).expect_err("nothing").to_string();
+    assert!(error.contains("nothing of a model is in it"), "{error}");
+}
+
+#[test]
+fn files_that_are_counted_need_no_index() {
+    let expected = denoised(ModelFiles::from(&golden("model")));
+    let dir = model_copy();
+    let folder = dir.path().join("transformer");
+    let index = "diffusion_pytorch_model.safetensors.index.json";
+    std::fs::remove_file(folder.join(index)).expect("removed");
+    assert_eq!(denoised(ModelFiles::from(dir.path())), expected);
+    let first = "diffusion_pytorch_model-00001-of-00002.safetensors";
+    std::fs::remove_file(folder.join(first)).expect("removed");
+    let error = check_model(dir.path()).expect_err("one of two").to_string();
+    assert!(
+        error.contains(first) && error.contains("one is not there"),
+        "{error}"
+    );
+
+    // An official checkpoint in two files, alone in its folder.
+    let shards = tempfile::tempdir().expect("folder");
+    let tensors = official_tensors(&golden("model"));
+    let (one, two) = tensors.split_at(tensors.len() / 2);
+    let place = |i| {
+        shards
+            .path()
+            .join(format!("ltxv-0000{i}-of-00002.safetensors"))
+    };
+    write(&place(1), one, Some(&config()));
+    write(&place(2), two, None);
+    assert_eq!(denoised(files(shards.path())), expected);
+    std::fs::remove_file(place(2)).expect("removed");
+    let found = inspect(shards.path()).expect("half a checkpoint");
+    assert_eq!(
+        (found.kind, found.missing.len()),
+        ("model", 1),
+        "{:?}",
+        found.missing
+    );
+    assert!(
+        found.missing[0].contains("ltxv-00002-of-00002"),
+        "{:?}",
+        found.missing
+    );
 }

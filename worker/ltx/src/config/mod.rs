@@ -47,7 +47,7 @@ impl Checker<'_> {
         &self,
         holds: bool,
         key: &str,
-        value: impl std::fmt::Debug,
+        value: impl Serialize,
         supported: &str,
     ) -> Result<()> {
         if holds {
@@ -56,7 +56,7 @@ impl Checker<'_> {
         Err(Error::Unsupported {
             path: self.0.to_owned(),
             key: key.to_owned(),
-            value: format!("{value:?}"),
+            value: serde_json::to_string(&value).unwrap_or_default(),
             supported: supported.to_owned(),
         })
     }

@@ -3,7 +3,7 @@
 
 use super::{Checker, T5Config, TransformerConfig, VaeConfig};
 use crate::error::{Error, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
@@ -92,6 +92,7 @@ struct OfficialVae {
     causal_decoder: bool,
     timestep_conditioning: bool,
     spatial_padding_mode: String,
+    scaling_factor: f32,
 }
 
 impl Default for OfficialVae {
@@ -113,12 +114,13 @@ impl Default for OfficialVae {
             causal_decoder: false,
             timestep_conditioning: false,
             spatial_padding_mode: "zeros".into(),
+            scaling_factor: 1.0,
         }
     }
 }
 
 /// What stands beside the name of a block: a count of layers, or figures by name.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum BlockParameters {
     Layers(usize),
@@ -232,7 +234,12 @@ impl OfficialConfig {
         let check = Checker(path);
         check.require(v.dims == 3, "dims", &v.dims, "only 3 is supported")?;
         check.only("norm_layer", &v.norm_layer, "pixel_norm")?;
-        check.only("spatial_padding_mode", &v.spatial_padding_mode, "zeros")?;
+        let rule = "only zeros is supported, which the published checkpoints have: a model trained with \
+                    another padding would get frames around its pictures";
+        let mode = &v.spatial_padding_mode;
+        check.require(mode == "zeros", "spatial_padding_mode", mode, rule)?;
+        let (factor, only) = (v.scaling_factor, "only 1 is supported");
+        check.require(factor == 1.0, "scaling_factor", factor, only)?;
         let shared = ["uniform", "constant"].contains(&v.latent_log_var.as_str());
         let only = "uniform and constant are supported";
         check.require(shared, "latent_log_var", &v.latent_log_var, only)?;

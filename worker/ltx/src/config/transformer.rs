@@ -3,6 +3,7 @@
 use super::{Checker, read_json};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -69,37 +70,37 @@ impl TransformerConfig {
     pub(super) fn check(&self, path: &Path) -> Result<()> {
         let c = self;
         let check = Checker(path);
-        let only = |holds, key, value: &dyn std::fmt::Debug, s| check.require(holds, key, value, s);
+        let only = |holds, key, value: Value, s| check.require(holds, key, value, s);
         let out = c.out_channels.unwrap_or(c.in_channels);
         only(
             c.in_channels > 0,
             "in_channels",
-            &c.in_channels,
+            json!(c.in_channels),
             "it must be positive",
         )?;
         only(
             out == c.in_channels,
             "out_channels",
-            &out,
+            json!(out),
             "it must equal in_channels",
         )?;
         only(
             c.patch_size == 1,
             "patch_size",
-            &c.patch_size,
+            json!(c.patch_size),
             "only 1 is supported",
         )?;
         only(
             c.patch_size_t == 1,
             "patch_size_t",
-            &c.patch_size_t,
+            json!(c.patch_size_t),
             "only 1 is supported",
         )?;
         let heads = c.num_attention_heads;
         only(
             heads > 0,
             "num_attention_heads",
-            &heads,
+            json!(heads),
             "it must be positive",
         )?;
         let head_dim = c.attention_head_dim;
@@ -107,7 +108,7 @@ impl TransformerConfig {
         only(
             even,
             "attention_head_dim",
-            &head_dim,
+            json!(head_dim),
             "it must be positive and even",
         )?;
         let inner = c.inner_dim();
@@ -115,44 +116,49 @@ impl TransformerConfig {
         only(
             cross == inner,
             "cross_attention_dim",
-            &cross,
+            json!(cross),
             "it must equal heads x head_dim",
         )?;
         only(
             inner >= 12,
             "attention_head_dim",
-            &head_dim,
+            json!(head_dim),
             "heads x head_dim must be at least 12",
         )?;
         let (act, norm) = (&c.activation_fn, &c.qk_norm);
         only(
             act == "gelu-approximate",
             "activation_fn",
-            act,
+            json!(act),
             "only gelu-approximate is supported",
         )?;
         let known = norm == "rms_norm_across_heads";
         only(
             known,
             "qk_norm",
-            norm,
+            json!(norm),
             "only rms_norm_across_heads is supported",
         )?;
         let affine = c.norm_elementwise_affine;
         only(
             !affine,
             "norm_elementwise_affine",
-            &affine,
+            json!(affine),
             "only false is supported",
         )?;
         only(
             c.attention_bias,
             "attention_bias",
-            &c.attention_bias,
+            json!(c.attention_bias),
             "only true is supported",
         )?;
         let bias = c.attention_out_bias;
-        only(bias, "attention_out_bias", &bias, "only true is supported")
+        only(
+            bias,
+            "attention_out_bias",
+            json!(bias),
+            "only true is supported",
+        )
     }
 
     /// The linear layers by name, with their `[outputs, inputs]`.

@@ -5,8 +5,7 @@ use longtake_tensor::{DType, KeptWeight, Shape, Storage};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use serde::Deserialize;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,45 +20,6 @@ pub struct WeightFile {
     names: Vec<String>,
     /// Where the values start.
     pub(super) base: usize,
-}
-
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// The weight files of folder `folder`: `<stem>.safetensors`, or those that
-/// `<stem>.safetensors.index.json` lists.
-pub(crate) fn weight_files(folder: &Path, stem: &str) -> Result<Vec<PathBuf>> {
-    let single = folder.join(format!("{stem}.safetensors"));
-    let index = folder.join(format!("{stem}.safetensors.index.json"));
-    if single.is_file() || !index.is_file() {
-        return Ok(vec![single]);
-    }
-    shards(&index)
-}
-
-/// The files that index `index` lists, all in its folder.
-pub(crate) fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let bytes = std::fs::read(index).map_err(|source| Error::Read {
-        path: index.to_owned(),
-        source,
-    })?;
-    let shards: ShardIndex =
-        serde_json::from_slice(&bytes).map_err(|source| Error::ConfigSyntax {
-            path: index.to_owned(),
-            source,
-        })?;
-    let names: BTreeSet<String> = shards.weight_map.into_values().collect();
-    if names.is_empty() || names.iter().any(|name| name.contains(['/', '\\'])) {
-        let message = "the index must list files of its own folder".to_owned();
-        return Err(Error::WeightFile {
-            path: index.to_owned(),
-            message,
-        });
-    }
-    let folder = index.parent().unwrap_or(Path::new(""));
-    Ok(names.iter().map(|name| folder.join(name)).collect())
 }
 
 impl WeightFile {

@@ -6,10 +6,11 @@
 mod file;
 mod quantise;
 mod scan;
+mod shards;
 
 pub use file::WeightFile;
-pub(crate) use file::{shards, weight_files};
 pub(crate) use quantise::{is_quantised, to_e4m3};
+pub(crate) use shards::{counted_set, shards, weight_files};
 
 use crate::error::{Error, Result};
 use crate::lora::Loras;
