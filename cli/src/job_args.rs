@@ -228,9 +228,11 @@ impl JobArgs {
             }
             Weights::Ignored => ModelRef::new(recipe.model.clone(), model_args::unread_hash()),
         };
-        let config = self.sources(film).0;
-        let off = sampled::spare_distilled(&mut recipe.sampling, &model, config, weights)?;
-        notices.extend(off);
+        notices.extend(sampled::spare_distilled(
+            &mut recipe.sampling,
+            &model,
+            weights,
+        )?);
         notices.extend(self.parts.check_reference(self.held.has_reference())?);
         let enhancement = std::mem::take(&mut recipe.enhancement);
         let (mut request, keyframes) = self.request(film, recipe, model, codec)?;

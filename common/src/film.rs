@@ -416,7 +416,7 @@ fn check_keys(value: &serde_yaml_ng::Value, text: &str, path: &Path) -> Result<(
         let keys = value.as_mapping()?.keys();
         let named = |key: &serde_yaml_ng::Value| {
             key.as_str()
-                .map_or_else(|| format!("{key:?}"), str::to_owned)
+                .map_or_else(|| crate::pipeline::inline(key), str::to_owned)
         };
         keys.map(named).find(|key| !known.contains(&key.as_str()))
     };

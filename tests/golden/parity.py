@@ -7,8 +7,10 @@ The reference is diffusers, or Lightricks' code where a checkout of Lightricks/L
 Every case is a model, size, length, schedule, guidance, prompt and seed of its own, drawn from the case's number: both
 pipelines, with and without guidance, negative prompts, timesteps or counted steps, pictures and clips at any frame. Nothing
 is handed over but files and flags. With Lightricks' code: single files, one pass or two with the upscaler, STG in its four
-modes, values by step, skipped steps, stochastic sampling, tone mapping, a video to start from. Prints one line a case; exit
-status 1 when any is further off than 1e-3 in its latents (relative norm), or 50 dB in its frames.
+modes, values by step, skipped steps, stochastic sampling, tone mapping, a video to start from, lengths that are cut. Each
+fourth case is rendered from what `longtake convert` made of the model, with diffusers in 8 bits, and there another fourth
+with a LoRA. Prints one line a case; exit status 1 when any is further off than 1e-3 in its latents (relative norm), or 50 dB
+in its frames.
 """
 import argparse
 import json
@@ -22,7 +24,7 @@ import tempfile
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import reference
 
@@ -90,11 +92,15 @@ def official_arguments_of(number, folder):
         line += ["--input-video", "--skip-initial", str(rng.randint(1, 2))] if rng.random() < .3 and not two else []
     if two:
         line += ["--multi-scale", "--downscale-factor", str(one(.5, .6666666))]
-    counts = [] if "--input-video" in line else sorted(one(1, 1, 9) for _ in range(one(0, 0, 1, 2)))
-    for count in counts:
-        if frames >= count:
-            frame = 8 * rng.randint(0, (frames - count) // 8)
-            line += ["--condition", f"{frame}:{count}:{one(1.0, 1.0, .8)}"]
+    if "--input-video" in line:
+        return line
+    if frames > 9 and rng.random() < .3:  # rounded up to whole latents, and cut again
+        frames -= rng.randint(1, 7)
+        line[line.index("--frames") + 1] = str(frames)
+    for count in sorted(one(1, 1, 9) for _ in range(one(0, 0, 1, 2))):
+        if frames >= count:  # a single picture may be anywhere, a clip begins with a latent
+            frame = rng.randint(0, frames - 1) if count == 1 else 8 * rng.randint(0, (frames - count) // 8)
+            line += ["--condition", f"{frame}:{count}:{one(1.0, 1.0, .8, .4)}"]
     return line
 
 
@@ -130,14 +136,56 @@ def frames_db(folder, theirs):
     return 10 * np.log10(255**2 / np.mean((ours.astype(float) - theirs.numpy()) ** 2).clip(1e-9))
 
 
-def flags_of(a, folder):
+def converted(longtake, model, folder, *flags):
+    """What `longtake convert` makes of a model."""
+    subprocess.run([longtake, "convert", str(model), "-o", str(folder), *flags], check=True, capture_output=True)
+    return str(folder)
+
+
+def changed(number, line, longtake, folder):
+    """Of some cases, the model that the reference renders, and the program's flags for the same one: each fourth is in 8 bits,
+    and each fourth has a LoRA, which the reference finds in the matrices."""
+    a = reference.arguments(line)
+    a.out.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        reference.random_model(a)
+    narrow = folder / "narrow"
+    if number % 4 == 0 or number % 8 == 1:
+        converted(longtake, folder / "model", narrow, "--precision", "float8_e4m3fn")
+    if number % 4 == 0:
+        return narrow, ["--model", str(narrow)]
+    model, merged, lora = narrow if narrow.exists() else folder / "model", folder / "merged", folder / "lora.safetensors"
+    scale = with_lora(random.Random(number), model, merged, lora)
+    return merged, ["--model", str(model), "--lora", f"{lora}:{scale}"] + ["--lora-fuse"] * (number % 16 < 8)
+
+
+def with_lora(rng, model, merged, path):
+    """Writes a random LoRA for `model` to `path`, and the model that it makes of that one; its strength."""
+    weights, lora = reference.stored_weights(model / "transformer"), {}
+    rank, scale = rng.choice((1, 4, 7)), rng.choice((.5, -1.25, 1.0))
+    prefix = rng.choice(("transformer.", "diffusion_model."))
+    for name, weight in weights.items():
+        if weight.ndim == 2 and name.endswith(".weight") and rng.random() < .6:
+            down, up = torch.randn(rank, weight.shape[1]) * .1, torch.randn(weight.shape[0], rank) * .1
+            layer = name[:-len(".weight")]
+            if prefix == "diffusion_model.":
+                layer = layer.replace("proj_in", "patchify_proj").replace("time_embed", "adaln_single")
+            lora |= {f"{prefix}{layer}.lora_A.weight": down, f"{prefix}{layer}.lora_B.weight": up}
+            weights[name] = weight + scale * (up @ down)
+    save_file(lora, str(path))
+    shutil.copytree(model, merged)
+    save_file(weights, str(merged / "transformer/diffusion_pytorch_model.safetensors"))
+    return scale
+
+
+def flags_of(a, folder, own):
     """The same for the program."""
     flags = [a.prompt, "--seed", str(a.seed), "--size", a.size, "--frames", str(a.frames), "--fps", str(a.fps),
              "--continuity", "none"]
     if a.pipeline == "official":
         flags += ["--config", str(pipeline_file(a, folder))]
     else:
-        flags += ["--model", str(folder / "model"), "--text-tokens", str(a.text_tokens), "--steps", str(a.steps),
+        flags += [*(own or ["--model", str(folder / "model")]), "--text-tokens", str(a.text_tokens), "--steps", str(a.steps),
                   "--guidance-scale", str(a.guidance)]
         flags += ["--negative", a.negative] if a.negative else []
     for i, (frame, pictures, strength) in enumerate(reference.conditions(a)):
@@ -155,6 +203,10 @@ def flags_of(a, folder):
 def check(number, longtake, official, folder, threads):
     line = official_arguments_of(number, folder) if official else arguments_of(number, folder)
     line += ["--official", official] if official else []
+    own = []
+    if not official and number % 4 < 2:
+        model, own = changed(number, line, longtake, folder)
+        line += ["--model", str(model)]
     try:
         reference.main(line)
     except (ValueError, IndexError, AssertionError, ZeroDivisionError) as error:  # some schedules are too short for the reference itself
@@ -162,7 +214,12 @@ def check(number, longtake, official, folder, threads):
     a = reference.arguments(line)
     case = load_file(folder / "case.safetensors")
     latents = folder / "latents.safetensors"
-    command = [longtake, "render", *flags_of(a, folder), "--workers", "1", "--threads", str(threads),
+    flags = flags_of(a, folder, own)
+    if official and number % 4 == 0:
+        text = ("--text-encoder", str(folder / "model/text_encoder"))
+        flags += ["--model", converted(longtake, folder / "official.safetensors", folder / "converted", *text),
+                  "--reference", "official"]
+    command = [longtake, "render", *flags, "--workers", "1", "--threads", str(threads),
                "--save-latents", str(latents), "-o", str(folder / "film/%06d.png"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

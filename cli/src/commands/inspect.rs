@@ -33,7 +33,10 @@ pub fn run(args: &InspectArgs) -> Result<()> {
 }
 
 fn text(found: &Inspection) -> String {
-    let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+    let gib = |bytes: u64| match bytes >> 30 {
+        0 => format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)),
+    };
     let mut text = format!("kind         {}", found.kind);
     let mut line = |name: &str, value: Option<String>| {
         if let Some(value) = value {

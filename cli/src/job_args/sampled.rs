@@ -37,23 +37,17 @@ pub(super) fn check(spec: &JobSpec, weights: Weights<'_>) -> Result<()> {
 }
 
 /// Switches TeaCache off where a pass is one of a distilled model: its few steps differ too much to
-/// stand for each other. `config` is the pipeline file's name. Says so.
+/// stand for each other. Says so.
 pub(super) fn spare_distilled(
     sampling: &mut Sampling,
     model: &ModelRef,
-    config: Option<&str>,
     weights: Weights<'_>,
 ) -> Result<Option<String>> {
     let mut found = None;
     for pass in sampling.passes_mut().filter(|pass| pass.teacache.is_some()) {
-        let own = pass.model.as_ref();
-        let names = [
-            Some(own.unwrap_or(model).location.as_str()),
-            config.filter(|_| own.is_none()),
-        ];
-        let is_named = names.into_iter().flatten().any(says_distilled);
-        let rules = rules(own.unwrap_or(model), weights)?;
-        if is_named || rules.is_some_and(|rules| rules.is_distilled()) {
+        let model = pass.model.as_ref().unwrap_or(model);
+        let says_so = rules(model, weights)?.is_some_and(|rules| rules.is_distilled());
+        if says_so || is_called_distilled(&model.location) {
             pass.teacache = None;
             found = Some(
                 "use_teacache is switched off for a distilled model: each of its few steps changes \
@@ -66,7 +60,7 @@ pub(super) fn spare_distilled(
 }
 
 /// Whether the file or folder `path` is called distilled.
-fn says_distilled(path: &str) -> bool {
+fn is_called_distilled(path: &str) -> bool {
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
     name.to_lowercase().contains("distilled")
 }

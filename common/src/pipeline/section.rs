@@ -67,7 +67,10 @@ impl<'a> Section<'a> {
             _ => Err(PipelineError::Value {
                 path: self.path.to_owned(),
                 key: self.qualified(key),
-                value: inline(value),
+                value: match value {
+                    Value::String(text) => format!("'{text}'"),
+                    other => inline(other),
+                },
                 expected,
             }),
         }
@@ -128,9 +131,11 @@ impl<'a> Section<'a> {
 }
 
 /// A value on one line, as it would be written in a list.
-pub(super) fn inline(value: &Value) -> String {
+pub(crate) fn inline(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        other => serde_json::to_string(other).unwrap_or_else(|_| format!("{other:?}")),
+        other => {
+            serde_json::to_string(other).unwrap_or_else(|_| "a value of no known kind".to_owned())
+        }
     }
 }

@@ -274,7 +274,7 @@ fn bad_files_are_answered_with_the_way_out() {
         ),
         (
             "checkpoint_path: m\nguidance_scale: high",
-            "guidance_scale: high, which is out of range: use 1",
+            "guidance_scale: 'high', which is out of range: use 1",
         ),
         (
             "checkpoint_path: m\nguidance_scale: []",

@@ -34,7 +34,7 @@ pub use loading::{Loading, measure_loading};
 pub use longtake_cpu::Isa;
 // What can be said and done about model files without rendering.
 pub use longtake_ltx::{
-    Inspection, ModelFiles, Rules, convert, inspect, lora_info, text_encoder_beside,
+    Inspection, ModelFiles, Rules, check_files, convert, inspect, lora_info, text_encoder_beside,
 };
 pub use models::{CACHE_BYTES_DEFAULT, ModelSettings};
 pub use tea_cache::{TeaCacheFigures, TeaCacheTrial, measure_tea_cache};
@@ -232,7 +232,7 @@ pub fn check_whole_model(path: &Path) -> Result<(), AgentError> {
     let checked = if path.join("model_index.json").is_file() {
         longtake_ltx::check_values(path)
     } else {
-        longtake_ltx::inspect(path).map(drop)
+        longtake_ltx::check_files(path).and_then(|()| longtake_ltx::inspect(path).map(drop))
     };
     checked.map_err(|error| AgentError::Model(error::story(&error)))
 }

@@ -48,6 +48,6 @@ pub use noise::Drawn;
 pub use pictures::Pictures;
 pub use rules::Rules;
 pub use sampling::{Guidance, GuidanceStep, Pass, Sampler, Steps, StgMode};
-pub use source::{ModelFiles, text_encoder_beside};
+pub use source::{ModelFiles, check_files, text_encoder_beside};
 pub use types::{BlockCount, DecodeRequest, DenoiseRequest, Denoised, Latents, Prompt, Video};
 pub use upsampler::{LatentUpsampler, check_upscaler};

@@ -189,6 +189,19 @@ pub(crate) fn checkpoint_files(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     }
 }
 
+/// Fails when `path` stands for several files of which some are not there.
+///
+/// # Errors
+/// Names them.
+pub fn check_files(path: &Path) -> Result<()> {
+    if path.is_dir() && !is_diffusers(path) {
+        for stem in [DIFFUSION_STEM, TEXT_STEM] {
+            weight_files(path, stem)?;
+        }
+    }
+    checkpoint_files(path).map(drop)
+}
+
 /// Whether folder `path` has any part of a Diffusers folder: it is one then, so that its missing parts
 /// are named.
 pub(crate) fn is_diffusers(path: &Path) -> bool {

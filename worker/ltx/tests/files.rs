@@ -9,7 +9,7 @@ use longtake_cpu::CpuBackend;
 use longtake_ltx::config::PipelineClass;
 use longtake_ltx::{
     DecodeRequest, DenoiseRequest, Drawn, Latents, Model, ModelFiles, Pass, Pictures, Video,
-    check_model, convert, inspect,
+    check_files, check_model, convert, inspect,
 };
 use official::{Tensors, config, official_tensors, write};
 use safetensors::tensor::Dtype;
@@ -382,6 +382,8 @@ fn files_that_are_counted_need_no_index() {
         "{:?}",
         found.missing
     );
+    let error = check_files(shards.path()).expect_err("half").to_string();
+    assert_eq!(found.missing[0], error);
     assert!(
         found.missing[0].contains("ltxv-00002-of-00002"),
         "{:?}",

@@ -90,6 +90,7 @@ fn read(path: &Path, text_encoder: Option<String>) -> Result<Wanted> {
     if is_yaml(text) {
         return ModelSet::of_pipeline(text, text_encoder).map(Wanted::Set);
     }
+    longtake_agent::check_files(path)?;
     let found = longtake_agent::inspect(path)?;
     let has_encoder = text_encoder.is_some() || longtake_agent::text_encoder_beside(path).is_ok();
     match (found.kind, found.layout) {
