@@ -9,6 +9,8 @@ use longtake_agent::{Dial, DialError, Dialler, Link};
 use longtake_common::Hash;
 use longtake_proto::v1;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tonic::{Code, Status};
 use v1::jobs_client::JobsClient;
@@ -62,6 +64,9 @@ pub struct Client {
     jobs: JobsClient<Link>,
     models: ModelsClient<Link>,
     dialler: Dialler,
+    /// Whether anything was answered as a coordinator does: whatever else listens at the address is
+    /// not waited for.
+    has_answered: Arc<AtomicBool>,
 }
 
 impl Client {
@@ -87,6 +92,7 @@ impl Client {
             jobs,
             models,
             dialler,
+            has_answered: Arc::default(),
         })
     }
 
@@ -195,7 +201,8 @@ impl Client {
     }
 
     /// Follows a job until it ends, showing every state of it to `see`. A connection that breaks is
-    /// made again for `patience`, because the job goes on without us.
+    /// made again for `patience`, because the job goes on without us; one that has never brought an
+    /// answer is not.
     pub async fn watch(
         &mut self,
         job: &str,
@@ -210,7 +217,7 @@ impl Client {
                 Err(status) => return Err(self.explain(&status)),
             };
             let since = *broken_since.get_or_insert_with(std::time::Instant::now);
-            if since.elapsed() >= patience {
+            if since.elapsed() >= patience || !self.has_answered.load(Ordering::Relaxed) {
                 return Err(self.explain(&lost));
             }
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -223,7 +230,8 @@ impl Client {
         see: &mut impl FnMut(&v1::Job),
         broken_since: &mut Option<std::time::Instant>,
     ) -> Result<v1::Job, Status> {
-        let mut stream = self.jobs.watch(named(job)).await?.into_inner();
+        let reply = self.jobs.watch(named(job)).await;
+        let mut stream = self.heard(reply)?.into_inner();
         while let Some(state) = stream.message().await? {
             *broken_since = None;
             see(&state);
@@ -259,14 +267,23 @@ impl Client {
         request: impl Future<Output = Result<tonic::Response<T>, Status>>,
     ) -> Result<T> {
         match tokio::time::timeout(ANSWER_DEADLINE, request).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
-            Ok(Err(status)) => Err(self.explain(&status)),
+            Ok(reply) => match self.heard(reply) {
+                Ok(reply) => Ok(reply.into_inner()),
+                Err(status) => Err(self.explain(&status)),
+            },
             Err(_) => Err(anyhow!(
                 "the coordinator at {} took the request but did not answer within {} s; see whether it is overloaded or stopped, or check --coordinator",
                 self.dialler.url(),
                 ANSWER_DEADLINE.as_secs()
             )),
         }
+    }
+
+    /// Remembers that a coordinator is there when this is its answer, or its refusal.
+    fn heard<T>(&self, reply: Result<T, Status>) -> Result<T, Status> {
+        let is_answer = !matches!(&reply, Err(status) if longtake_agent::has_broken(status));
+        self.has_answered.fetch_or(is_answer, Ordering::Relaxed);
+        reply
     }
 
     /// The bytes of one of a job's artifacts that fits into memory. Fails like [`Self::fetch_to`].
@@ -295,18 +312,17 @@ impl Client {
         }
         match status.code() {
             Code::DataLoss => LostArtifact(status.message().to_owned()).into(),
-            Code::Unavailable | Code::Unknown | Code::Cancelled => anyhow!(
+            _ if !longtake_agent::has_broken(status) => anyhow!("{}", status.message()),
+            _ if !self.has_answered.load(Ordering::Relaxed) => anyhow!(
+                "what listens at {} does not answer as a coordinator does ({}); check --coordinator, or see whether the coordinator there is stopped",
+                self.dialler.url(),
+                status.message()
+            ),
+            _ => anyhow!(
                 "the connection to the coordinator at {} broke ({}); see whether it still runs",
                 self.dialler.url(),
                 status.message()
             ),
-            // What the transport says of bytes that it does not understand.
-            Code::Internal if status.message().starts_with("h2 protocol error") => anyhow!(
-                "what answers at {} is no coordinator ({}); check --coordinator",
-                self.dialler.url(),
-                status.message()
-            ),
-            _ => anyhow!("{}", status.message()),
         }
     }
 }

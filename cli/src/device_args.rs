@@ -25,6 +25,12 @@ impl Devices {
     }
 }
 
+impl Default for Devices {
+    fn default() -> Self {
+        Self(vec![Device::Cpu])
+    }
+}
+
 impl FromStr for Devices {
     type Err = String;
 

@@ -153,6 +153,7 @@ async fn give(client: &mut Client, name: &str, hash: Hash, sort: Sort) -> Result
     let listed = tokio::task::spawn_blocking(move || -> Result<Listed> {
         let hashes = Hashes::usual();
         if sort == Sort::TextEncoder {
+            longtake_agent::check_whole_text_encoder(&reading)?;
             return Ok(Listed::of_text_encoder(&reading, &hashes)?);
         }
         longtake_agent::check_whole_model(&reading)?;

@@ -17,6 +17,7 @@ mod estimate;
 mod exit;
 mod farm_model;
 mod job_args;
+mod local_args;
 mod model_args;
 mod output;
 mod pace;
@@ -64,6 +65,7 @@ enum Command {
     #[command(hide = true)]
     Rank(commands::rank::RankArgs),
     /// Submit a job to a coordinator
+    #[command(mut_args = local_args::hidden)]
     Submit(commands::submit::SubmitArgs),
     /// Show how far a job is
     Status(commands::jobs::JobArgs),

@@ -77,6 +77,11 @@ fn flags_out_of_range_are_named_with_the_way_out() {
         (&["--text-tokens", "0"], 1, "0 text tokens"),
         (&["--workers", "0"], 2, "--workers"),
         (&["--isa", "mips"], 1, "use avx512, avx2 or scalar"),
+        (
+            &["--isa", "mips", "--coordinator", "http://127.0.0.1:1"],
+            1,
+            "no worker can ever render on 'mips'",
+        ),
         (&["--device", "cuda:200"], 1, "--device cpu needs no GPU"),
         (&["--device", "gpu"], 2, "no such device"),
         (&["--image", "a.png"], 1, "a.png does not exist"),
@@ -150,6 +155,18 @@ fn commands_that_need_a_farm_say_which_is_missing() {
             "no coordinator answers at http://127.0.0.1:1",
         );
     }
+    let local = [
+        ["--workers", "2"],
+        ["--device", "cuda:0"],
+        ["--state", "here"],
+        ["--ranks", "2"],
+    ];
+    for flags in local {
+        let submit = ["submit", "x", "--coordinator", "http://127.0.0.1:1"];
+        let out = run(folder.path(), submit.iter().chain(&flags));
+        let sentence = refusal(&out, 1, &format!("leave out {}", flags[0]));
+        assert!(sentence.contains("a farm renders this"), "{sentence}");
+    }
     let out = longtake(folder.path())
         .args(["worker", "--coordinator", "localhost"])
         .output();
@@ -183,6 +200,21 @@ fn a_port_in_use_is_named() {
     }
     let exposed = run(folder.path(), ["coordinator", "--listen", "0.0.0.0:0"]);
     refusal(&exposed, 1, "--insecure");
+}
+
+#[test]
+fn a_state_that_cannot_be_opened_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("file"), "").expect("a file");
+    for (state, part) in [
+        ("nonsense", "give a folder as file:PATH"),
+        ("file:file/state", "cannot make the state folder"),
+        ("etcd://", "write etcd://HOST:PORT"),
+    ] {
+        let start = ["coordinator", "--listen=127.0.0.1:0", "--state", state];
+        refusal(&run(folder.path(), start), 1, part);
+        assert_eq!(listing(folder.path()), ["file"], "{state}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod support;
 
 use serde_json::Value;
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -135,6 +136,20 @@ fn a_result_that_cannot_be_written_is_an_error() {
     }
 }
 
+/// The address of something that answers everybody, but not as a coordinator does. It ends with
+/// this process.
+fn web_server() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    url
+}
+
 #[test]
 fn peers_that_say_nothing_are_given_up() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -148,13 +163,18 @@ fn peers_that_say_nothing_are_given_up() {
         child.args(command).args(["--coordinator", url]);
         child.spawn().expect("starts")
     };
+    let web = web_server();
     let all = [
         ask(&silent, &["list"]),
+        ask(&silent, &["watch", "j-0000000000"]),
+        ask(&web, &["watch", "j-0000000000"]),
+        ask(&web, &["submit", "a red ball"]),
         ask(&farm.url, &["status", "j-0000000000"]),
     ];
     for child in all {
         let out = child.wait_with_output().expect("ends");
-        refusal(&out, "coordinator at http://127.0.0.1");
+        refusal(&out, "does not answer as a coordinator does");
+        refusal(&out, "check --coordinator");
     }
     assert!(
         started.elapsed() < Duration::from_secs(40),

@@ -60,6 +60,19 @@ pub fn model(folder: &Path, name: &str, padding_bytes: usize) -> PathBuf {
     to
 }
 
+/// Makes the first value of a file of weights one that is no number.
+///
+/// # Panics
+/// When the file cannot be read or written.
+pub fn spoil(path: &Path) {
+    let mut bytes = fs::read(path).expect("weights");
+    // The values begin behind the header; all bits set is NaN in every type of floats.
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    let first = 8 + header as usize;
+    bytes[first..first + 4].fill(0xff);
+    fs::write(path, bytes).expect("written");
+}
+
 /// Where a farm's coordinator keeps artifacts.
 pub enum Store {
     /// In a folder.

@@ -1,6 +1,6 @@
 //! Models that a farm stores, fetched by workers that do not have them.
 
-use longtake_tests::local::{FILM, Farm, PROMPT, Store, model, product, sentence, wait_for};
+use longtake_tests::local::{FILM, Farm, PROMPT, Store, model, product, sentence, spoil, wait_for};
 use longtake_tests::product::last_json;
 use longtake_tests::proxy::Proxy;
 use serde_json::Value;
@@ -344,13 +344,7 @@ fn a_folder_of_renders_stores_models_too() {
 /// A model one of whose weights is no number.
 fn model_with_nan(folder: &Path, name: &str) -> PathBuf {
     let model = model(folder, name, 0);
-    let path = model.join("vae/diffusion_pytorch_model.safetensors");
-    let mut bytes = fs::read(&path).expect("read");
-    // The values begin behind the header, with those of an f32 bias; all bits set is NaN.
-    let header = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
-    let first = 8 + header as usize;
-    bytes[first..first + 4].fill(0xff);
-    fs::write(&path, bytes).expect("written");
+    spoil(&model.join("vae/diffusion_pytorch_model.safetensors"));
     model
 }
 
@@ -391,13 +385,17 @@ fn a_file_of_weights_is_a_model_too() {
         (&again["hash"], &again["sent_bytes"]),
         (&added["hash"], &0.into())
     );
+    let add = ["models", "add", file.to_str().expect("UTF-8"), "--name=no"];
+    fs::copy(&renamed, &file).expect("copied");
+    spoil(&file);
+    let refusal = farm.refusal(&add);
+    assert!(
+        refusal.contains("part.safetensors") && refusal.contains("not finite"),
+        "{refusal}"
+    );
     fs::write(&file, "no weights").expect("written");
-    let refusal = farm.refusal(&[
-        "models",
-        "add",
-        file.to_str().expect("UTF-8"),
-        "--name",
-        "no",
-    ]);
+    let refusal = farm.refusal(&add);
     assert!(refusal.contains("part.safetensors"), "{refusal}");
+    let models = &farm.ask(&["models", "list"])["models"];
+    assert_eq!(models.as_array().map(Vec::len), Some(2), "{models}");
 }

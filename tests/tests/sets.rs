@@ -4,7 +4,7 @@
 mod official;
 
 use longtake_common::media::open_video;
-use longtake_tests::local::{Farm, PROMPT, product, sentence};
+use longtake_tests::local::{Farm, PROMPT, product, sentence, spoil};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use std::fs;
@@ -218,4 +218,13 @@ fn a_checkpoint_takes_its_text_encoder_along() {
     ]);
     let refusal = sentence(&out);
     assert!(refusal.contains("up.safetensors"), "{refusal}");
+
+    spoil(Path::new(second));
+    let refusal = farm.refusal(&["models", "add", second, "--name=spoilt"]);
+    assert!(
+        refusal.contains("second.safetensors") && refusal.contains("not finite"),
+        "{refusal}"
+    );
+    let models = farm.ask(&["models", "list"]).to_string();
+    assert!(!models.contains("spoilt"), "{models}");
 }

@@ -4,7 +4,9 @@ use crate::client::{Client, FarmArgs};
 use crate::commands::jobs::follow_showing;
 use crate::farm_model;
 use crate::job_args::JobArgs;
+use crate::local_args::LocalArgs;
 use crate::output::Target;
+use crate::render::check_level;
 use crate::render::deliver::{self, LatentsTarget};
 use crate::render::preview::{PreviewTarget, PreviewWriter};
 use crate::render::report::Report;
@@ -23,8 +25,11 @@ pub struct SubmitArgs {
     job: JobArgs,
     #[command(flatten)]
     farm: FarmArgs,
-    /// Instruction-set level to render on: avx512, avx2 or scalar. Workers of one level make equal
-    /// films [default: that of the first worker that takes the job]
+    #[command(flatten)]
+    local: LocalArgs,
+    /// Instruction-set level to render on: avx512, avx2 or scalar, or that of GPUs as 'workers list'
+    /// shows it. Workers of one level make equal films [default: that of the first worker that takes
+    /// the job]
     #[arg(long)]
     isa: Option<String>,
     /// Wait until the job ends; fail when it does
@@ -51,7 +56,8 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     if let Some(target) = &target {
         target.check()?;
     }
-    longtake_agent::check_isa(args.isa.as_deref())?;
+    args.local.refuse()?;
+    check_level(args.isa.as_deref())?;
     let codec = target.as_ref().map_or(Codec::H264, Target::codec);
     let (mut wanted, mut client) = farm_model::wanted_on_farm(&args.job, codec, &args.farm).await?;
     wanted.spec.previews = args.preview.is_some();

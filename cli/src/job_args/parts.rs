@@ -82,12 +82,14 @@ impl ModelSet {
             );
         };
         let listed = match role {
-            Role::TextEncoder => Listed::of_text_encoder(&path, &Hashes::usual())?,
-            Role::Checkpoint | Role::PassCheckpoint => {
+            Role::TextEncoder => {
+                longtake_agent::check_whole_text_encoder(&path)?;
+                Listed::of_text_encoder(&path, &Hashes::usual())?
+            }
+            Role::Checkpoint | Role::PassCheckpoint | Role::Upscaler => {
                 longtake_agent::check_whole_model(&path)?;
                 Listed::of(&path, &Hashes::usual())?
             }
-            Role::Upscaler => Listed::of(&path, &Hashes::usual())?,
         };
         let part = Part {
             role,

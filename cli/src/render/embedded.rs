@@ -27,7 +27,9 @@ pub(super) async fn render(
     telemetry: &TelemetryArgs,
 ) -> Result<Report> {
     // Named even when nobody chose it: what an earlier run began on another level stays there.
-    let level = longtake_agent::level(args.device.first(), args.isa.as_deref(), args.max_vram)?;
+    let local = &args.local;
+    let level =
+        longtake_agent::level(local.devices().first(), args.isa.as_deref(), local.max_vram)?;
     order.isa = Some(level.clone());
     let state = State::prepare(args, order)?;
     let mut handle = start_coordinator(state.folder(), &state.artifacts()).await?;
@@ -101,15 +103,18 @@ fn stopped(ended: Result<(), StartError>) -> anyhow::Error {
 /// Workers of our own, and threads of each.
 pub(super) fn crew(args: &RenderArgs) -> (usize, usize) {
     let cores = longtake_agent::host::cores();
-    let usual = args.device.gpus();
-    let most = if args.ranks() > 1 {
+    let usual = args.local.devices().gpus();
+    let most = if args.local.ranks() > 1 {
         1
     } else {
         WORKERS_DEFAULT_MAX
     };
     let usual = usual.unwrap_or(cores.min(most));
-    let count = args.workers.map_or(usual, usize::from);
-    let threads = args.threads.map_or((cores / count).max(1), usize::from);
+    let count = args.local.workers.map_or(usual, usize::from);
+    let threads = args
+        .local
+        .threads
+        .map_or((cores / count).max(1), usize::from);
     (count, threads)
 }
 
@@ -123,9 +128,9 @@ fn setup(
     WorkerSetup {
         count,
         threads,
-        ranks: args.ranks(),
-        device: args.device.clone(),
-        max_vram: args.max_vram,
+        ranks: args.local.ranks(),
+        device: args.local.devices(),
+        max_vram: args.local.max_vram,
         isa: args.isa.clone(),
         coordinator: handle.url(),
         logs: state.folder().to_owned(),

@@ -11,12 +11,11 @@ pub use embedded::open_state;
 pub use state::has_database;
 
 use crate::client::{Client, FarmArgs};
-use crate::commands::rank::RANKS_MAX;
-use crate::device_args::Devices;
 use crate::estimate::Estimate;
 use crate::exit::Interrupted;
 use crate::farm_model;
 use crate::job_args::{JobArgs, Wanted};
+use crate::local_args::LocalArgs;
 use crate::output::{Claim, Target};
 use crate::pace::{self, Basis, Installation};
 use crate::progress::{Progress, duration};
@@ -41,29 +40,12 @@ pub struct RenderArgs {
     pub job: JobArgs,
     #[command(flatten)]
     pub farm: FarmArgs,
-    /// Worker processes to start [default: one for each GPU; else one for each core, at most 2; with
-    /// --ranks one]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    workers: Option<u16>,
-    /// Processes that share each window; they must divide the model's attention heads [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX))]
-    ranks: Option<u16>,
-    /// Threads of each worker, all of its ranks together [default: cores / workers]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// What to render on: cpu, or NVIDIA GPUs like cuda:0 or cuda:0,1
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    device: Devices,
-    /// Most of each GPU's memory to take, like 16GiB
-    #[arg(long, value_name = "SIZE", value_parser = crate::size::bytes)]
-    max_vram: Option<u64>,
-    /// Instruction-set level: avx512, avx2 or scalar [default: the best that this machine has]
+    #[command(flatten)]
+    pub local: LocalArgs,
+    /// Instruction-set level: avx512, avx2 or scalar; on a farm also that of GPUs as 'workers list'
+    /// shows it [default: the best that this machine has; on a farm that of the first worker]
     #[arg(long)]
     isa: Option<String>,
-    /// Folder for work in progress; kept afterwards, so that other films can reuse what it holds
-    /// [default: OUT.longtake, removed when the film is there]
-    #[arg(long, value_name = "DIR")]
-    state: Option<PathBuf>,
     /// Also store the latents of each window, as the last denoising step leaves them
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
@@ -98,12 +80,13 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
     let codec = target.codec();
     let wanted = match args.farm.url() {
         Some(_) => {
-            args.refuse_local_flags()?;
+            args.local.refuse()?;
+            check_level(args.isa.as_deref())?;
             farm_model::wanted_on_farm(&args.job, codec, &args.farm)
                 .await?
                 .0
         }
-        None => farm_model::wanted_here(&args.job, codec, args.state.as_deref()).await?,
+        None => farm_model::wanted_here(&args.job, codec, args.local.state.as_deref()).await?,
     };
     let wanted = args.previewed(wanted)?;
     args.check_ranks(&wanted.spec)?;
@@ -128,10 +111,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         started,
     };
     let mut report = match args.farm.url() {
-        Some(_) => {
-            longtake_agent::check_isa(order.isa.as_deref())?;
-            on_farm(&args.farm, &order).await?
-        }
+        Some(_) => on_farm(&args.farm, &order).await?,
         None => embedded::render(&args, &mut order, telemetry).await?,
     };
     report.compare(estimate.as_ref());
@@ -163,9 +143,12 @@ impl RenderArgs {
         let (basis, workers) = match self.farm.url() {
             None => {
                 let (count, threads) = embedded::crew(self);
-                let level =
-                    longtake_agent::level(self.device.first(), self.isa.as_deref(), self.max_vram)
-                        .ok()?;
+                let level = longtake_agent::level(
+                    self.local.devices().first(),
+                    self.isa.as_deref(),
+                    self.local.max_vram,
+                )
+                .ok()?;
                 let of = self.installation(spec, &level, threads);
                 (pace::here(&of, model.as_deref()), count)
             }
@@ -195,21 +178,16 @@ impl RenderArgs {
     fn installation(&self, spec: &JobSpec, isa: &str, threads: usize) -> Installation {
         Installation {
             model: spec.model.location.clone(),
-            device: self.device.to_string(),
+            device: self.local.devices().to_string(),
             isa: isa.to_owned(),
             threads,
         }
     }
 
-    /// Ranks of each window.
-    fn ranks(&self) -> usize {
-        self.ranks.map_or(1, usize::from)
-    }
-
     /// Fails when the models of a job cannot be shared by as many ranks as are asked for.
     fn check_ranks(&self, spec: &JobSpec) -> Result<()> {
-        let ranks = self.ranks();
-        longtake_agent::check_gang(self.device.first(), ranks)?;
+        let ranks = self.local.ranks();
+        longtake_agent::check_gang(self.local.devices().first(), ranks)?;
         if ranks == 1 {
             return Ok(());
         }
@@ -222,22 +200,13 @@ impl RenderArgs {
         }
         Ok(())
     }
+}
 
-    /// Flags about our own workers mean nothing on a farm: better refused than ignored.
-    fn refuse_local_flags(&self) -> Result<()> {
-        let given = [
-            ("--workers", self.workers.is_some()),
-            ("--ranks", self.ranks.is_some()),
-            ("--threads", self.threads.is_some()),
-            ("--state", self.state.is_some()),
-        ];
-        if let Some((flag, _)) = given.iter().find(|(_, given)| *given) {
-            bail!(
-                "{flag} sets up workers on this machine, but a farm is named; leave out {flag}, or \
-                 --coordinator and LONGTAKE_COORDINATOR"
-            );
-        }
-        Ok(())
+/// Fails when no worker of a farm can have the level that a job is to be rendered on.
+pub fn check_level(isa: Option<&str>) -> Result<()> {
+    match isa.and_then(longtake_core::unknown_level) {
+        Some(sentence) => bail!(sentence),
+        None => Ok(()),
     }
 }
 

@@ -25,7 +25,7 @@ pub struct State {
 impl State {
     /// Finds or makes the folder that the user named, or the one beside the film.
     pub(super) fn prepare(args: &RenderArgs, order: &Order) -> Result<Self> {
-        let (folder, temporary) = match &args.state {
+        let (folder, temporary) = match &args.local.state {
             Some(folder) => (folder.clone(), false),
             None => (order.target.default_state(), true),
         };

@@ -11,22 +11,6 @@ use longtake_common::spec::JobSpec;
 use longtake_common::task::ENGINE;
 use std::collections::BTreeMap;
 
-/// Instruction-set levels that workers may have, besides those that connected ones do have.
-const LEVELS: [&str; 3] = ["avx512", "avx2", "scalar"];
-
-/// Whether a level is one of a GPU: architecture and multiprocessors, like `sm_90x132`, and behind a
-/// `p` the size of what is decoded at once, where the memory is limited.
-fn is_gpu_level(level: &str) -> bool {
-    let parts = level
-        .strip_prefix("sm_")
-        .and_then(|rest| rest.split_once('x'));
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    parts.is_some_and(|(arch, rest)| {
-        let (multiprocessors, part) = rest.split_once('p').unwrap_or((rest, "0"));
-        [arch, multiprocessors, part].into_iter().all(is_number)
-    })
-}
-
 impl Core {
     /// Why a user's or operator's event would not be followed, as a sentence for him; `None` when
     /// it would be. Jobs that are not there are not told of here, nor are submissions.
@@ -85,7 +69,7 @@ impl Core {
                 error: error.to_string(),
             });
         }
-        if let Some(error) = self.refuse_level(isa.as_deref()) {
+        if let Some(error) = self.refuse_unknown_level(isa.as_deref()) {
             return fx.push(Effect::Refused { proposed, error });
         }
         if let Some(error) = self.refuse_models(&spec) {
@@ -117,7 +101,9 @@ impl Core {
             takes: BTreeMap::new(),
         };
         let job = Job::new(record);
-        if let Some(error) = self.refuse_memory(job.record.isa.as_deref(), &job) {
+        let isa = job.record.isa.as_deref();
+        let refusal = self.refuse_absent_level(isa);
+        if let Some(error) = refusal.or_else(|| self.refuse_memory(isa, &job)) {
             return fx.push(Effect::Refused { proposed, error });
         }
         self.next_seq += 1;
@@ -132,22 +118,6 @@ impl Core {
             proposed,
             continued: false,
         });
-    }
-
-    /// Why no worker can ever render on this instruction-set level.
-    fn refuse_level(&self, isa: Option<&str>) -> Option<String> {
-        let isa = isa?;
-        let mut workers = self.workers.values();
-        let is_known = LEVELS.contains(&isa)
-            || is_gpu_level(isa)
-            || workers.any(|worker| worker.info.isa == isa);
-        (!is_known).then(|| {
-            format!(
-                "no worker can ever render on '{}': the instruction-set levels are {}",
-                isa.escape_debug(),
-                LEVELS.join(", ")
-            )
-        })
     }
 
     /// Whoever submits a job again sees what was there already as reused.
@@ -388,28 +358,6 @@ impl Job {
             number,
             seed: seed.unwrap_or(unless_given),
             prompt: prompt.or_else(|| before.and_then(|take| take.prompt.clone())),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_gpu_level;
-
-    #[test]
-    fn levels_of_gpus_are_told_from_others() {
-        for level in ["sm_90x132", "sm_89x128", "sm_90x132p128"] {
-            assert!(is_gpu_level(level), "{level}");
-        }
-        for other in [
-            "avx2",
-            "sm_90",
-            "sm_x132",
-            "sm_90x",
-            "sm_90x132p",
-            "sm_90xp1",
-        ] {
-            assert!(!is_gpu_level(other), "{other}");
         }
     }
 }

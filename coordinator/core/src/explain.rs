@@ -277,7 +277,7 @@ fn names(kinds: &[TaskKind]) -> String {
 }
 
 /// The first few of a list, and how many more there are.
-fn some(mut items: Vec<String>) -> String {
+pub(crate) fn some(mut items: Vec<String>) -> String {
     let more = items.len().saturating_sub(NAMED_MAX);
     items.truncate(NAMED_MAX);
     let list = items.join(", ");

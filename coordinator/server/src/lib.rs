@@ -121,11 +121,12 @@ impl Coordinator {
             listen: config.listen,
             source,
         })?;
+        // Before anything is made for artifacts: a state that cannot be opened leaves nothing behind.
+        let store = store::open(&config.state).await?;
         let artifacts = ArtifactStore::open(&config.artifacts)?;
         artifacts.check().await?;
         let probe = probe(addr);
         artifacts.put(probe.clone()).await?;
-        let store = store::open(&config.state).await?;
         let claim = store.claim().await?;
         let (started, mut fx) = (Instant::now(), Effects::new());
         let limits = Limits {

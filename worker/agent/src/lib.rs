@@ -184,12 +184,6 @@ pub fn isa(name: Option<&str>) -> Result<Isa, AgentError> {
     chosen.map_err(|error| AgentError::Device(error.to_string()))
 }
 
-/// Fails when there is no instruction-set level of that name, here or anywhere.
-pub fn check_isa(name: Option<&str>) -> Result<(), AgentError> {
-    let known = name.map_or(Ok(()), |name| name.parse::<Isa>().map(drop));
-    known.map_err(|error| AgentError::Device(error.to_string()))
-}
-
 /// Checks a model's configuration, tokenizer and weight headers before a job is given out, so that
 /// what is wrong with them is said at once and not by a worker minutes later. Reads no weight.
 pub fn check_model(model: &ModelRef) -> Result<(), AgentError> {
@@ -226,13 +220,15 @@ fn check_upscaler_file(upscaler: &ModelRef, scrutiny: Scrutiny) -> Result<(), Ag
     longtake_ltx::check_upscaler(&path, scrutiny).map_err(|error| bad(&error))
 }
 
-/// Checks files before others are to have them: a Diffusers folder as [`check_model`] does and every
-/// value of its weights, anything else for being a checkpoint, a text encoder or a LoRA that is whole.
+/// Checks files before others are to have them: a Diffusers folder as [`check_values`] does, anything
+/// else for being a checkpoint, an upscaler, a text encoder or a LoRA that is whole. Looks at every
+/// value of their weights.
 pub fn check_whole_model(path: &Path) -> Result<(), AgentError> {
-    let checked = if path.join("model_index.json").is_file() {
-        longtake_ltx::check_values(path)
-    } else {
-        longtake_ltx::check_files(path).and_then(|()| longtake_ltx::inspect(path).map(drop))
-    };
+    let checked = longtake_ltx::check_files(path).and_then(|()| longtake_ltx::check_whole(path));
     checked.map_err(|error| AgentError::Model(error::story(&error)))
+}
+
+/// The same for what is given as a text encoder, without its tokenizer.
+pub fn check_whole_text_encoder(path: &Path) -> Result<(), AgentError> {
+    longtake_ltx::check_text_encoder(path).map_err(|error| AgentError::Model(error::story(&error)))
 }

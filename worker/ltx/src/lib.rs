@@ -36,6 +36,7 @@ pub mod types;
 pub mod upsampler;
 pub mod vae;
 pub mod weights;
+mod whole;
 
 pub use conditioning::{Encoded, Held};
 pub use convert::convert;
@@ -51,3 +52,4 @@ pub use sampling::{Guidance, GuidanceStep, Pass, Sampler, Steps, StgMode};
 pub use source::{ModelFiles, check_files, text_encoder_beside};
 pub use types::{BlockCount, DecodeRequest, DenoiseRequest, Denoised, Latents, Prompt, Video};
 pub use upsampler::{LatentUpsampler, check_upscaler};
+pub use whole::{check_text_encoder, check_whole};

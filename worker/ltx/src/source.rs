@@ -72,6 +72,16 @@ pub(crate) struct OpenedText {
     tokenizer: PathBuf,
 }
 
+/// The weights of a text encoder whose files are open.
+pub(crate) struct TextWeights {
+    pub config: T5Config,
+    pub weights: Weights,
+    /// The folder at or below which the tokenizer is.
+    root: PathBuf,
+    /// What errors name.
+    place: PathBuf,
+}
+
 impl ModelFiles {
     /// Opens the files; with [`Scrutiny::Values`] looks at every value.
     pub(crate) fn open(&self, scrutiny: Scrutiny) -> Result<Opened> {
@@ -141,7 +151,7 @@ impl ModelFiles {
     }
 }
 
-fn wrong(path: &Path, message: impl Into<String>) -> Error {
+pub(crate) fn wrong(path: &Path, message: impl Into<String>) -> Error {
     Error::Model {
         path: path.to_owned(),
         message: message.into(),
@@ -262,6 +272,27 @@ pub(crate) fn official_config(
 /// Opens the text encoder at `path`: its file, the index of its files, a folder with `text_encoder`
 /// and `tokenizer`, or a folder with weights and tokenizer.
 pub(crate) fn open_text(path: &Path) -> Result<OpenedText> {
+    let text = open_text_weights(path)?;
+    // Beside the weights, in a folder of its own beside them, or in one beside theirs.
+    let places = [
+        text.root.join(TOKENIZER),
+        text.root.join("tokenizer").join(TOKENIZER),
+        text.root.join("..").join("tokenizer").join(TOKENIZER),
+    ];
+    let Some(tokenizer) = places.iter().find(|place| place.is_file()) else {
+        let message = format!("its tokenizer is missing; put {TOKENIZER} beside it");
+        return Err(wrong(&text.place, message));
+    };
+    Ok(OpenedText {
+        config: text.config,
+        weights: text.weights,
+        tokenizer: tokenizer.clone(),
+    })
+}
+
+/// The weights of the text encoder at `path`, which [`open_text`] takes, whether or not there is a
+/// tokenizer.
+pub(crate) fn open_text_weights(path: &Path) -> Result<TextWeights> {
     if path.join("text_encoder").is_dir() {
         return open_text_folder(&path.join("text_encoder"), path);
     }
@@ -275,7 +306,7 @@ pub(crate) fn open_text(path: &Path) -> Result<OpenedText> {
     open_text_files(&files, None, path.parent().unwrap_or(Path::new("")), path)
 }
 
-fn open_text_folder(folder: &Path, root: &Path) -> Result<OpenedText> {
+fn open_text_folder(folder: &Path, root: &Path) -> Result<TextWeights> {
     let mut files = weight_files(folder, TEXT_STEM)?;
     if !files.iter().all(|file| file.is_file()) {
         let found = folder_weights(folder)?;
@@ -303,7 +334,7 @@ fn open_text_files(
     config: Option<T5Config>,
     root: &Path,
     place: &Path,
-) -> Result<OpenedText> {
+) -> Result<TextWeights> {
     let weights = Weights::of_files(open_all(paths)?, Part::TextEncoder, place)?;
     if weights.is_empty() {
         return Err(wrong(place, "it has no tensors of a T5 encoder"));
@@ -319,20 +350,11 @@ fn open_text_files(
             t5_from_shapes(place, shape, names.iter().map(String::as_str))?
         }
     };
-    // Beside the weights, in a folder of its own beside them, or in one beside theirs.
-    let places = [
-        root.join(TOKENIZER),
-        root.join("tokenizer").join(TOKENIZER),
-        root.join("..").join("tokenizer").join(TOKENIZER),
-    ];
-    let Some(tokenizer) = places.iter().find(|place| place.is_file()) else {
-        let message = format!("its tokenizer is missing; put {TOKENIZER} beside it");
-        return Err(wrong(place, message));
-    };
-    Ok(OpenedText {
+    Ok(TextWeights {
         config,
         weights,
-        tokenizer: tokenizer.clone(),
+        root: root.to_owned(),
+        place: place.to_owned(),
     })
 }
 

@@ -94,10 +94,11 @@ fn read(path: &Path, text_encoder: Option<String>) -> Result<Wanted> {
     let found = longtake_agent::inspect(path)?;
     let has_encoder = text_encoder.is_some() || longtake_agent::text_encoder_beside(path).is_ok();
     match (found.kind, found.layout) {
-        ("text encoder", _) => Ok(Wanted::Model(Listed::of_text_encoder(
-            path,
-            &Hashes::usual(),
-        )?)),
+        ("text encoder", _) => {
+            longtake_agent::check_whole_text_encoder(path)?;
+            let listed = Listed::of_text_encoder(path, &Hashes::usual())?;
+            Ok(Wanted::Model(listed))
+        }
         ("model", Some("official")) if has_encoder && path.is_file() => {
             ModelSet::of_checkpoint(text, text_encoder).map(Wanted::Set)
         }
@@ -106,8 +107,8 @@ fn read(path: &Path, text_encoder: Option<String>) -> Result<Wanted> {
             path.display()
         ),
         _ => {
-            let listed = Listed::of(path, &Hashes::usual())?;
             longtake_agent::check_whole_model(path)?;
+            let listed = Listed::of(path, &Hashes::usual())?;
             Ok(Wanted::Model(listed))
         }
     }

@@ -127,10 +127,11 @@ pub trait StateStore: Send + Sync {
     }
 }
 
-/// Opens the store at `url`: `file:FOLDER`, or `etcd://HOST:PORT,...[/PREFIX]`.
+/// Opens the store at `url`: `file:FOLDER`, or `etcd://HOST:PORT,...[/PREFIX]`. It is there then, and
+/// whoever has it can still write.
 pub async fn open(url: &str) -> Result<Arc<dyn StateStore>, StateError> {
     if url.starts_with("etcd:") {
-        return Ok(Arc::new(EtcdStore::new(url)?));
+        return Ok(Arc::new(EtcdStore::open(url).await?));
     }
     let folder = file_path(url).ok_or_else(|| StateError::Scheme(url.to_owned()))?;
     Ok(Arc::new(RedbStore::open(&folder).await?))

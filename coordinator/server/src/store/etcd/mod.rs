@@ -80,6 +80,16 @@ impl EtcdStore {
         })
     }
 
+    /// The same, once the cluster has answered and holds nothing of others at the place of the term.
+    pub async fn open(url: &str) -> Result<Self, StateError> {
+        let store = Self::new(url)?;
+        let found = store.look(store.layout.term()).await?;
+        match found.map(|bytes| Term::decode(&bytes)) {
+            Some(None) => Err(store.damaged()),
+            _ => Ok(store),
+        }
+    }
+
     /// Makes `operations` if the term is still `term`.
     async fn guarded(
         &self,
