@@ -345,8 +345,8 @@ async fn a_large_commit_that_breaks_off_counts_wholly_or_not_at_all() {
 async fn an_etcd_that_is_not_there_is_named() {
     let address = free_address();
     let started = Instant::now();
-    let store = open(&format!("etcd://{address}")).await;
-    let error = store.claim().await.expect_err("unreachable").to_string();
+    let opened = store::open(&format!("etcd://{address}")).await;
+    let error = opened.err().expect("unreachable").to_string();
     assert!(
         error.contains(&address.to_string()) && error.contains("cannot reach"),
         "{error}"

@@ -5,7 +5,7 @@
 
 use crate::logs::{JobLogs, LiveLogs};
 use crate::metrics::{Counters, count};
-use crate::request::{Answer, Connection, Request, Submitted};
+use crate::request::{Answer, Connection, Mailbox, Request, Submitted};
 use crate::store::{StateError, StateStore};
 use crate::{HEARTBEAT_MS, LEASE_MS, TICK_MS};
 use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
@@ -63,8 +63,9 @@ impl Actor {
         started: Instant,
         counters: Arc<Counters>,
         fx: Effects,
-    ) -> (Self, mpsc::Sender<Request>) {
+    ) -> (Self, Mailbox) {
         let (sender, mailbox) = mpsc::channel(MAILBOX_SIZE);
+        let sender = Mailbox::new(sender, &store);
         let actor = Self {
             core,
             store,

@@ -2,9 +2,8 @@
 
 use crate::auth::Tokens;
 use crate::error::StartError;
-use crate::jobs::ask;
 use crate::metrics::{self, Counters, Stored};
-use crate::request::Request;
+use crate::request::{Mailbox, Request};
 use crate::store::StateStore;
 use crate::tls::HANDSHAKE_TIMEOUT;
 use axum::Router;
@@ -32,7 +31,7 @@ const HANDSHAKES_WAITING: usize = 16;
 #[derive(Clone)]
 pub struct Sources {
     /// The actor.
-    pub actor: mpsc::Sender<Request>,
+    pub actor: Mailbox,
     /// What happened so far.
     pub counters: Arc<Counters>,
     /// Where the state is kept.
@@ -99,7 +98,7 @@ async fn census(sources: &Sources) -> Result<Census, String> {
     if let Some(trouble) = sources.store.trouble() {
         return Err(format!("{trouble}\n"));
     }
-    let answer = ask(&sources.actor, |reply| Request::Census { reply });
+    let answer = sources.actor.ask(|reply| Request::Census { reply });
     match tokio::time::timeout(ANSWER_DEADLINE, answer).await {
         Ok(Ok(census)) => Ok(census),
         Ok(Err(_)) => Err("the coordinator is stopping\n".to_owned()),

@@ -2,7 +2,7 @@
 
 use crate::convert::{outline_to_proto, spec_from_proto, view_to_proto, worker_to_proto};
 use crate::logs::Reader;
-use crate::request::Request;
+use crate::request::{Mailbox, Request, STORE_PATIENCE};
 use crate::upload::received;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore, Condition};
@@ -13,7 +13,7 @@ use longtake_core::{Event, JobView, WorkerView};
 use longtake_proto::v1;
 use longtake_proto::v1::jobs_server::Jobs;
 use std::pin::Pin;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
 use tracing::Instrument;
@@ -23,22 +23,11 @@ pub(crate) const PIECE_BYTES: usize = 256 << 10;
 
 /// The service.
 pub struct JobsService {
-    actor: mpsc::Sender<Request>,
+    actor: Mailbox,
     artifacts: ArtifactStore,
 }
 
 pub(crate) type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// Asks the actor and waits for its answer.
-pub(crate) async fn ask<T>(
-    actor: &mpsc::Sender<Request>,
-    request: impl FnOnce(oneshot::Sender<T>) -> Request,
-) -> Result<T, Status> {
-    let stopped = || Status::unavailable("the coordinator is stopping: try again when it is back");
-    let (reply, answer) = oneshot::channel();
-    actor.send(request(reply)).await.map_err(|_| stopped())?;
-    answer.await.map_err(|_| stopped())
-}
 
 fn no_such_job(job: &str) -> Status {
     Status::not_found(format!(
@@ -48,7 +37,7 @@ fn no_such_job(job: &str) -> Status {
 
 impl JobsService {
     /// Jobs of the actor's core, artifacts of the store.
-    pub fn new(actor: mpsc::Sender<Request>, artifacts: ArtifactStore) -> Self {
+    pub fn new(actor: Mailbox, artifacts: ArtifactStore) -> Self {
         Self { actor, artifacts }
     }
 
@@ -60,7 +49,7 @@ impl JobsService {
     ) -> Result<Response<v1::Job>, Status> {
         let id = JobId(job.clone());
         let event = event(id.clone());
-        let done = ask(&self.actor, |reply| Request::Command {
+        let done = self.actor.ask(|reply| Request::Command {
             job: id,
             event,
             reply,
@@ -93,7 +82,9 @@ impl JobsService {
         event: impl FnOnce(String) -> Event,
     ) -> Result<Response<v1::ListWorkersReply>, Status> {
         let event = event(name.clone());
-        let done = ask(&self.actor, |reply| Request::Worker { name, event, reply });
+        let done = self
+            .actor
+            .ask(|reply| Request::Worker { name, event, reply });
         let workers = done.await?.map_err(Status::failed_precondition)?;
         Ok(workers_reply(&workers))
     }
@@ -131,7 +122,7 @@ impl Jobs for JobsService {
             spec_from_proto(spec).map_err(|error| Status::invalid_argument(error.to_string()))?;
         self.check_pictures(&spec).await?;
         let spec = Box::new(spec);
-        let submitted = ask(&self.actor, |reply| Request::Submit {
+        let submitted = self.actor.ask(|reply| Request::Submit {
             spec,
             isa,
             trace,
@@ -151,7 +142,10 @@ impl Jobs for JobsService {
     ) -> Result<Response<v1::Job>, Status> {
         let job = request.into_inner().job;
         let id = JobId(job.clone());
-        let view = ask(&self.actor, |reply| Request::View { job: id, reply }).await?;
+        let view = self
+            .actor
+            .ask(|reply| Request::View { job: id, reply })
+            .await?;
         view.map(|view| Response::new(view_to_proto(&view)))
             .ok_or_else(|| no_such_job(&job))
     }
@@ -160,7 +154,7 @@ impl Jobs for JobsService {
         &self,
         _request: tonic::Request<v1::ListRequest>,
     ) -> Result<Response<v1::ListReply>, Status> {
-        let views = ask(&self.actor, |reply| Request::List { reply }).await?;
+        let views = self.actor.ask(|reply| Request::List { reply }).await?;
         let jobs = views.iter().map(outline_to_proto).collect();
         Ok(Response::new(v1::ListReply { jobs }))
     }
@@ -173,7 +167,10 @@ impl Jobs for JobsService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let job = request.into_inner().job;
         let id = JobId(job.clone());
-        let receiver = ask(&self.actor, |reply| Request::Watch { job: id, reply }).await?;
+        let receiver = self
+            .actor
+            .ask(|reply| Request::Watch { job: id, reply })
+            .await?;
         let receiver = receiver.ok_or_else(|| no_such_job(&job))?;
         Ok(Response::new(Box::pin(changes(receiver))))
     }
@@ -235,7 +232,10 @@ impl Jobs for JobsService {
     ) -> Result<Response<v1::Explanation>, Status> {
         let job = request.into_inner().job;
         let id = JobId(job.clone());
-        let found = ask(&self.actor, |reply| Request::Explain { job: id, reply }).await?;
+        let found = self
+            .actor
+            .ask(|reply| Request::Explain { job: id, reply })
+            .await?;
         let (view, explanation) = found.ok_or_else(|| no_such_job(&job))?;
         Ok(Response::new(v1::Explanation {
             job: Some(outline_to_proto(&view)),
@@ -247,7 +247,7 @@ impl Jobs for JobsService {
         &self,
         _request: tonic::Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersReply>, Status> {
-        let workers = ask(&self.actor, |reply| Request::Workers { reply }).await?;
+        let workers = self.actor.ask(|reply| Request::Workers { reply }).await?;
         Ok(workers_reply(&workers))
     }
 
@@ -300,10 +300,17 @@ impl Jobs for JobsService {
             job: JobId(job),
         };
         // A missing one is answered at once, a damaged one is only known at its end.
-        match self.artifacts.exists(hash).await {
-            Ok(true) => {}
-            Ok(false) => return Err(delivery.lost().await),
-            Err(error) => return Err(Status::internal(error.to_string())),
+        match tokio::time::timeout(STORE_PATIENCE, self.artifacts.exists(hash)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return Err(delivery.lost().await),
+            Ok(Err(error)) => return Err(Status::internal(error.to_string())),
+            Err(_) => {
+                return Err(Status::internal(format!(
+                    "the artifact store {} did not answer the coordinator within {} s: see whether it runs, then fetch again",
+                    self.artifacts.url(),
+                    STORE_PATIENCE.as_secs()
+                )));
+            }
         }
         let pieces = self.artifacts.stream(hash).then(move |piece| {
             let delivery = delivery.clone();
@@ -324,7 +331,7 @@ pub(crate) fn refusal(error: &ArtifactError) -> Status {
 /// An artifact on its way to a user.
 #[derive(Clone)]
 struct Delivery {
-    actor: mpsc::Sender<Request>,
+    actor: Mailbox,
     artifacts: ArtifactStore,
     hash: Hash,
     job: JobId,
@@ -360,7 +367,7 @@ impl Delivery {
             }
             Err(error) => return Status::internal(error.to_string()),
         }
-        let asked = ask(&self.actor, |reply| Request::Lost {
+        let asked = self.actor.ask(|reply| Request::Lost {
             artifact: hash,
             job: self.job,
             reply,

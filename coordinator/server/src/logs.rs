@@ -1,7 +1,6 @@
 //! What tasks say: kept while they run, and brought to users with what is stored of those before.
 
-use crate::jobs::ask;
-use crate::request::Request;
+use crate::request::{Mailbox, Request};
 use longtake_common::artifact::ArtifactStore;
 use longtake_common::ids::{FencingToken, Hash, JobId, TaskId};
 use longtake_core::{LogView, windows_of};
@@ -106,7 +105,7 @@ pub struct JobLogs {
 
 /// Somebody who reads the logs of a job.
 pub struct Reader {
-    actor: mpsc::Sender<Request>,
+    actor: Mailbox,
     artifacts: ArtifactStore,
     job: JobId,
     segment: Option<u32>,
@@ -121,11 +120,7 @@ type Lines = mpsc::Sender<Result<v1::LogLines, Status>>;
 
 impl Reader {
     /// A reader that has seen nothing.
-    pub fn new(
-        actor: mpsc::Sender<Request>,
-        artifacts: ArtifactStore,
-        request: &v1::LogsRequest,
-    ) -> Self {
+    pub fn new(actor: Mailbox, artifacts: ArtifactStore, request: &v1::LogsRequest) -> Self {
         Self {
             actor,
             artifacts,
@@ -140,7 +135,9 @@ impl Reader {
     /// What there is of the job, `None` when there is no such job.
     pub async fn look(&self) -> Result<Option<JobLogs>, Status> {
         let (job, seen) = (self.job.clone(), self.seen.clone());
-        ask(&self.actor, |reply| Request::Logs { job, seen, reply }).await
+        self.actor
+            .ask(|reply| Request::Logs { job, seen, reply })
+            .await
     }
 
     /// Sends what `logs` has and, to one who follows, what comes, until the job ends or nobody

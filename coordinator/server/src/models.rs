@@ -1,8 +1,8 @@
 //! What users ask about models: the `Models` service. Their chunks lie in the artifact store; what
 //! they are called and what is wrong with them, the core knows.
 
-use crate::jobs::{PIECE_BYTES, Streamed, ask, refusal};
-use crate::request::Request;
+use crate::jobs::{PIECE_BYTES, Streamed, refusal};
+use crate::request::{Mailbox, Request};
 use crate::upload::{parse_hash, received};
 use futures::{StreamExt, TryStreamExt, stream};
 use longtake_common::artifact::{ArtifactError, ArtifactStore};
@@ -24,7 +24,7 @@ const FINDINGS_MAX: usize = 100;
 
 /// The service.
 pub struct ModelsService {
-    actor: mpsc::Sender<Request>,
+    actor: Mailbox,
     store: ArtifactStore,
     /// Held while a name and the chunks behind it are brought into step: a chunk that is found is
     /// not removed before its model is named.
@@ -33,7 +33,7 @@ pub struct ModelsService {
 
 impl ModelsService {
     /// Names of the actor's core, chunks in `store`.
-    pub fn new(actor: mpsc::Sender<Request>, store: ArtifactStore) -> Self {
+    pub fn new(actor: Mailbox, store: ArtifactStore) -> Self {
         Self {
             actor,
             store,
@@ -42,11 +42,11 @@ impl ModelsService {
     }
 
     async fn views(&self) -> Result<Vec<ModelView>, Status> {
-        ask(&self.actor, |reply| Request::Models { reply }).await
+        self.actor.ask(|reply| Request::Models { reply }).await
     }
 
     async fn command(&self, event: Event, is_trial: bool) -> Result<(), Status> {
-        let done = ask(&self.actor, |reply| Request::Model {
+        let done = self.actor.ask(|reply| Request::Model {
             event,
             is_trial,
             reply,

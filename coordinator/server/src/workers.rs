@@ -1,10 +1,10 @@
 //! What workers say: the `Workers` service.
 
 use crate::HEARTBEAT_MS;
-use crate::jobs::{ask, confirm_loss};
+use crate::jobs::confirm_loss;
 use crate::logs;
 use crate::metrics::{Counters, count};
-use crate::request::{Connection, Request};
+use crate::request::{Connection, Mailbox, Request};
 use futures::{Stream, StreamExt};
 use longtake_common::artifact::ArtifactStore;
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
@@ -17,18 +17,19 @@ use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 /// A connection has to say what it is within this time.
 const REGISTER_MS: u64 = 20 * HEARTBEAT_MS;
+/// How long the artifact store is asked for the mark that workers look for.
+const LOOK: Duration = Duration::from_secs(2);
 /// Longest name of a worker, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
 /// The service.
 pub struct WorkersService {
-    actor: mpsc::Sender<Request>,
+    actor: Mailbox,
     artifacts: ArtifactStore,
     probe: String,
     counters: Arc<Counters>,
@@ -38,7 +39,7 @@ impl WorkersService {
     /// Workers for the actor's core, which take what they work on from the store: the one that holds
     /// `probe`, which no other coordinator puts anywhere.
     pub fn new(
-        actor: mpsc::Sender<Request>,
+        actor: Mailbox,
         artifacts: ArtifactStore,
         probe: String,
         counters: Arc<Counters>,
@@ -61,8 +62,10 @@ impl Workers for WorkersService {
         _request: tonic::Request<v1::WorkplaceRequest>,
     ) -> Result<Response<v1::WorkplaceReply>, Status> {
         let probe = Hash::of(self.probe.as_bytes());
-        // The store may have been emptied since the start.
-        if let Ok(false) = self.artifacts.exists(probe).await
+        // The store may have been emptied since the start. One that is away the worker will see for
+        // itself.
+        let looked = tokio::time::timeout(LOOK, self.artifacts.exists(probe)).await;
+        if let Ok(Ok(false)) = looked
             && let Err(error) = self.artifacts.put(self.probe.clone()).await
         {
             tracing::warn!(%error, "cannot leave a mark for a worker");
@@ -100,7 +103,7 @@ impl Workers for WorkersService {
             models,
             takes_paths: register.takes_paths,
         };
-        let attached = ask(&self.actor, |reply| Request::Attach {
+        let attached = self.actor.wait_for(|reply| Request::Attach {
             info,
             running,
             reply,
@@ -180,7 +183,7 @@ fn hashes(texts: &[String]) -> Result<BTreeSet<Hash>, String> {
 
 /// Passes on what a worker says, until it stops or says something that it should not.
 async fn listen(
-    actor: &mpsc::Sender<Request>,
+    actor: &Mailbox,
     artifacts: &ArtifactStore,
     counters: &Counters,
     worker: &WorkerId,
