@@ -29,6 +29,11 @@ pub fn check_whole(path: &Path) -> Result<()> {
         "upscaler" => check_upscaler(path, Scrutiny::Values),
         "text encoder" => check_text_encoder(path),
         "lora" => files.iter().try_for_each(|file| check_file(file)),
+        "vae" | "transformer" => Err(wrong(
+            path,
+            "it is one part of a model, which no job can name by itself: use a checkpoint with all \
+             parts, or the Diffusers folder that it belongs to",
+        )),
         _ => Err(wrong(
             path,
             "it holds no weights that longtake knows: neither of LTX-Video or its latent upscaler, \
