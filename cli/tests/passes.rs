@@ -331,6 +331,11 @@ fn what_two_passes_cannot_do_is_said_at_once() {
         "rendered in one",
     );
     refused(&[two, "--preview=p.gif"], "FILE.mp4");
+    let mut foreign = studio.pipeline();
+    foreign["second_pass"]["checkpoint_path"] = json!(root().join("configs/models/ltxv-tiny"));
+    studio.write("foreign.yaml", &foreign);
+    let words = "text states of 128 channels, and the film's model has 24";
+    refused(&["--config=foreign.yaml", "--size=96x64"], words);
     fs::write(studio.path("up.safetensors"), b"short").expect("written");
     refused(&[two, "--size=96x64"], "up.safetensors");
     fs::remove_file(studio.path("up.safetensors")).expect("removed");

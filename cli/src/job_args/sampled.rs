@@ -25,11 +25,12 @@ fn rules(model: &ModelRef, weights: Weights<'_>) -> Result<Option<Rules>> {
 /// Fails when a model cannot run its pass over a window of the film.
 pub(super) fn check(spec: &JobSpec, weights: Weights<'_>) -> Result<()> {
     let windows = longtake_core::plan(spec).windows;
+    let base = rules(&spec.model, weights)?;
     for (number, pass) in spec.sampling.passes().enumerate() {
         let model = pass.model.as_ref().unwrap_or(&spec.model);
         if let Some(rules) = rules(model, weights)? {
             let frames = windows.iter().map(|window| window.frames);
-            longtake_agent::check_sampling(&rules, spec, number, frames)
+            longtake_agent::check_sampling(&rules, base.as_ref(), spec, number, frames)
                 .with_context(|| format!("sample {}", model.location))?;
         }
     }

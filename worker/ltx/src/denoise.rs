@@ -153,6 +153,9 @@ impl<'a, B: Backend> Denoising<'a, B> {
             }
         }
         let tokens = b.download(&x).in_part(|| "latents".into())?;
+        if tokens.iter().any(|value| !value.is_finite()) {
+            return Err(Error::NotFinite);
+        }
         let r = self.request;
         let (frames, height, width) = (r.latent_frames, r.latent_height, r.latent_width);
         let own = &tokens[tokens.len() - self.channels * frames * height * width..];

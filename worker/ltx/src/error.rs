@@ -70,6 +70,12 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// Weights that are numbers, but make none.
+    #[error(
+        "the latents are not finite: the model's values, or a LoRA's times its strength, are too large; \
+         use another file, or a smaller strength"
+    )]
+    NotFinite,
     /// A LoRA cannot be used.
     #[error("the LoRA {path} cannot be used: {message}")]
     Lora {

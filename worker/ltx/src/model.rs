@@ -177,7 +177,8 @@ impl<B: Backend> Model<B> {
         loop {
             match model.obey(team.listen()?, upsampler) {
                 // The rank that leads has the same refusal, or was told to stop.
-                Ok(()) | Err(Error::Request { .. } | Error::Cancelled { .. }) => {}
+                Ok(())
+                | Err(Error::Request { .. } | Error::NotFinite | Error::Cancelled { .. }) => {}
                 Err(error) => {
                     team.abort(&error.to_string());
                     return Err(error);

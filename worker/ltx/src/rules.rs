@@ -14,6 +14,12 @@ pub struct Rules {
     pipeline: PipelineClass,
     scheduler: SchedulerConfig,
     blocks: usize,
+    /// Channels of the text's states and of the latents.
+    channels: [usize; 2],
+}
+
+fn channels(transformer: &TransformerConfig) -> [usize; 2] {
+    [transformer.caption_channels, transformer.in_channels]
 }
 
 impl Rules {
@@ -24,17 +30,21 @@ impl Rules {
     pub fn read(model: &Path) -> Result<Self> {
         let Some(paths) = checkpoint_files(model)? else {
             let [index, scheduler, _, transformer, _] = config_files(model);
+            let transformer = TransformerConfig::read(&transformer)?;
             return Ok(Self {
                 pipeline: PipelineClass::read(&index)?,
                 scheduler: SchedulerConfig::read(&scheduler)?,
-                blocks: TransformerConfig::read(&transformer)?.num_layers,
+                blocks: transformer.num_layers,
+                channels: channels(&transformer),
             });
         };
         let (official, path) = official_config(&open_all(&paths)?, model)?;
+        let transformer = official.transformer(&path)?;
         Ok(Self {
             pipeline: PipelineClass::Official,
             scheduler: SchedulerConfig::of_official(&official, &path)?,
-            blocks: official.transformer(&path)?.num_layers,
+            blocks: transformer.num_layers,
+            channels: channels(&transformer),
         })
     }
 
@@ -46,6 +56,28 @@ impl Rules {
     /// Whether the model says that it was distilled for certain noise levels.
     pub fn is_distilled(&self) -> bool {
         self.scheduler.allowed_inference_steps.is_some()
+    }
+
+    /// Fails when this model cannot run a pass of a film of `base`, which encodes the text for all.
+    ///
+    /// # Errors
+    /// Names what does not go together.
+    pub fn check_goes_with(&self, base: &Self) -> Result<()> {
+        for (what, own, given) in [
+            ("text states", self.channels[0], base.channels[0]),
+            ("latents", self.channels[1], base.channels[1]),
+        ] {
+            if own != given {
+                return Err(Error::Request {
+                    what: "checkpoint of a pass",
+                    message: format!(
+                        "it takes {what} of {own} channels, and the film's model has {given}: name one \
+                         of the same family"
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Fails when `pass` cannot be run on windows of `token_count` tokens.

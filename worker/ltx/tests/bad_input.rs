@@ -237,6 +237,21 @@ fn what_is_not_computed_is_refused() {
             Value::from(25),
         ),
         (
+            "transformer/config.json",
+            "num_layers",
+            Value::from(1_000_000_000),
+        ),
+        (
+            "text_encoder/config.json",
+            "num_layers",
+            Value::from(1_000_000_000),
+        ),
+        (
+            "vae/config.json",
+            "layers_per_block",
+            Value::from(vec![1_000_000_000; 5]),
+        ),
+        (
             "vae/config.json",
             "down_block_types",
             Value::from(vec!["LTXVideoDownBlock3D"; 4]),

@@ -83,6 +83,16 @@ fn metadata_that_lies_about_its_tensors_is_refused() {
             "have no place in the model",
         ),
         (
+            "\"num_layers\":28",
+            "\"num_layers\":1000000000",
+            "at most 1024",
+        ),
+        (
+            "[\"res_x\",{\"num_layers\":4}]",
+            "[\"res_x\",{\"num_layers\":1000000000}]",
+            "at most 1024",
+        ),
+        (
             "\"attention_head_dim\":64",
             "\"attention_head_dim\":128",
             "cross_attention_dim",

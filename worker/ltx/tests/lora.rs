@@ -8,11 +8,14 @@ use longtake_cpu::CpuBackend;
 use longtake_ltx::config::PipelineClass;
 use longtake_ltx::embeddings::{Positions, rope};
 use longtake_ltx::transformer::TokenTimesteps;
-use longtake_ltx::{LoraFile, Model, ModelFiles, Prompt, check_model, lora_info};
+use longtake_ltx::{
+    DenoiseRequest, Error, LoraFile, Model, ModelFiles, Pass, Prompt, Steps, check_model, lora_info,
+};
 use longtake_tensor::{Backend, Loader, Shape};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
@@ -133,6 +136,21 @@ fn several_loras_compute_what_diffusers_computes() {
     );
     let without = velocity(with_loras(&[], false));
     assert!(difference(&without, &expected) > 0.1, "the LoRAs matter");
+}
+
+#[test]
+fn a_strength_that_makes_no_numbers_makes_no_film() {
+    let lora = (golden("lora_diffusers.safetensors"), 1e38);
+    let model: Model<CpuBackend> =
+        Model::load(with_loras(&[lora], false), backend(2)).expect("model");
+    let class = model.config().pipeline;
+    let prompt = model.encode_prompt("a sea", 8, class).expect("prompt");
+    let pass = Pass::plain(Steps::Count(2), 1.0);
+    let request = DenoiseRequest::new(class, [2, 1, 1], 24.0, 1, &pass, &prompt);
+    let error = model
+        .denoise(&request, &mut |_, _| ControlFlow::Continue(()))
+        .expect_err("no latents");
+    assert!(matches!(error, Error::NotFinite), "{error}");
 }
 
 #[test]

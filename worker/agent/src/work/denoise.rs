@@ -312,7 +312,7 @@ pub fn decode_request<B: Backend>(
 pub fn failure(error: Error) -> TaskError {
     match error {
         Error::Cancelled { .. } => TaskError::Cancelled,
-        Error::Request { .. } => TaskError::fatal(error),
+        Error::Request { .. } | Error::NotFinite => TaskError::fatal(error),
         error => TaskError::retryable(error),
     }
 }

@@ -24,9 +24,10 @@ pub fn class(own: PipelineClass, reference: Option<Reference>) -> PipelineClass 
 }
 
 /// Fails when a model of these rules cannot run pass `number` of a job over windows of so many frames,
-/// before anybody has begun with it.
+/// before anybody has begun with it. `base` are those of the job's own model.
 pub fn check(
     rules: &Rules,
+    base: Option<&Rules>,
     spec: &JobSpec,
     number: usize,
     windows: impl Iterator<Item = u32>,
@@ -35,6 +36,8 @@ pub fn check(
     let Some(own) = sampling.passes().nth(number) else {
         return Ok(());
     };
+    let goes = base.map_or(Ok(()), |base| rules.check_goes_with(base));
+    goes.map_err(|error| AgentError::Model(story(&error)))?;
     let class = class(rules.pipeline(), sampling.reference);
     let pass = pass(sampling, own, class);
     let padded = [spec.padded_height(), spec.padded_width()];

@@ -34,6 +34,9 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     })
 }
 
+/// More layers than any model has: what lies beyond is a mistake, and would take for ever to look for.
+const LAYERS_MAX: usize = 1024;
+
 /// Names the file of a refused key.
 struct Checker<'a>(&'a Path);
 

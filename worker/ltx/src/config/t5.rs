@@ -1,6 +1,6 @@
 //! Configuration of the text encoder.
 
-use super::{Checker, read_json};
+use super::{Checker, LAYERS_MAX, read_json};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -65,6 +65,12 @@ impl T5Config {
             ("d_ff", c.d_ff),
             ("num_heads", c.num_heads),
         ];
+        check.require(
+            c.num_layers <= LAYERS_MAX,
+            "num_layers",
+            c.num_layers,
+            "at most 1024 are supported",
+        )?;
         for (key, size) in sizes {
             check.require(size > 0, key, size, "it must be positive")?;
         }

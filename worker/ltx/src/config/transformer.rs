@@ -1,6 +1,6 @@
 //! Configuration of the transformer.
 
-use super::{Checker, read_json};
+use super::{Checker, LAYERS_MAX, read_json};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -77,6 +77,12 @@ impl TransformerConfig {
             "in_channels",
             json!(c.in_channels),
             "it must be positive",
+        )?;
+        only(
+            c.num_layers <= LAYERS_MAX,
+            "num_layers",
+            json!(c.num_layers),
+            "at most 1024 are supported",
         )?;
         only(
             out == c.in_channels,

@@ -1,6 +1,6 @@
 //! Configuration of the VAE.
 
-use super::{Checker, read_json};
+use super::{Checker, LAYERS_MAX, read_json};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -105,6 +105,13 @@ impl VaeConfig {
             c.patch_size_t,
             "only 1 is supported",
         )?;
+        for (key, layers) in [
+            ("layers_per_block", &c.layers_per_block),
+            ("decoder_layers_per_block", &c.decoder_layers_per_block),
+        ] {
+            let fits = layers.iter().all(|&layers| layers <= LAYERS_MAX);
+            check.require(fits, key, layers, "at most 1024 are supported in a block")?;
+        }
         c.check_encoder(&check)?;
         c.check_decoder(&check)?;
         c.check_ratios(&check)
