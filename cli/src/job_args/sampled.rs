@@ -27,8 +27,11 @@ pub(super) fn check(spec: &JobSpec, weights: Weights<'_>) -> Result<()> {
     let windows = longtake_core::plan(spec).windows;
     let base = rules(&spec.model, weights)?;
     for (number, pass) in spec.sampling.passes().enumerate() {
-        let model = pass.model.as_ref().unwrap_or(&spec.model);
-        if let Some(rules) = rules(model, weights)? {
+        let (model, own) = match &pass.model {
+            Some(model) => (model, rules(model, weights)?),
+            None => (&spec.model, base.clone()),
+        };
+        if let Some(rules) = own {
             let frames = windows.iter().map(|window| window.frames);
             longtake_agent::check_sampling(&rules, base.as_ref(), spec, number, frames)
                 .with_context(|| format!("sample {}", model.location))?;

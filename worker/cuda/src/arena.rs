@@ -182,7 +182,7 @@ pub struct Arena {
 impl Arena {
     /// A pool over a device that takes at most `limit` bytes of it.
     pub fn new(context: Arc<CudaContext>, limit: usize) -> Self {
-        Self::over(source(&context), limit, Arc::default(), None)
+        Self::over(source(&context), limit, Arc::default(), None, CHUNK_MIN)
     }
 
     /// An empty pool beside this one, of the same device and under the same limit. Nothing else
@@ -201,11 +201,8 @@ impl Arena {
         let account = Arc::clone(&shared.account);
         let first = shared.first.clone();
         let first = first.unwrap_or_else(|| Arc::downgrade(shared));
-        let mut arena = Self::over(shared.source.another(), shared.limit, account, Some(first));
-        if let Some(shared) = Arc::get_mut(&mut arena.shared) {
-            shared.chunk_min = chunk_min;
-        }
-        arena
+        let source = shared.source.another();
+        Self::over(source, shared.limit, account, Some(first), chunk_min)
     }
 
     fn over(
@@ -213,6 +210,7 @@ impl Arena {
         limit: usize,
         account: Arc<Account>,
         first: Option<Weak<Shared>>,
+        chunk_min: usize,
     ) -> Self {
         let pool = Pool {
             joins: source.joins(),
@@ -224,7 +222,7 @@ impl Arena {
             limit,
             account,
             first,
-            chunk_min: CHUNK_MIN,
+            chunk_min,
         };
         Self {
             shared: Arc::new(shared),

@@ -57,7 +57,7 @@ fn arena(limit: usize, joins: bool) -> Arena {
         joins,
         ..Paper::default()
     };
-    Arena::over(Arc::new(paper), limit, Arc::default(), None)
+    Arena::over(Arc::new(paper), limit, Arc::default(), None, CHUNK_MIN)
 }
 
 #[test]
