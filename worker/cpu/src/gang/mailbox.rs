@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 /// How often a waiting rank looks whether the other has been silent for too long.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// How long the reading of a connection that broke may take to say why: what came last is still in
+/// the system's buffers.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// What is known of another rank.
 enum Peer {
     Here,
@@ -85,6 +89,24 @@ impl Mailbox {
         self.changed.notify_all();
     }
 
+    /// The connection to rank `to` broke under what was sent. Its last words, which are read on
+    /// another thread, say why; without any, it is lost for `reason`.
+    pub fn broke(&self, to: usize, reason: &str) -> Error {
+        let state = self.lock();
+        let unexplained = |state: &mut State| {
+            matches!(state.peers[to], Peer::Here) && state.check(self.rank).is_ok()
+        };
+        let waited = self
+            .changed
+            .wait_timeout_while(state, LAST_WORDS, unexplained)
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(waited);
+        self.lose(to, reason);
+        let state = self.lock();
+        let has_left = || Error::rank(to, state.peers.len(), "has left the gang");
+        state.check(self.rank).err().unwrap_or_else(has_left)
+    }
+
     /// Fails when a rank is lost: nothing can be exchanged any more.
     pub fn check(&self) -> Result<()> {
         self.lock().check(self.rank)
@@ -160,6 +182,29 @@ mod tests {
         mailbox.lose(2, "and something else");
         let error = mailbox.take(1).expect_err("rank 2 is lost").to_string();
         assert_eq!(error, "rank 2 of 3 was killed");
+    }
+
+    #[test]
+    fn last_words_explain_a_broken_connection() {
+        let mailbox = Mailbox::new(0, 3, None, Duration::ZERO);
+        let error = std::thread::scope(|scope| {
+            let broke = scope.spawn(|| mailbox.broke(2, "has gone: broken pipe"));
+            std::thread::sleep(Duration::from_millis(20));
+            mailbox.lose(2, "gave up: its card is too hot");
+            broke.join().expect("no panic").to_string()
+        });
+        assert_eq!(error, "rank 2 of 3 gave up: its card is too hot");
+    }
+
+    #[test]
+    fn a_broken_connection_without_last_words_is_loss() {
+        let mailbox = Mailbox::new(0, 3, None, Duration::ZERO);
+        let error = mailbox.broke(2, "has gone: broken pipe").to_string();
+        assert_eq!(error, "rank 2 of 3 has gone: broken pipe");
+        let mailbox = Mailbox::new(0, 3, None, Duration::ZERO);
+        mailbox.leave(1);
+        let error = mailbox.broke(1, "has gone: broken pipe").to_string();
+        assert_eq!(error, "rank 1 of 3 has left the gang");
     }
 
     #[test]

@@ -286,13 +286,27 @@ fn read(mut stream: TcpStream, from: usize, mailbox: &Mailbox) {
                 let reason = String::from_utf8_lossy(&reason);
                 return mailbox.lose(from, &format!("gave up: {reason}"));
             }
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return mailbox.lose(from, "has gone: its process ended");
-            }
-            Err(error) => {
-                return mailbox.lose(from, &format!("has gone: {error}"));
-            }
+            Err(error) => return mailbox.lose(from, &gone(&error)),
         }
+    }
+}
+
+/// Whether the other end took nothing for too long.
+fn is_late(error: &io::Error) -> bool {
+    use io::ErrorKind::{TimedOut, WouldBlock};
+    matches!(error.kind(), WouldBlock | TimedOut)
+}
+
+/// What a connection's error says of the rank at its other end. Which of them comes first when a
+/// process ends depends on who is reading and who is writing just then.
+fn gone(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted => "has gone: its process ended".to_owned(),
+        _ if is_late(error) => "takes nothing more: it hangs, or its network is cut".to_owned(),
+        _ => format!("has gone: {error}"),
     }
 }
 
@@ -330,11 +344,14 @@ impl Link for SocketLink {
         let Some(Some(writer)) = self.writers.get(to) else {
             return Err(Error::rank(to, self.ranks(), "is nobody to send to"));
         };
-        if let Err(error) = writer.write(Kind::Message, &message) {
-            self.mailbox
-                .lose(to, &format!("cannot be reached: {error}"));
+        match writer.write(Kind::Message, &message) {
+            Ok(()) => self.mailbox.check(),
+            Err(error) if is_late(&error) => {
+                self.mailbox.lose(to, &gone(&error));
+                self.mailbox.check()
+            }
+            Err(error) => Err(self.mailbox.broke(to, &gone(&error))),
         }
-        self.mailbox.check()
     }
 
     fn receive(&self, from: usize) -> Result<Vec<u8>> {
@@ -350,7 +367,11 @@ impl Link for SocketLink {
 impl Drop for SocketLink {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        self.tell_all(Kind::Leave, &[]);
+        match self.mailbox.check() {
+            Ok(()) => self.tell_all(Kind::Leave, &[]),
+            // Or others might take us for the one that broke the gang.
+            Err(error) => self.tell_all(Kind::GiveUp, error.to_string().as_bytes()),
+        }
         for writer in self.writers.iter().flatten() {
             let stream = writer.0.lock().unwrap_or_else(PoisonError::into_inner);
             // What was written before still arrives; our reading thread ends with the other's end.
