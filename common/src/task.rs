@@ -250,6 +250,9 @@ pub struct Assignment {
     pub epoch: Epoch,
     /// What to do.
     pub work: Work,
+    /// Artifact that a worker left which had to go in the middle of it: where to go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halfway: Option<Hash>,
 }
 
 /// What came of it.

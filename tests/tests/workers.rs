@@ -60,20 +60,20 @@ fn has_taken(farm: &Farm, name: &str, task: &str, attempt: u32) -> bool {
     log.lines().any(|line| line.ends_with(&words))
 }
 
-fn submit(farm: &Farm) {
-    ask(farm, &[&["submit", PROMPT], FILM].concat());
+fn submit(farm: &Farm, film: &[&str]) {
+    ask(farm, &[&["submit", PROMPT], film].concat());
 }
 
 /// Waits for the film, and compares it with the one that is made alone.
-fn finish(farm: &Farm) {
+fn finish(farm: &Farm, film: &[&str]) {
     let (alone, made) = ["alone.mp4", "farm.mp4"]
         .map(|name| farm.folder().join(name))
         .into();
-    render(PROMPT, &alone, &[FILM, &["--workers=1"]].concat()).expect("the film");
+    render(PROMPT, &alone, &[film, &["--workers=1"]].concat()).expect("the film");
     let path = made.to_str().expect("UTF-8");
     ask(
         farm,
-        &[&["submit", PROMPT], FILM, &["--wait", "-o", path]].concat(),
+        &[&["submit", PROMPT], film, &["--wait", "-o", path]].concat(),
     );
     let read = |path| std::fs::read(path).expect("a film");
     assert!(read(&alone) == read(&made), "the farm's film differs");
@@ -86,7 +86,7 @@ fn farm() -> Farm {
 #[test]
 fn workers_join_fall_silent_and_leave() {
     let farm = farm();
-    submit(&farm);
+    submit(&farm, FILM);
     let started = Instant::now();
     let first = farm.worker("first", None);
     wait_for("its first work", || {
@@ -120,7 +120,7 @@ fn workers_join_fall_silent_and_leave() {
     let status = wait_for("it to leave", || second.ended());
     assert!(status.success(), "{}", farm.log("second"));
     assert!(farm.log("second").contains("nothing new is taken"));
-    finish(&farm);
+    finish(&farm, FILM);
     for task in &last {
         let again = (2..4).any(|attempt| has_taken(&farm, "first", task, attempt));
         assert!(
@@ -134,7 +134,7 @@ fn workers_join_fall_silent_and_leave() {
 #[test]
 fn a_worker_without_its_coordinator_goes_on_and_brings_its_results() {
     let mut farm = farm();
-    submit(&farm);
+    submit(&farm, FILM);
     let mut worker = farm.worker("worker", None);
     wait_for("windows", || {
         has_taken(&farm, "worker", "denoise/1", 1).then_some(())
@@ -149,23 +149,48 @@ fn a_worker_without_its_coordinator_goes_on_and_brings_its_results() {
         let log = farm.log("worker");
         (log.matches(": connected ").count() == 2).then_some(())
     });
-    finish(&farm);
+    finish(&farm, FILM);
     let log = farm.log("worker");
     let again = log.lines().find(|line| line.ends_with(" attempt=2"));
     assert_eq!(again, None, "what it had in hand was not asked for again");
 }
 
+/// Words of a log after `begin`, up to the end of their line.
+fn said(log: &str, begin: &str) -> Option<String> {
+    let (_, after) = log.split_once(begin)?;
+    after.lines().next().map(str::to_owned)
+}
+
 #[test]
-fn a_worker_leaves_when_its_deadline_is_over() {
+fn a_worker_that_has_to_leave_stores_what_it_has_done() {
+    // One window of steps that take a while each.
+    const LONG: &[&str] = &["--size=384x256", "--frames=97", "--seed=5"];
     let farm = farm();
-    submit(&farm);
+    submit(&farm, LONG);
     let mut hasty = farm.worker_with("hasty", None, &["--drain-seconds=0"]);
-    wait_for("windows", || {
-        has_taken(&farm, "hasty", "denoise/1", 1).then_some(())
+    wait_for("a window that is under way", || {
+        let list = ask(&farm, &["workers", "list"]);
+        let task = &list["workers"][0]["tasks"][0];
+        let progress = task["progress"].as_f64().filter(|done| *done > 0.1);
+        progress.filter(|_| task["task"] == "denoise/0")
     });
     hasty.signal("TERM");
     let status = wait_for("it to leave", || hasty.ended());
-    assert!(status.success(), "{}", farm.log("hasty"));
+    let log = farm.log("hasty");
+    assert!(status.success(), "{log}");
+    assert_eq!(log.matches("nothing new is taken").count(), 1, "{log}");
+    let stored = said(&log, "stored after ").unwrap_or_else(|| panic!("nothing stored: {log}"));
+    let step = stored.split(',').next().expect("a step");
+
+    // Nobody was lost, and nobody does those steps again.
+    let shown = farm.page("/metrics");
+    assert!(shown.contains("longtake_workers_lost_total 0\n"), "{shown}");
     let _patient = farm.worker("patient", None);
-    finish(&farm);
+    finish(&farm, LONG);
+    let log = farm.log("patient");
+    assert_eq!(
+        said(&log, "going on after ").as_deref(),
+        Some(step),
+        "{log}"
+    );
 }

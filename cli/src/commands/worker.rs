@@ -59,7 +59,8 @@ pub struct WorkerArgs {
     /// How much it may hold, like 200GiB; the models that were not used for longest go first
     #[arg(long, value_name = "SIZE", default_value = "200GiB", value_parser = crate::size::bytes)]
     model_cache_max: u64,
-    /// How long to finish what was begun when told to stop (SIGTERM, Ctrl-C); nothing new is taken
+    /// How long to finish what was begun when told to stop (SIGTERM, Ctrl-C); nothing new is taken,
+    /// and a window that is not done then is stored for another worker to go on with
     #[arg(long, value_name = "S", default_value_t = longtake_agent::DRAIN_GRACE.as_secs())]
     drain_seconds: u64,
     /// Leave as soon as standard input ends, that is when the process that started us is gone

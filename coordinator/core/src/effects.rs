@@ -31,6 +31,8 @@ pub enum Blame {
     Inputs(Vec<Hash>),
     /// The place's where it was done: a disk is full there.
     Place,
+    /// Nobody's: the worker was told to stop. The artifact says where another can go on.
+    Leaving(Option<Hash>),
 }
 
 /// Something happened.

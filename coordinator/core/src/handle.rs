@@ -2,7 +2,7 @@
 
 use crate::dag::{self, TaskKind};
 use crate::effects::{Blame, Effect, Effects, Event, Running};
-use crate::state::{Core, Finish, Status};
+use crate::state::{Core, Finish, Halfway, Status};
 use crate::workers::{Worker, WorkerInfo};
 use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
 use longtake_common::task::TaskOutput;
@@ -286,6 +286,16 @@ impl Core {
         task.record.in_flight = false;
         // The report is settled: a second one for the same token must not count again.
         task.record.token = None;
+        if let Blame::Leaving(halfway) = &blame {
+            let of = task.record.given;
+            let left = of.zip(*halfway);
+            let left = left.map(|(of, artifact)| Halfway { of, artifact });
+            // One that has not come further keeps what was left to it.
+            task.record.halfway = left.or(task.record.halfway.take());
+            fx.write_task(id, kind, &task.record);
+            fx.changed(id);
+            return self.requeue(id, kind, fx);
+        }
         task.record.last_error.clone_from(&error);
         if let Blame::Inputs(lost) = &blame
             && self.can_remake(id, kind, lost)
@@ -296,6 +306,8 @@ impl Core {
             self.requeue(id, kind, fx);
             return self.forget(lost, None, fx);
         }
+        // What it was done from may be why.
+        self.task_mut(id, kind).record.halfway = None;
         if blame == Blame::Place {
             let task = self.task_mut(id, kind);
             fx.write_task(id, kind, &task.record);

@@ -91,6 +91,7 @@ impl Core {
         task.status = Status::Done;
         task.progress = 1.0;
         task.record.finish = Some(finish);
+        task.record.halfway = None;
         task.record.in_flight = false;
         fx.write_task(id, kind, &task.record);
         fx.changed(id);
@@ -323,6 +324,10 @@ impl Core {
         task.record.in_flight = true;
         fx.write_task(id, kind, &task.record);
         let attempt = task.record.attempts;
+        let given = task.record.given;
+        let halfway = task.record.halfway.as_ref();
+        let halfway = halfway.filter(|halfway| Some(halfway.of) == given);
+        let halfway = halfway.map(|halfway| halfway.artifact);
         self.hold(now_ms, worker, id, kind);
         let epoch = self.epoch;
         let (job, task) = (id.clone(), kind.id());
@@ -333,6 +338,7 @@ impl Core {
             token,
             epoch,
             work,
+            halfway,
         });
         fx.push(Effect::Assign {
             worker: worker.clone(),

@@ -56,6 +56,15 @@ pub(crate) struct Finish {
     pub elapsed_ms: Option<u64>,
 }
 
+/// What was stored of work that is not done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Halfway {
+    /// Name of the result that it leads to.
+    pub of: Hash,
+    /// Where to go on.
+    pub artifact: Hash,
+}
+
 /// The part of a task that outlives the coordinator.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TaskRecord {
@@ -85,6 +94,9 @@ pub(crate) struct TaskRecord {
     /// What was said in the latest tries that failed.
     #[serde(default)]
     pub failed_tries: Vec<FailedTry>,
+    /// Where a worker left it that had to go in the middle of it.
+    #[serde(default)]
+    pub halfway: Option<Halfway>,
     /// It is in a worker's hands, as far as is known.
     pub in_flight: bool,
     /// Set once it is done.

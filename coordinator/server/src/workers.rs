@@ -303,6 +303,12 @@ fn blame(failed: &v1::Failed) -> Result<Blame, String> {
             .map(Blame::Inputs)
             .map_err(|error| format!("it misses an artifact that cannot be: {error}"));
     }
+    if failed.leaving {
+        let halfway = failed.halfway.as_deref().map(str::parse).transpose();
+        return halfway
+            .map(Blame::Leaving)
+            .map_err(|error| format!("it left an artifact that cannot be: {error}"));
+    }
     Ok(if failed.no_room {
         Blame::Place
     } else if failed.retryable {

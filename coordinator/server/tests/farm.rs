@@ -315,6 +315,8 @@ async fn a_failing_task_ends_its_job_with_the_reason() {
                 lost_inputs: vec![],
                 log: None,
                 no_room: false,
+                leaving: false,
+                halfway: None,
             }))
             .await;
     }

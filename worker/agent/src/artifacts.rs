@@ -76,6 +76,9 @@ impl Artifacts {
             .buffered(CHUNKS_AT_ONCE);
         self.runtime.block_on(async {
             loop {
+                if control.is_leaving() {
+                    return Err(TaskError::Left(None).into());
+                }
                 if control.is_cancelled() {
                     return Err(TaskError::Cancelled.into());
                 }

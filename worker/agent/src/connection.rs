@@ -12,6 +12,8 @@ use v1::workers_client::WorkersClient;
 
 /// An idle connection is probed this often, and given up when a probe is not answered as long.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// How long the other side may take to end the connection when we do.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// Messages on their way out; a worker has two tasks and a heartbeat, so this never fills.
 const OUTBOX_LENGTH: usize = 256;
 
@@ -178,6 +180,14 @@ impl Connection {
                 Err(status) => return Err(LostConnection::Transport(status.message().to_owned())),
             }
         }
+    }
+
+    /// Ends the connection in order: everything that was queued arrives first.
+    pub async fn close(mut self) {
+        drop(self.outbox);
+        let ended = async { while let Ok(Some(_)) = self.inbox.message().await {} };
+        // Whoever does not answer to that is left alone.
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, ended).await;
     }
 
     /// Queues a message.

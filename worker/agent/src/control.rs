@@ -17,6 +17,7 @@ pub struct Control {
 #[derive(Debug, Default)]
 struct Shared {
     cancelled: Arc<AtomicBool>,
+    leaving: AtomicBool,
     progress: AtomicU32,
     log: TaskLog,
     stored_log: OnceLock<Hash>,
@@ -31,6 +32,16 @@ impl Control {
     /// Whether the task has been asked to stop. Cheap: checked every denoising step.
     pub fn is_cancelled(&self) -> bool {
         self.shared.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Asks the task to stop where another worker can go on, for this one has to leave.
+    pub fn leave(&self) {
+        self.shared.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the worker has to leave.
+    pub fn is_leaving(&self) -> bool {
+        self.shared.leaving.load(Ordering::Relaxed)
     }
 
     /// The flag that is raised when the task has been asked to stop.

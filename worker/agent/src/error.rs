@@ -58,6 +58,9 @@ pub enum TaskError {
     /// The coordinator took it back.
     #[error("the task was taken back")]
     Cancelled,
+    /// The worker had to leave. The artifact, if there is one, says where another can go on.
+    #[error("the worker was told to stop before this was done")]
+    Left(Option<Hash>),
     /// The store has lost inputs, or they are damaged there.
     #[error("{story}")]
     Inputs {

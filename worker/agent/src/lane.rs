@@ -169,6 +169,7 @@ mod tests {
                 seams: Vec::new(),
                 cuts: Vec::new(),
             },
+            halfway: None,
         }
     }
 

@@ -76,6 +76,18 @@ impl Ledger {
         true
     }
 
+    /// Asks all tasks to stop where others can go on.
+    pub fn leave(&self) {
+        self.running.values().for_each(Control::leave);
+    }
+
+    /// Lets go of all tasks that still run. Returns those that have to be reported as left.
+    pub fn give_up(&mut self) -> Vec<Key> {
+        let mut left: Vec<Key> = self.running.keys().cloned().collect();
+        left.retain(|key| self.finish(key, Err(TaskError::Left(None))));
+        left
+    }
+
     /// The coordinator has taken `key` back.
     pub fn revoke(&mut self, key: &Key) {
         if let Some(control) = self.running.get(key) {
@@ -189,6 +201,11 @@ fn report(key: &Key, outcome: &Outcome, log: Option<Hash>, epoch: u64) -> v1::Wo
                 TaskError::Inputs { lost, .. } => lost.iter().map(Hash::to_string).collect(),
                 _ => Vec::new(),
             },
+            leaving: matches!(error, TaskError::Left(_)),
+            halfway: match error {
+                TaskError::Left(left) => left.map(|left| left.to_string()),
+                _ => None,
+            },
         }),
     };
     v1::WorkerMessage {
@@ -261,6 +278,30 @@ mod tests {
         assert!(!ledger.is_idle(), "the thread has not let go of it yet");
         assert!(!ledger.finish(&k, Err(TaskError::Cancelled)));
         assert!(ledger.is_idle());
+    }
+
+    #[test]
+    fn what_is_left_says_where_to_go_on() {
+        let mut ledger = Ledger::default();
+        let (half, slow, dropped) = (key("denoise/1", 6), key("mux", 7), key("seam/1", 8));
+        let controls = [&half, &slow, &dropped].map(|k| ledger.start(k.clone()).expect("new"));
+        ledger.revoke(&dropped);
+        ledger.leave();
+        assert!(controls.iter().all(Control::is_leaving));
+        let stored = Hash::of(b"halfway");
+        assert!(ledger.finish(&half, Err(TaskError::Left(Some(stored)))));
+        assert_eq!(ledger.give_up(), [slow]);
+        let left = ledger
+            .reports(1)
+            .into_iter()
+            .map(|report| match report.message {
+                Some(v1::worker_message::Message::Failed(failed)) => {
+                    (failed.leaving, failed.retryable, failed.halfway)
+                }
+                other => panic!("{other:?}"),
+            });
+        let stored = Some(stored.to_string());
+        assert!(left.eq([(true, true, stored), (true, true, None)]));
     }
 
     #[test]

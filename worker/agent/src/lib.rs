@@ -40,7 +40,7 @@ pub use models::{CACHE_BYTES_DEFAULT, ModelSettings};
 pub use tea_cache::{TeaCacheFigures, TeaCacheTrial, measure_tea_cache};
 pub use work::check_sampling;
 
-use drain::Drain;
+use drain::{Drain, SETTLE};
 use ledger::Ledger;
 use longtake_common::spec::ModelRef;
 use longtake_cpu::CpuBackend;
@@ -79,14 +79,15 @@ pub struct AgentConfig {
     pub isa: Option<String>,
     /// Folder for files that only the worker needs; a film that is put together lies there once.
     pub scratch: PathBuf,
-    /// How long it may finish what it has begun after being told to stop.
+    /// How long it may finish what it has begun after being told to stop; then it stores what is
+    /// not done.
     pub drain_grace: Duration,
     /// Its models.
     pub models: ModelSettings,
 }
 
 /// Works for the coordinator until `stop` resolves; then takes nothing new and finishes what it has
-/// begun, for at most the time given. Must be called on a tokio runtime of several threads.
+/// begun, for at most the time given, and stores the rest for others to go on with. Must be called on a tokio runtime of several threads.
 pub async fn run(
     config: AgentConfig,
     stop: impl Future<Output = ()> + Send + 'static,
@@ -146,7 +147,8 @@ pub async fn run(
             () = watched.told() => {}
         }
     };
-    server.serve(Drain::new(stop, config.drain_grace)).await?;
+    let drain = Drain::new(stop, config.drain_grace, SETTLE);
+    server.serve(drain).await?;
     lost.story()
         .map_or(Ok(()), |story| Err(AgentError::Device(story)))
 }

@@ -2,7 +2,7 @@
 
 use crate::connection::{self, Connection, LostConnection};
 use crate::dial::{Dial, Dialler};
-use crate::drain::Drain;
+use crate::drain::{Drain, Stage};
 use crate::error::{AgentError, TaskError};
 use crate::host;
 use crate::lane::{Executor, Lane};
@@ -90,16 +90,8 @@ pub struct Server {
     pub ledger: Ledger,
 }
 
-/// Why a connection ended.
-enum Ended {
-    /// We leave.
-    Stopped,
-    /// It broke, or could not be made.
-    Lost(LostConnection),
-}
-
 impl Server {
-    /// Serves until `drain` is over or, once it has begun, nothing is left in hand.
+    /// Serves until `drain` has ended or, once it has begun, nothing is left in hand.
     pub async fn serve(mut self, mut drain: Drain) -> Result<(), AgentError> {
         let started = Instant::now();
         let mut met = false;
@@ -109,12 +101,15 @@ impl Server {
                 return Ok(());
             }
             let lost = match self.connect(met).await {
-                Ok(connection) => {
+                Ok(mut connection) => {
                     tracing::info!(worker = connection.terms.worker, "connected");
                     (met, backoff) = (true, BACKOFF_FIRST);
-                    match self.converse(connection, &mut drain).await {
-                        Ended::Stopped => return Ok(()),
-                        Ended::Lost(reason) => reason,
+                    match self.exchange(&mut connection, &mut drain).await {
+                        Ok(()) => {
+                            connection.close().await;
+                            return Ok(());
+                        }
+                        Err(reason) => reason,
                     }
                 }
                 Err(reason) => reason,
@@ -151,7 +146,7 @@ impl Server {
             tracing::warn!("no connection to the coordinator ({lost}); trying again");
             tokio::select! {
                 () = tokio::time::sleep(backoff) => {}
-                () = drain.next() => {}
+                stage = drain.next() => self.stand(stage),
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
@@ -167,7 +162,7 @@ impl Server {
     }
 
     fn may_leave(&self, drain: &Drain) -> bool {
-        drain.is_over() || (drain.has_begun() && self.ledger.is_idle())
+        drain.has_ended() || (drain.has_begun() && self.ledger.is_idle())
     }
 
     fn registration(&self) -> v1::Register {
@@ -186,13 +181,6 @@ impl Server {
     }
 
     /// Works over one connection until it breaks or we leave.
-    async fn converse(&mut self, mut connection: Connection, drain: &mut Drain) -> Ended {
-        match self.exchange(&mut connection, drain).await {
-            Ok(()) => Ended::Stopped,
-            Err(reason) => Ended::Lost(reason),
-        }
-    }
-
     async fn exchange(
         &mut self,
         connection: &mut Connection,
@@ -232,20 +220,43 @@ impl Server {
                         connection.send(lines).await?;
                     }
                 }
-                () = drain.next() => {
-                    tracing::info!("stopping: nothing new is taken");
+                stage = drain.next() => {
+                    self.stand(stage);
                     // At once, or work might be given to us that others could do meanwhile.
                     connection.send(self.heartbeat(connection, true)).await?;
                 }
             }
         }
+        for key in self.ledger.give_up() {
+            let (job, task) = (&key.job, &key.task);
+            tracing::warn!(%job, %task, "given up: another worker does it again");
+        }
+        // What was acknowledged is not said again; what was not may have been lost.
+        for report in self.ledger.reports(connection.terms.epoch) {
+            connection.send(report).await?;
+        }
         Ok(())
+    }
+
+    /// Does what a stage of leaving asks for.
+    fn stand(&self, stage: Stage) {
+        match stage {
+            Stage::Begun => tracing::info!("stopping: nothing new is taken"),
+            Stage::Over => {
+                tracing::info!("the time to finish is up: what is not done is stored as it is");
+                self.ledger.leave();
+            }
+            Stage::Ended => tracing::info!("leaving"),
+        }
     }
 
     /// Notes what a thread has finished.
     fn settle(&mut self, key: &Key, outcome: Outcome) {
         if outcome == Err(TaskError::Cancelled) {
             tracing::info!(job = %key.job, task = %key.task, "stopped: it was taken back");
+        } else if let Err(TaskError::Left(left)) = &outcome {
+            let stored = left.is_some();
+            tracing::info!(job = %key.job, task = %key.task, stored, "left for another worker");
         } else if let Err(error) = &outcome {
             tracing::warn!(job = %key.job, task = %key.task, "failed: {error}");
         }

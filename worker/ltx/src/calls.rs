@@ -7,6 +7,7 @@
 use crate::conditioning::{Encoded, Held};
 use crate::config::PipelineClass;
 use crate::error::{Error, Result};
+use crate::halfway::Halfway;
 use crate::noise::Drawn;
 use crate::pictures::Pictures;
 use crate::sampling::Pass;
@@ -47,6 +48,7 @@ pub(crate) struct Window {
     negative: Option<Prompt>,
     start: Option<Encoded>,
     held: Vec<Item>,
+    halfway: Option<Halfway>,
 }
 
 /// An owned [`Held`].
@@ -79,6 +81,7 @@ impl Window {
             negative: r.negative.cloned(),
             start: r.start.cloned(),
             held: r.held.iter().map(item).collect(),
+            halfway: r.halfway.cloned(),
         }
     }
 
@@ -97,6 +100,7 @@ impl Window {
             negative: self.negative.as_ref(),
             start: self.start.as_ref(),
             held: &held,
+            halfway: self.halfway.as_ref(),
             ..DenoiseRequest::new(
                 self.class,
                 self.latent,
@@ -126,6 +130,11 @@ fn prompt(x: &mut Prompt) -> [Place<'_>; 2] {
     [(&mut x.states, states), (&mut x.mask, x.tokens)]
 }
 
+fn halfway(x: &mut Halfway) -> [Place<'_>; 2] {
+    let count = x.token_count.saturating_mul(x.channels);
+    [(&mut x.tokens, count), (&mut x.held, count)]
+}
+
 impl Call {
     /// Everything that is no text, in this order.
     fn values(&mut self) -> Vec<Place<'_>> {
@@ -136,7 +145,9 @@ impl Call {
                 let held = window.held.iter_mut().map(|item| &mut item.encoded);
                 let latents = window.start.iter_mut().chain(held);
                 let latents = latents.flat_map(encoded);
-                prompts.flat_map(prompt).chain(latents).collect()
+                let halfway = window.halfway.iter_mut().flat_map(halfway);
+                let places = prompts.flat_map(prompt).chain(latents);
+                places.chain(halfway).collect()
             }
             Self::Decode { latents: x, .. } | Self::Upsample { latents: x, .. } => {
                 vec![latents(x)]
@@ -233,10 +244,20 @@ mod tests {
             reference_stride: None,
         }];
         let pass = Pass::plain(Steps::Timesteps(vec![1.0, 0.9094]), 3.0);
+        let halfway = Halfway {
+            step: 1,
+            steps: 2,
+            drawn: Drawn::NOTHING,
+            channels: 2,
+            token_count: 3,
+            tokens: vec![0.25; 6],
+            held: vec![0.5; 6],
+        };
         let request = DenoiseRequest {
             start: Some(&plain),
             negative: Some(&text),
             held: &held,
+            halfway: Some(&halfway),
             ..DenoiseRequest::new(PipelineClass::Official, [2, 3, 1], 23.976, 7, &pass, &text)
         };
         let pictures = Pictures {

@@ -5,6 +5,7 @@ use crate::config::{ModelConfig, PipelineClass};
 use crate::embeddings::{Positions, rope, timestep_sinusoid};
 use crate::error::{Error, InPart, Result};
 use crate::guidance::{self, Branch, Predictions};
+use crate::halfway::{Halfway, Stop};
 use crate::mixing::Mixing;
 use crate::noise::Noise;
 use crate::rules;
@@ -117,13 +118,17 @@ impl<'a, B: Backend> Denoising<'a, B> {
     /// Runs all steps.
     pub fn run(
         mut self,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<Stop>,
     ) -> Result<Denoised> {
         let (b, steps) = (self.b, self.schedule.len());
-        let mut x = self.upload(&self.tokens.values)?;
         let mut cache = TeaCache::new(self.request.pass.tea_cache);
-        let mut held = self.tokens.values.clone();
-        for step in 0..steps {
+        let first = self.take_up()?;
+        let (mut held, begin) = match self.request.halfway {
+            None => (self.tokens.values.clone(), &self.tokens.values),
+            Some(halfway) => (halfway.held.clone(), &halfway.tokens),
+        };
+        let mut x = self.upload(begin)?;
+        for step in first..steps {
             x = self.noise_held(x, step, &mut held)?;
             let kinds = self.tokens.kinds.iter();
             let moves: Vec<TokenStep> = kinds
@@ -142,14 +147,15 @@ impl<'a, B: Backend> Denoising<'a, B> {
                 _ => self.advance(x, &v, &moves),
             }
             .in_part(part)?;
-            let mut stops = progress(step + 1, steps).is_break();
+            let asked = progress(step + 1, steps).break_value();
+            let mut stops = asked.is_some();
             if let Some(shard) = &self.shard {
                 // Nobody is left waiting for ranks that have stopped.
                 stops = shard.any(stops).in_part(share)?;
             }
             if stops {
-                let step = step + 1;
-                return Err(Error::Cancelled { step, steps });
+                let keeps = asked == Some(Stop::Keep) && !cache.is_on();
+                return Err(self.stopped(step + 1, keeps.then_some((&x, held)))?);
             }
         }
         let tokens = b.download(&x).in_part(|| "latents".into())?;
@@ -164,6 +170,35 @@ impl<'a, B: Backend> Denoising<'a, B> {
             drawn: self.noise.into_drawn(),
             blocks: cache.count(),
         })
+    }
+
+    /// The step to begin with: the first, or where another run of this request was stopped.
+    fn take_up(&mut self) -> Result<usize> {
+        let (r, steps) = (self.request, self.schedule.len());
+        let Some(halfway) = r.halfway else {
+            return Ok(0);
+        };
+        halfway.check(self.tokens.values.len(), self.channels, steps)?;
+        self.noise = Noise::new(r.seed, r.class == PipelineClass::Official, &halfway.drawn);
+        Ok(halfway.step)
+    }
+
+    /// How a run ends that was stopped after `step` steps, with what is kept of it, if anything is.
+    fn stopped(&self, step: usize, kept: Option<(&B::Tensor, Vec<f32>)>) -> Result<Error> {
+        let steps = self.schedule.len();
+        let Some((x, held)) = kept else {
+            return Ok(Error::Cancelled { step, steps });
+        };
+        let tokens = self.b.download(x).in_part(|| "latents".into())?;
+        Ok(Error::Stopped(Box::new(Halfway {
+            step,
+            steps,
+            drawn: self.noise.drawn().clone(),
+            channels: self.channels,
+            token_count: tokens.len() / self.channels,
+            tokens,
+            held,
+        })))
     }
 
     fn upload(&self, tokens: &[f32]) -> Result<B::Tensor> {

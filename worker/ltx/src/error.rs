@@ -1,5 +1,6 @@
 //! Why a model cannot be loaded or run. Every message names the thing, the cause and the way out.
 
+use crate::halfway::Halfway;
 use std::path::PathBuf;
 
 /// Result of loading or running a model.
@@ -135,6 +136,9 @@ pub enum Error {
         /// Steps in all.
         steps: usize,
     },
+    /// The caller asked to stop, and to keep what was computed.
+    #[error("stopped after step {} of {}", .0.step, .0.steps)]
+    Stopped(Box<Halfway>),
     /// An operation of the backend failed.
     #[error("the backend failed in {part}")]
     Backend {

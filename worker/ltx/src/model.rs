@@ -5,6 +5,7 @@ use crate::conditioning::Encoded;
 use crate::config::{ModelConfig, PipelineClass};
 use crate::denoise::Denoising;
 use crate::error::{Error, InPart, Result};
+use crate::halfway::Stop;
 use crate::pictures::Pictures;
 use crate::pipeline;
 use crate::shard::{self, Team};
@@ -296,11 +297,11 @@ impl<B: Backend> Model<B> {
     }
 
     /// Denoises a window. `progress` is called with (steps done, steps) after each step and may
-    /// stop the run, which then fails with [`crate::Error::Cancelled`].
+    /// stop the run, which then fails as [`Stop`] says.
     pub fn denoise(
         &self,
         request: &DenoiseRequest<'_>,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<Stop>,
     ) -> Result<Denoised> {
         self.announce(|| Call::Denoise(Box::new(Window::of(request))))?;
         let (config, team) = (&self.parts.config, self.team.as_ref());

@@ -73,6 +73,11 @@ impl Noise {
         rng.randn_one_by_one(count)
     }
 
+    /// What was drawn so far, with what came before.
+    pub fn drawn(&self) -> &Drawn {
+        &self.drawn
+    }
+
     /// What was drawn, with what came before.
     pub fn into_drawn(self) -> Drawn {
         self.drawn

@@ -3,6 +3,7 @@
 use crate::conditioning::{Encoded, Held};
 use crate::config::PipelineClass;
 use crate::error::{Error, Result};
+use crate::halfway::Halfway;
 use crate::noise::Drawn;
 use crate::sampling::Pass;
 use safetensors::SafeTensors;
@@ -35,11 +36,9 @@ impl Latents {
         self.serialise(name, None)
     }
 
-    fn serialise(&self, name: &str, metadata: Option<HashMap<String, String>>) -> Vec<u8> {
+    fn serialise(&self, name: &str, note: Option<(&str, String)>) -> Vec<u8> {
         let shape = vec![1, self.channels, self.frames, self.height, self.width];
-        let bytes = f32_bytes(&self.values);
-        let view = TensorView::new(Dtype::F32, shape, &bytes).expect("the values fill the shape");
-        safetensors::serialize([(name, view)], metadata).expect("one plain tensor can be written")
+        write_f32(&[(name, shape, &self.values)], note)
     }
 
     /// Reads tensor `name` of a safetensors file.
@@ -148,18 +147,18 @@ impl Prompt {
     /// A safetensors file with several prompts: `<name>` f32 `[1, tokens, channels]` and
     /// `<name>_mask` f32 `[1, tokens]`.
     pub fn to_safetensors(prompts: &[(&str, &Self)]) -> Vec<u8> {
-        let mut buffers = Vec::new();
-        for (name, prompt) in prompts {
-            let states = vec![1, prompt.tokens, prompt.channels];
-            buffers.push(((*name).to_owned(), states, f32_bytes(&prompt.states)));
-            let mask = vec![1, prompt.tokens];
-            buffers.push((format!("{name}_mask"), mask, f32_bytes(&prompt.mask)));
-        }
-        let views = buffers.iter().map(|(name, shape, bytes)| {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-            (name.as_str(), view.expect("the values fill the shape"))
-        });
-        safetensors::serialize(views, None).expect("plain tensors can be written")
+        let masks: Vec<_> = (prompts.iter())
+            .map(|(name, _)| format!("{name}_mask"))
+            .collect();
+        let tensors = prompts
+            .iter()
+            .zip(&masks)
+            .flat_map(|((name, prompt), mask)| {
+                let states = vec![1, prompt.tokens, prompt.channels];
+                let of_mask = (mask.as_str(), vec![1, prompt.tokens], &prompt.mask[..]);
+                [(*name, states, &prompt.states[..]), of_mask]
+            });
+        write_f32(&tensors.collect::<Vec<_>>(), None)
     }
 
     /// Reads prompt `name` of such a file.
@@ -239,6 +238,8 @@ pub struct DenoiseRequest<'a> {
     pub start: Option<&'a Encoded>,
     /// What the window is held to.
     pub held: &'a [Held<'a>],
+    /// Where another run of this same request was stopped.
+    pub halfway: Option<&'a Halfway>,
 }
 
 impl<'a> DenoiseRequest<'a> {
@@ -265,6 +266,7 @@ impl<'a> DenoiseRequest<'a> {
             negative: None,
             start: None,
             held: &[],
+            halfway: None,
         }
     }
 }
@@ -285,21 +287,18 @@ impl Denoised {
     /// what was drawn.
     pub fn to_safetensors(&self) -> Vec<u8> {
         let drawn = serde_json::to_string(&self.drawn).expect("numbers can be written");
-        let metadata = HashMap::from([(DRAWN.to_owned(), drawn)]);
-        self.latents.serialise("latents", Some(metadata))
+        self.latents.serialise("latents", Some((DRAWN, drawn)))
     }
 
     /// Latents and what was drawn, from such a file or one without the note.
     pub fn from_safetensors(bytes: &[u8]) -> Result<(Latents, Drawn)> {
         let latents = Latents::from_safetensors(bytes, "latents")?;
-        let artifact = |message: String| Error::Artifact {
+        let note = read_note(bytes, "latents", DRAWN)?;
+        let drawn = note.map(|text| serde_json::from_str(&text)).transpose();
+        let drawn = drawn.map_err(|e| Error::Artifact {
             name: "latents".to_owned(),
-            message,
-        };
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| artifact(e.to_string()))?;
-        let note = header.metadata().as_ref().and_then(|m| m.get(DRAWN));
-        let drawn = note.map(|text| serde_json::from_str(text)).transpose();
-        let drawn = drawn.map_err(|e| artifact(format!("its note `{DRAWN}`: {e}")))?;
+            message: format!("its note `{DRAWN}`: {e}"),
+        })?;
         Ok((latents, drawn.unwrap_or_default()))
     }
 }
@@ -331,11 +330,36 @@ pub struct DecodeRequest {
     pub tone_map: f32,
 }
 
-fn f32_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+/// A safetensors file of tensors in f32, by name and shape, and perhaps with a note in its metadata.
+pub(crate) fn write_f32(
+    tensors: &[(&str, Vec<usize>, &[f32])],
+    note: Option<(&str, String)>,
+) -> Vec<u8> {
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let buffers: Vec<Vec<u8>> = tensors.iter().map(|(_, _, v)| bytes(v)).collect();
+    let views = tensors
+        .iter()
+        .zip(&buffers)
+        .map(|((name, shape, _), bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+            (*name, view.expect("the values fill the shape"))
+        });
+    let metadata = note.map(|(name, text)| HashMap::from([(name.to_owned(), text)]));
+    safetensors::serialize(views, metadata).expect("plain tensors can be written")
 }
 
-fn read_f32(bytes: &[u8], name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+/// Note `note` in the metadata of `name`'s file, if it has one.
+pub(crate) fn read_note(bytes: &[u8], name: &str, note: &str) -> Result<Option<String>> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| Error::Artifact {
+        name: name.to_owned(),
+        message: e.to_string(),
+    })?;
+    let metadata = header.metadata().as_ref();
+    Ok(metadata.and_then(|m| m.get(note)).cloned())
+}
+
+/// Shape and values of one tensor of a safetensors file.
+pub(crate) fn read_f32(bytes: &[u8], name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
     let artifact = |message: String| Error::Artifact {
         name: name.to_owned(),
         message,

@@ -5,7 +5,7 @@ mod common;
 use common::{backend, golden, model_copy};
 use longtake_ltx::{
     DecodeRequest, DenoiseRequest, Drawn, Encoded, Error, Held, Latents, Model, Pass, Pictures,
-    Steps, Video, check_model, model_hash,
+    Steps, Stop, Video, check_model, model_hash,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -477,7 +477,7 @@ fn requests_that_do_not_fit_are_refused() {
         ..good.clone()
     };
     run(&named).expect("latents");
-    let stopped = model.denoise(&good, &mut |_, _| ControlFlow::Break(()));
+    let stopped = model.denoise(&good, &mut |_, _| ControlFlow::Break(Stop::Drop));
     assert!(matches!(
         stopped,
         Err(Error::Cancelled { step: 1, steps: 2 })

@@ -401,7 +401,7 @@ fn plain_model() -> Model<CpuBackend> {
     Model::load(dir.path(), common::backend(2)).expect("the plain model loads")
 }
 
-fn go_on(_: usize, _: usize) -> ControlFlow<()> {
+fn go_on(_: usize, _: usize) -> ControlFlow<longtake_ltx::Stop> {
     ControlFlow::Continue(())
 }
 

@@ -9,8 +9,8 @@ use longtake_cpu::gang::threads;
 use longtake_ltx::config::PipelineClass;
 use longtake_ltx::weights::Scrutiny;
 use longtake_ltx::{
-    DecodeRequest, DenoiseRequest, Denoised, Drawn, Encoded, Error, Guidance, GuidanceStep, Held,
-    LatentUpsampler, Latents, Model, Pass, Pictures, Prompt, Steps, StgMode,
+    DecodeRequest, DenoiseRequest, Denoised, Drawn, Encoded, Error, Guidance, GuidanceStep,
+    Halfway, Held, LatentUpsampler, Latents, Model, Pass, Pictures, Prompt, Steps, StgMode, Stop,
 };
 use longtake_tensor::Collective;
 use std::ops::ControlFlow;
@@ -81,6 +81,16 @@ impl Window {
     }
 
     fn denoise(&self, model: &Model<CpuBackend>) -> Denoised {
+        self.run(model, None, None).expect("latents")
+    }
+
+    /// From where it was stopped, if it was, to where it is.
+    fn run(
+        &self,
+        model: &Model<CpuBackend>,
+        halfway: Option<&Halfway>,
+        stop_at: Option<usize>,
+    ) -> longtake_ltx::Result<Denoised> {
         let (text, negative) = (prompt(model, "a red circle"), prompt(model, "blur"));
         let held = |(encoded, frame, strength, reference_stride)| Held {
             encoded,
@@ -97,11 +107,24 @@ impl Window {
         let request = DenoiseRequest {
             negative: Some(&negative),
             held: &held,
+            halfway,
             ..DenoiseRequest::new(self.class, self.latent, 24.0, 3, &self.pass, &text)
         };
-        model
-            .denoise(&request, &mut |_, _| ControlFlow::Continue(()))
-            .expect("latents")
+        model.denoise(&request, &mut |step, _| match stop_at {
+            Some(stop_at) if stop_at == step => ControlFlow::Break(Stop::Keep),
+            _ => ControlFlow::Continue(()),
+        })
+    }
+
+    /// Stopped after `step` steps, and gone on with from a file.
+    fn denoise_in_two(&self, model: &Model<CpuBackend>, step: usize) -> Denoised {
+        let stopped = self.run(model, None, Some(step)).expect_err("stopped");
+        let Error::Stopped(halfway) = stopped else {
+            panic!("{stopped}");
+        };
+        assert_eq!(halfway.step, step);
+        let read = Halfway::from_safetensors(&halfway.to_safetensors()).expect("a file");
+        self.run(model, Some(&read), None).expect("latents")
     }
 
     /// Checks that every rank of gangs of these sizes gets what one rank gets.
@@ -146,6 +169,73 @@ fn guided(mode: StgMode) -> Guidance {
         cfg_star_rescale: true,
         stg_mode: mode,
     }
+}
+
+#[test]
+fn a_window_goes_on_where_it_was_stopped() {
+    let model = Model::load(&tiny_model(), backend(1)).expect("the shipped model loads");
+    let plain = Window::plain([3, 2, 2]);
+    let held = vec![(latents(1, 2, 2), 0, 1.0, None)];
+    let noised = Window {
+        held,
+        pass: Pass {
+            image_cond_noise_scale: 0.15,
+            ..plain.pass.clone()
+        },
+        ..Window::plain([3, 2, 2])
+    };
+    let stochastic = |class| Window {
+        class,
+        pass: Pass {
+            stochastic: true,
+            ..noised.pass.clone()
+        },
+        held: noised.held.clone(),
+        ..Window::plain([3, 2, 2])
+    };
+    let windows = [
+        stochastic(PipelineClass::Official),
+        stochastic(PipelineClass::Comfy),
+        stochastic(PipelineClass::Condition),
+        plain,
+        noised,
+    ];
+    for window in &windows {
+        let whole = window.denoise(&model);
+        for step in 1..=3 {
+            let in_two = window.denoise_in_two(&model, step);
+            assert!(
+                in_two.latents == whole.latents && in_two.drawn == whole.drawn,
+                "{:?} after step {step}",
+                window.class
+            );
+        }
+    }
+    let window = &windows[0];
+    let whole = window.denoise(&model);
+    for shared in on_ranks(&model, 2, |_, m| window.denoise_in_two(m, 2)) {
+        assert!(shared.latents == whole.latents, "on two ranks");
+    }
+    // Of another window.
+    let Err(Error::Stopped(halfway)) = Window::plain([2, 2, 2]).run(&model, None, Some(1)) else {
+        panic!("it was to stop");
+    };
+    assert!(matches!(
+        window.run(&model, Some(&halfway), None),
+        Err(Error::Artifact { .. })
+    ));
+    // TeaCache remembers more than is kept.
+    let caching = Window {
+        pass: Pass {
+            tea_cache: Some(0.05),
+            ..window.pass.clone()
+        },
+        ..Window::plain([3, 2, 2])
+    };
+    assert!(matches!(
+        caching.run(&model, None, Some(2)),
+        Err(Error::Cancelled { step: 2, .. })
+    ));
 }
 
 #[test]
@@ -239,7 +329,7 @@ fn all_ranks_stop_when_one_is_to_stop() {
             ..DenoiseRequest::new(PipelineClass::Condition, [2, 2, 2], 24.0, 3, &pass, &text)
         };
         model.denoise(&request, &mut |step, _| match (step, rank) {
-            (2, 1) => ControlFlow::Break(()),
+            (2, 1) => ControlFlow::Break(Stop::Drop),
             _ => ControlFlow::Continue(()),
         })
     });

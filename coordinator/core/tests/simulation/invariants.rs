@@ -2,6 +2,11 @@
 
 use super::*;
 
+/// What workers store of unfinished work, by the name of its result.
+pub(super) fn halfway(key: &str) -> Hash {
+    Hash::of(format!("halfway to {key}").as_bytes())
+}
+
 impl Simulation {
     /// A job's stored record.
     fn job_record(&self, job: &JobId) -> serde_json::Value {
@@ -36,6 +41,12 @@ impl Simulation {
 
     pub(super) fn check_assignment(&mut self, worker: &WorkerId, assignment: &Assignment) {
         self.check_worker(worker, assignment);
+        // Whatever else the task was before, this is where to go on with this work.
+        if let Some(left) = assignment.halfway {
+            let key = self.memo_key(&assignment.job, &assignment.work);
+            assert_eq!(left, halfway(&key));
+            self.gone_on += 1;
+        }
         assert!(
             assignment.token > self.last_token,
             "tokens grow, over restarts too"

@@ -67,6 +67,8 @@ struct Simulation {
     retakes: usize,
     /// Losses that somebody noticed.
     losses: usize,
+    /// Assignments of work that somebody had begun.
+    gone_on: usize,
 }
 
 impl Simulation {
@@ -109,6 +111,7 @@ impl Simulation {
             retaken: BTreeMap::new(),
             lost: BTreeSet::new(),
             forgotten: BTreeSet::new(),
+            gone_on: 0,
             restarts: 0,
             retakes: 0,
             losses: 0,
@@ -292,6 +295,13 @@ impl Simulation {
         }
     }
 
+    /// What a worker stores of work that it cannot finish, if it gets that far.
+    fn left_of(&mut self, at: usize, key: &Key) -> Option<Hash> {
+        let (work, _) = &self.processes[at].held[key];
+        let left = invariants::halfway(&self.memo_key(&key.0, work));
+        self.random.chance(70).then_some(left)
+    }
+
     fn fail(&mut self, at: usize, key: Key, blame: Blame) {
         let process = &mut self.processes[at];
         process.held.remove(&key);
@@ -396,8 +406,12 @@ impl Simulation {
             55..70 => self.finish(at),
             70..72 => {
                 if let Some(key) = self.pick(at, false) {
-                    let full = self.random.chance(30);
-                    self.fail(at, key, if full { Blame::Place } else { Blame::Try });
+                    let blame = match self.random.below(10) {
+                        0..3 => Blame::Place,
+                        3..6 => Blame::Leaving(self.left_of(at, &key)),
+                        _ => Blame::Try,
+                    };
+                    self.fail(at, key, blame);
                 }
             }
             72..82 => self.heartbeat(at),
@@ -545,6 +559,7 @@ impl Simulation {
 #[test]
 fn every_history_ends_well() {
     let (mut restarts, mut assigned, mut retakes, mut losses) = (0, 0, 0, 0);
+    let mut gone_on = 0;
     for seed in 0..300 {
         let outcome = std::panic::catch_unwind(|| {
             let mut simulation = Simulation::new(seed);
@@ -560,11 +575,14 @@ fn every_history_ends_well() {
                 simulation.last_token.0,
                 simulation.retakes,
                 simulation.losses,
+                simulation.gone_on,
             )
         });
-        let Ok((more_restarts, more_assigned, more_retakes, more_losses)) = outcome else {
+        let Ok((more_restarts, more_assigned, more_retakes, more_losses, more_gone_on)) = outcome
+        else {
             panic!("seed {seed}")
         };
+        gone_on += more_gone_on;
         losses += more_losses;
         restarts += more_restarts;
         assigned += more_assigned;
@@ -575,4 +593,5 @@ fn every_history_ends_well() {
     assert!(assigned > 10_000, "{assigned} assignments");
     assert!(retakes > 100, "{retakes} retakes");
     assert!(losses > 300, "{losses} losses");
+    assert!(gone_on > 100, "{gone_on} times gone on");
 }

@@ -10,8 +10,8 @@ use longtake_common::spec::{PIXELS_PER_LATENT, Sampling};
 use longtake_common::task::{TaskOutput, Window, Work};
 use longtake_ltx::config::PipelineClass;
 use longtake_ltx::{
-    BlockCount, DecodeRequest, DenoiseRequest, Denoised, Drawn, Encoded, Error, Held,
-    LatentUpsampler, Latents, Model, Pictures, Prompt,
+    BlockCount, DecodeRequest, DenoiseRequest, Denoised, Drawn, Encoded, Error, Halfway, Held,
+    LatentUpsampler, Latents, Model, Pictures, Prompt, Stop,
 };
 use longtake_tensor::Backend;
 use std::ops::ControlFlow;
@@ -72,7 +72,9 @@ pub fn run<B: Backend>(
     let [rows, columns] = stage.room.size.map(|side| side / PIXELS_PER_LATENT);
     let latent = [window.latents(), rows, columns].map(|side| side as usize);
     let (class, seed) = (stage.room.class, window.seed);
+    let halfway = halfway(desk);
     let request = DenoiseRequest {
+        halfway: halfway.as_ref(),
         negative: inputs.negative.as_ref(),
         held: &held,
         start: start.as_ref().map(|(start, _)| start),
@@ -88,7 +90,7 @@ pub fn run<B: Backend>(
     let stored = desk.artifacts.put(denoised.to_safetensors())?;
     output.artifacts.insert("latents".to_owned(), stored);
     if let Some(frames) = tail_frames {
-        desk.check()?;
+        desk.check_wanted()?;
         let pictures = tail(model, &denoised, window, sampling, *frames as usize, desk)?;
         for (name, [rows, columns]) in stage.tails(sampling) {
             let sized = pictures.clone().resized(rows as usize, columns as usize);
@@ -249,16 +251,45 @@ fn denoise<B: Backend>(
     let mut progress = |done: usize, steps: usize| {
         control.set_progress(done as f64 / steps.max(1) as f64);
         tracing::debug!("step {done} of {steps}");
-        if control.is_cancelled() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
+        match (control.is_cancelled(), control.is_leaving()) {
+            (true, _) => ControlFlow::Break(Stop::Drop),
+            (_, true) => ControlFlow::Break(Stop::Keep),
+            _ => ControlFlow::Continue(()),
         }
     };
     desk.check()?;
-    desk.clock
-        .time(name, || model.denoise(request, &mut progress))
-        .map_err(failure)
+    let denoised = desk
+        .clock
+        .time(name, || model.denoise(request, &mut progress));
+    match denoised {
+        Err(Error::Stopped(halfway)) => {
+            let (step, steps) = (halfway.step, halfway.steps);
+            tracing::info!("stored after step {step} of {steps}, for another worker to go on");
+            let stored = desk.artifacts.put(halfway.to_safetensors())?;
+            Err(TaskError::Left(Some(stored)))
+        }
+        // Under TeaCache nothing is kept.
+        Err(Error::Cancelled { .. }) if !control.is_cancelled() => Err(TaskError::Left(None)),
+        denoised => denoised.map_err(failure),
+    }
+}
+
+/// Where a worker had to leave this window, if one had and that can be read: doing it anew is all
+/// that it costs when not.
+fn halfway(desk: &Desk<'_>) -> Option<Halfway> {
+    let bytes = desk.artifacts.get(desk.halfway?);
+    let read = |bytes: Vec<u8>| Halfway::from_safetensors(&bytes).map_err(failure);
+    match bytes.and_then(read) {
+        Ok(halfway) => {
+            let (step, steps) = (halfway.step, halfway.steps);
+            tracing::info!("going on after step {step} of {steps}");
+            Some(halfway)
+        }
+        Err(error) => {
+            tracing::warn!("begun anew, for what a worker left of it is lost: {error}");
+            None
+        }
+    }
 }
 
 /// The window's last visible frames, which the next window is held to: decoded, to be encoded again,
@@ -284,7 +315,7 @@ fn tail<B: Backend>(
     pictures.frames -= unseen;
     let samples = 3 * pictures.height * pictures.width;
     pictures.rgb.truncate(pictures.frames * samples);
-    desk.check()?;
+    desk.check_wanted()?;
     Ok(Pictures::from(&pictures.last(tail_frames)))
 }
 

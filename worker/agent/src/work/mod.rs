@@ -21,9 +21,9 @@ use crate::host;
 use crate::lane::Executor;
 use crate::models::{ModelCache, Shelf};
 use crate::serve::OrderContext;
-use longtake_common::Frame;
 use longtake_common::task::{Assignment, TaskOutput, Work};
 use longtake_common::telemetry;
+use longtake_common::{Frame, Hash};
 use longtake_ltx::Video;
 use longtake_tensor::Backend;
 use std::collections::BTreeMap;
@@ -46,15 +46,26 @@ pub struct Desk<'a> {
     pub control: &'a Control,
     /// Seconds by phase, so far.
     pub clock: &'a mut Clock,
+    /// Artifact of a worker that had to leave in the middle of this task.
+    pub halfway: Option<Hash>,
 }
 
 impl Desk<'_> {
-    /// Fails when the task was taken back.
+    /// Fails when the task was taken back, or the worker has to leave and what was done so far is
+    /// not worth the seconds that it still has.
     pub fn check(&self) -> Result<(), TaskError> {
-        if self.control.is_cancelled() {
-            Err(TaskError::Cancelled)
-        } else {
-            Ok(())
+        self.check_wanted()?;
+        match self.control.is_leaving() {
+            true => Err(TaskError::Left(None)),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails when the task was taken back.
+    pub fn check_wanted(&self) -> Result<(), TaskError> {
+        match self.control.is_cancelled() {
+            true => Err(TaskError::Cancelled),
+            false => Ok(()),
         }
     }
 }
@@ -320,6 +331,7 @@ fn run(
         artifacts: &artifacts,
         control,
         clock: &mut clock,
+        halfway: assignment.halfway,
     });
     let done = match done {
         // Whatever it stumbled over, it was to stop.
@@ -355,6 +367,10 @@ fn end_log(
             log.end(Level::INFO, "done", fields);
         }
         Err(TaskError::Cancelled) => log.end(Level::INFO, "stopped: it was taken back", fields),
+        Err(error @ TaskError::Left(left)) => {
+            fields.insert("halfway".to_owned(), serde_json::json!(left));
+            log.end(Level::INFO, &error.to_string(), fields);
+        }
         Err(error) => log.end(Level::ERROR, &error.to_string(), fields),
     }
     match artifacts.put(log.text().into_bytes()) {
