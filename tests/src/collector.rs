@@ -1,7 +1,7 @@
 //! A real collector of traces for the tests: rotel, which speaks OTLP and prints what it is sent.
 //! `cargo xtask test` installs it.
 
-use crate::services::{Process, free_address, installed, log, wait_for};
+use crate::services::{Process, free_address, log, tool, wait_for};
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ impl Collector {
     /// When it is not installed or does not come up.
     pub fn start(folder: &Path) -> Self {
         let (address, http) = (free_address(), free_address());
-        let mut command = Command::new(installed("tools/rotel/packages/rotel/rotel-agent"));
+        let mut command = Command::new(tool("tools/rotel/packages/rotel/rotel-agent"));
         command
             .args(["start", "--exporter", "blackhole"])
             .args(["--debug-log", "traces", "--debug-log-verbosity", "detailed"])

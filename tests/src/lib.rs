@@ -1,6 +1,7 @@
 //! What the tests of whole processes share: running the product, and judging its films.
 
 pub mod collector;
+pub mod container;
 pub mod detect;
 pub mod farm;
 pub mod held;

