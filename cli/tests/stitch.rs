@@ -3,8 +3,9 @@
 mod support;
 
 use longtake_common::media::{Ffmpeg, open_video, write_png_sequence};
-use longtake_common::{Frame, media::MediaError};
+use longtake_common::{Frame, Sample, media::MediaError};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,7 @@ fn cup() -> Vec<Frame> {
     clip.collect::<Result<_, _>>().expect("its frames")
 }
 
-fn pictures(folder: &Path, name: &str, frames: &[Frame]) -> String {
+fn pictures<S: Sample>(folder: &Path, name: &str, frames: &[Frame<S>]) -> String {
     let all = frames.iter().map(Ok::<_, MediaError>);
     write_png_sequence(&folder.join(name), all).expect("pictures");
     format!("{name}/%06d.png")
@@ -25,6 +26,23 @@ fn pictures(folder: &Path, name: &str, frames: &[Frame]) -> String {
 fn frames_of(path: &Path) -> Vec<Frame> {
     let film = open_video(path).expect("the film");
     film.collect::<Result<_, _>>().expect("its frames")
+}
+
+/// All samples of a film, as ffmpeg decodes them.
+fn deep_frames_of(path: &Path) -> Vec<Frame<u16>> {
+    let ffmpeg = Ffmpeg::find().expect("ffmpeg is missing: cargo xtask test installs it");
+    let info = ffmpeg.probe(path).expect("a film");
+    assert!(info.is_deep, "{}", path.display());
+    let frames = ffmpeg.read(path, &info).expect("a film");
+    frames.collect::<Result<_, _>>().expect("its frames")
+}
+
+/// Pictures of a slow ramp that moves, with a hundred times as many shades as 8 bits have.
+fn ramp(frame: usize) -> Frame<u16> {
+    let (width, height) = (640, 32);
+    let shade = |x: usize| 12_001 + 61 * ((x + 3 * frame) % 640) as u16;
+    let samples = (0..3 * width * height).map(|i| shade(i / 3 % width) + 7 * (i % 3) as u16);
+    Frame::from_samples(width as u32, height as u32, samples.collect()).expect("a picture")
 }
 
 /// Nothing but `names` is in the folder: no half-written film.
@@ -140,6 +158,7 @@ fn given_overlaps_and_methods_make_a_film_without_ffmpeg() {
         );
         assert_eq!(report["seams"][1]["method"], method);
         assert!(stderr(&out).contains("ffmpeg"), "{}", stderr(&out));
+        assert_eq!(report["sound"], "none");
         assert_eq!(frames_of(&folder.join("film.mp4")).len(), 120);
     }
     let refused = support::longtake(folder)
@@ -212,6 +231,94 @@ fn sound_is_kept_and_other_codecs_are_written_with_ffmpeg() {
     let flags = ["--overlap", "12", "-o", "out/%06d.png"];
     let lost = run(folder, ["stitch", "a.mp4", "b.mkv"].iter().chain(&flags));
     assert!(lost.status.success() && stderr(&lost).contains("sound is lost"));
+    // Nobody is there to keep it, but it is known.
+    with_tone(folder, "c.mp4", 48..120, 25);
+    let flags = [
+        "stitch",
+        "a.mp4",
+        "c.mp4",
+        "--overlap",
+        "12",
+        "-o",
+        "l.mp4",
+        "--json",
+    ];
+    let without = support::longtake(folder)
+        .args(flags)
+        .env("PATH", folder)
+        .output();
+    let report = json(&without.expect("the program starts"));
+    assert_eq!(
+        (&report["sound"], &report["clips"][0]["sound"]),
+        (&"lost".into(), &true.into())
+    );
+}
+
+#[test]
+fn more_than_8_bits_are_kept_wherever_the_output_holds_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let all: Vec<Frame<u16>> = (0..40).map(ramp).collect();
+    let a = pictures(folder, "a", &all[..24]);
+    // The second clip is a little brighter, so that a join has something to do.
+    let brighter = all[16..].iter().cloned().map(|mut frame| {
+        frame.data_mut().iter_mut().for_each(|s| *s += 300);
+        frame
+    });
+    let b = pictures(folder, "b", &brighter.collect::<Vec<_>>());
+    let stitch = |out: &str, flags: &[&str]| {
+        let all = [
+            &["stitch", &a, &b, "--overlap", "8", "-o", out, "--json"],
+            flags,
+        ]
+        .concat();
+        json(&run(folder, &all))
+    };
+    let report = stitch("p/%06d.png", &[]);
+    assert_eq!(
+        (&report["bits"], &report["frames"]),
+        (&16.into(), &40.into())
+    );
+    let mut reader = open_video(folder.join("p")).expect("pictures");
+    assert!(reader.is_deep().expect("pictures"));
+    let read = std::iter::from_fn(|| reader.next_as::<u16>());
+    let joined: Vec<_> = read.collect::<Result<_, _>>().expect("pictures");
+    // Far from the join every sample is as it was; in it there are shades between those of 8 bits.
+    assert!(joined[..8] == all[..8]);
+    let shades = |frame: &Frame<u16>| frame.data().iter().copied().collect::<BTreeSet<_>>().len();
+    for frame in &joined {
+        assert!(shades(frame) > 1000, "{} shades", shades(frame));
+    }
+    // Without loss the film is the same.
+    assert_eq!(stitch("f.mkv", &[])["bits"], 16);
+    assert!(deep_frames_of(&folder.join("f.mkv")) == joined);
+    // 10 bits have a thousand shades, 8 bits would leave less than two hundred of this ramp.
+    for (name, codec) in [("p.mov", "prores"), ("x.mp4", "x264")] {
+        assert_eq!(stitch(name, &["--codec", codec])["bits"], 16);
+        for frame in deep_frames_of(&folder.join(name)) {
+            let rows = frame.data().chunks_exact(3 * 640).take(1);
+            let reds: BTreeSet<u16> = rows
+                .flat_map(|row| row.iter().step_by(3).copied())
+                .collect();
+            assert!(reds.len() > 300, "{name}: {} shades", reds.len());
+        }
+    }
+    // They are read again, and what holds less says so.
+    let again = [
+        "stitch",
+        "f.mkv",
+        "p.mov",
+        "--overlap",
+        "3",
+        "-o",
+        "g.mkv",
+        "--json",
+    ];
+    assert_eq!(json(&run(folder, again))["bits"], 16);
+    let report = stitch("h.mp4", &[]);
+    assert_eq!(report["bits"], 8);
+    let notice = report["notices"][0].as_str().expect("a notice");
+    assert!(notice.contains("more than 8 bits"), "{notice}");
 }
 
 #[test]

@@ -22,6 +22,6 @@ pub mod task;
 #[cfg(feature = "telemetry")]
 pub mod telemetry;
 
-pub use frame::Frame;
+pub use frame::{Frame, Sample};
 pub use ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 pub use spec::{Continuity, JobSpec};

@@ -202,11 +202,11 @@ fn all_kinds_of_png_become_rgb() {
         ),
         (Indexed, Eight, &[1, 0], [200, 100, 50, 1, 2, 3]),
     ] {
-        let frame = decode_png(&foreign_png(color, depth, 2, data), "it", None).unwrap();
+        let frame: Frame = decode_png(&foreign_png(color, depth, 2, data), "it", None).unwrap();
         assert_eq!(frame.data(), expected, "{color:?} {depth:?}");
     }
     assert!(
-        decode_png(
+        decode_png::<u8>(
             &encode_png(&Frame::black(2, 2)).unwrap(),
             "it",
             Some((2, 3))

@@ -15,6 +15,7 @@ use crate::exit::Interrupted;
 use anyhow::{Context, Result, bail};
 use clip::Clip;
 use film::Film;
+use longtake_common::Sample;
 use longtake_common::media::{Ffmpeg, Rate};
 use longtake_stitch::Method;
 use overlaps::Overlaps;
@@ -24,13 +25,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use stored::Source;
-use target::{StitchCodec, Target};
+use target::{Stage, StitchCodec, Target};
 
 /// Flags of `stitch`.
 #[derive(clap::Args)]
 pub struct StitchArgs {
     /// Clips in order: MP4 with H.264 or PNG sequences (DIR/%06d.png); with ffmpeg on the PATH
-    /// anything that it reads, in 8 bits a colour
+    /// anything that it reads
     #[arg(required_unless_present = "job", num_args = 2.., value_name = "CLIP")]
     clips: Vec<PathBuf>,
     /// Join the stored segments of this job again, instead of clips: from the farm, or from the
@@ -115,32 +116,71 @@ fn stitch(args: &StitchArgs, stop: &AtomicBool) -> Result<()> {
     notices.iter().for_each(crate::terminal::remark);
     let wanted = args.overlap.as_ref().context("clips need --overlap")?;
     let overlaps = overlaps::decide(wanted, &clips, stop)?;
-    let lengths: Vec<usize> = overlaps.iter().map(|o| o.frames).collect();
-
-    let mut film = Film::new(&clips, &lengths, args.method, stop)?;
-    let stage = target.write(&mut film, rate, ffmpeg)?;
-    let parts = film.sound_parts(&lengths);
-    let sound_kept = stage.add_sound(&parts, rate, ffmpeg)?;
-    let mut report = Report {
-        output: args.output.clone(),
-        job: None,
-        codec: target.codec(),
-        width: clips[0].width(),
-        height: clips[0].height(),
-        fps: rate.fps(),
-        frames: film.frame_count(),
-        clips: report::clips(&clips, &film),
-        seams: report::seams(&film, &overlaps, args.method),
-        sound: report::sound(&clips, sound_kept),
-        notices,
-        seconds_total: 0.0,
+    let joining = Joining {
+        args,
+        clips: &clips,
+        overlaps: &overlaps,
+        target: &target,
+        rate,
+        ffmpeg,
+        stop,
     };
+    let (stage, mut report) = match joins_deep(target.codec(), clips.iter().any(Clip::is_deep)) {
+        true => joining.join::<u16>()?,
+        false => joining.join::<u8>()?,
+    };
+    report.notices = notices;
     if args.json || args.report.is_some() {
         report.score(&stage, args.method, &[], ffmpeg, stop)?;
     }
     stage.publish()?;
     report.seconds_total = started.elapsed().as_secs_f64();
     report.deliver(args.report.as_deref(), args.json)
+}
+
+/// Whether pictures are joined in 16 bits a channel: what a codec of 10 bits stores of a join is
+/// finer than the 8 bits that it was made of, and what has more than 8 bits keeps them.
+fn joins_deep(codec: StitchCodec, some_is_deep: bool) -> bool {
+    codec.bits() == 10 || (some_is_deep && codec.bits() > 8)
+}
+
+/// Everything that is known before the first frame is joined.
+struct Joining<'a> {
+    args: &'a StitchArgs,
+    clips: &'a [Clip],
+    overlaps: &'a [overlaps::Overlap],
+    target: &'a Target,
+    rate: Rate,
+    ffmpeg: Option<Ffmpeg>,
+    stop: &'a AtomicBool,
+}
+
+impl<'a> Joining<'a> {
+    /// Writes the film with its sound, beside its place.
+    fn join<S: Sample>(&self) -> Result<(Stage<'a>, Report)> {
+        let (args, clips) = (self.args, self.clips);
+        let lengths: Vec<usize> = self.overlaps.iter().map(|o| o.frames).collect();
+        let mut film = Film::<S>::new(clips, &lengths, args.method, self.stop)?;
+        let stage = self.target.write(&mut film, self.rate, self.ffmpeg)?;
+        let parts = film.sound_parts(&lengths);
+        let sound_kept = stage.add_sound(&parts, self.rate, self.ffmpeg)?;
+        let report = Report {
+            output: args.output.clone(),
+            job: None,
+            codec: self.target.codec(),
+            bits: S::BITS,
+            width: clips[0].width(),
+            height: clips[0].height(),
+            fps: self.rate.fps(),
+            frames: film.frame_count(),
+            clips: report::clips(clips, &film),
+            seams: report::seams(&film, self.overlaps, args.method),
+            sound: report::sound(clips, sound_kept),
+            notices: Vec::new(),
+            seconds_total: 0.0,
+        };
+        Ok((stage, report))
+    }
 }
 
 /// The rate of all clips; fails unless they have one size and one rate.
@@ -184,18 +224,26 @@ fn agree(clips: &[Clip], default_fps: f64) -> Result<Rate> {
 /// What the user should know about what is not done.
 fn notices(clips: &[Clip], target: &Target, ffmpeg: Option<Ffmpeg>) -> Vec<String> {
     let mut notices = Vec::new();
-    let films = clips.iter().any(|clip| !clip.is_pictures());
     if ffmpeg.is_none() {
         let mut text =
             "ffmpeg and ffprobe are not on the PATH: only H.264 in MP4 and PNG are read, \
                         only H.264 in MP4 and PNG are written"
                 .to_owned();
-        if films {
-            text += ", and the clips' sound, if there is any, is lost";
+        if clips.iter().any(Clip::has_sound) {
+            text += ", and the clips' sound is lost";
         }
         notices.push(text);
     } else if target.codec() == StitchCodec::Png && clips.iter().any(Clip::has_sound) {
         notices.push("a PNG sequence holds no sound, so the clips' sound is lost".to_owned());
+    }
+    if let Some(clip) = clips.iter().find(|clip| clip.is_deep())
+        && target.codec().bits() == 8
+    {
+        notices.push(format!(
+            "{} has more than 8 bits a colour, of which longtake's own H.264 keeps 8: for all of them give \
+             --codec x264, prores or ffv1 (with ffmpeg), or DIR/%06d.png",
+            clip.name()
+        ));
     }
     notices
 }

@@ -22,6 +22,8 @@ pub(super) struct Track {
     /// Matrix code and full range.
     pub color: Option<(u16, bool)>,
     pub metadata: Option<FilmMetadata>,
+    /// Whether there is a track of sound beside it.
+    pub has_sound: bool,
 }
 
 /// Finds the first video track. `what` names the file in errors.
@@ -31,13 +33,13 @@ pub(super) fn read_track(file: &mut (impl Read + Seek), what: &str) -> Result<Tr
         .seek(SeekFrom::End(0))
         .map_err(|error| damaged(error.to_string()))?;
     let moov = read_moov(file, file_bytes, what)?;
-    let mut tracks = Vec::new();
-    for (kind, body) in children(&moov) {
-        if &kind == b"trak" && track_kind(body).as_ref() == Some(b"vide") {
-            tracks.push(body);
-        }
-    }
-    let Some(track) = tracks.first() else {
+    let tracks = children(&moov).filter(|(kind, _)| kind == b"trak");
+    let tracks: Vec<_> = tracks.map(|(_, body)| (track_kind(body), body)).collect();
+    let first = |wanted: &[u8; 4]| {
+        let of_kind = |(kind, _): &&(Option<[u8; 4]>, &[u8])| kind.as_ref() == Some(wanted);
+        tracks.iter().find(of_kind).map(|(_, body)| *body)
+    };
+    let Some(track) = first(b"vide") else {
         return Err(unsupported(what, "a file without a video track"));
     };
     let media = child(track, b"mdia").unwrap_or_default();
@@ -76,6 +78,7 @@ pub(super) fn read_track(file: &mut (impl Read + Seek), what: &str) -> Result<Tr
         rate,
         color,
         metadata,
+        has_sound: first(b"soun").is_some(),
     })
 }
 

@@ -1,15 +1,16 @@
 //! Whatever ffmpeg can read and write, through pipes, where `ffmpeg` and `ffprobe` are on the PATH.
 //! Nothing here is needed to render; it opens the door to foreign clips, other codecs and sound.
 //!
-//! Frames pass as 8-bit RGB. Inputs are local files only: playlists that name other protocols are
+//! Frames pass as RGB of 8 or 16 bits. Inputs are local files only: playlists that name other protocols are
 //! refused by ffmpeg's protocol whitelist.
 
 use super::{MediaError, Rate, Result};
-use crate::Frame;
+use crate::{Frame, Sample};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::marker::PhantomData;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -45,6 +46,8 @@ pub struct ExternalInfo {
     pub rate: Rate,
     /// Whether there is sound.
     pub has_sound: bool,
+    /// Whether there are more than 8 bits a channel.
+    pub is_deep: bool,
 }
 
 /// The sound of one clip, for [`Ffmpeg::add_sound`].
@@ -103,18 +106,19 @@ impl Ffmpeg {
             height,
             rate: rate.ok_or_else(not_video)?,
             has_sound: of_kind("audio").is_some(),
+            is_deep: video.is_deep(),
         })
     }
 
     /// The frames of a file.
-    pub fn read(self, path: &Path, info: &ExternalInfo) -> Result<ExternalReader> {
+    pub fn read<S: Sample>(self, path: &Path, info: &ExternalInfo) -> Result<ExternalReader<S>> {
         let mut command = quiet_ffmpeg();
         command
             .args(["-protocol_whitelist", "file,pipe", "-i"])
             .arg(local(path))
             .args(["-map", "0:v:0", "-fps_mode", "passthrough"])
             .args(["-sws_flags", "accurate_rnd+full_chroma_int+bicubic"])
-            .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"])
+            .args(["-f", "rawvideo", "-pix_fmt", pixel_format::<S>(), "pipe:1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut process = Process::start(command, "read", path)?;
@@ -125,28 +129,29 @@ impl Ffmpeg {
             width: info.width,
             height: info.height,
             read_count: 0,
+            samples: PhantomData,
         })
     }
 
     /// Starts to encode a film into `path`, whose name must end like a container of the codec.
-    pub fn write(
+    pub fn write<S: Sample>(
         self,
         path: &Path,
         codec: ExternalCodec,
         width: u32,
         height: u32,
         rate: Rate,
-    ) -> Result<ExternalWriter> {
+    ) -> Result<ExternalWriter<S>> {
         if codec == ExternalCodec::X264 && (width % 2 == 1 || height % 2 == 1) {
             return Err(MediaError::OddSize { width, height });
         }
         let mut command = quiet_ffmpeg();
         command
-            .args(["-f", "rawvideo", "-pix_fmt", "rgb24"])
+            .args(["-f", "rawvideo", "-pix_fmt", pixel_format::<S>()])
             .args(["-s", &format!("{width}x{height}")])
             .args(["-r", &format!("{}/{}", rate.num(), rate.den())])
             .args(["-i", "pipe:0"])
-            .args(codec.flags())
+            .args(codec.flags(S::BITS))
             .args(["-fflags", "+bitexact", "-flags:v", "+bitexact"])
             .args(["-movflags", "+faststart", "-y"])
             .arg(local(path))
@@ -159,6 +164,7 @@ impl Ffmpeg {
             pixels,
             size: (width, height),
             frame_count: 0,
+            samples: PhantomData,
         })
     }
 
@@ -198,7 +204,8 @@ impl Ffmpeg {
 }
 
 impl ExternalCodec {
-    fn flags(self) -> Vec<&'static str> {
+    /// For pictures of so many bits a channel.
+    fn flags(self, bits: u32) -> Vec<&'static str> {
         const BT709: &str =
             "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+bicubic";
         let tags = "-color_primaries bt709 -color_trc bt709 -colorspace bt709 -color_range tv";
@@ -210,6 +217,10 @@ impl ExternalCodec {
             Self::ProRes => (
                 "-c:v prores_ks -profile:v 3 -vendor apl0 -pix_fmt yuv422p10le",
                 true,
+            ),
+            Self::Ffv1 if bits > 8 => (
+                "-c:v ffv1 -level 3 -g 1 -slicecrc 1 -pix_fmt gbrp16le",
+                false,
             ),
             Self::Ffv1 => ("-c:v ffv1 -level 3 -g 1 -slicecrc 1 -pix_fmt bgr0", false),
         };
@@ -252,26 +263,29 @@ fn sound_graph(parts: &[SoundPart<'_>], rate: Rate) -> String {
 }
 
 /// Frames that ffmpeg decodes; holds one. After an error it ends.
-pub struct ExternalReader {
+pub struct ExternalReader<S = u8> {
     process: Process,
     pixels: Option<ChildStdout>,
     width: u32,
     height: u32,
     read_count: u64,
+    samples: PhantomData<S>,
 }
 
-impl ExternalReader {
-    fn next_frame(&mut self) -> Result<Option<Frame>> {
+impl<S: Sample> ExternalReader<S> {
+    fn next_frame(&mut self) -> Result<Option<Frame<S>>> {
         let Some(pixels) = &mut self.pixels else {
             return Ok(None);
         };
-        let wanted = 3 * self.width as usize * self.height as usize;
+        let samples = 3 * self.width as usize * self.height as usize;
+        let wanted = samples * S::BITS as usize / 8;
         let mut data = Vec::with_capacity(wanted);
         let read = pixels.by_ref().take(wanted as u64).read_to_end(&mut data);
         read.map_err(|error| self.process.failed(error.to_string()))?;
         if data.len() == wanted {
             self.read_count += 1;
-            return Ok(Frame::from_rgb8(self.width, self.height, data));
+            let samples = S::from_big_endian(data);
+            return Ok(Frame::from_samples(self.width, self.height, samples));
         }
         self.pixels = None;
         self.process.finish()?;
@@ -282,10 +296,10 @@ impl ExternalReader {
     }
 }
 
-impl Iterator for ExternalReader {
-    type Item = Result<Frame>;
+impl<S: Sample> Iterator for ExternalReader<S> {
+    type Item = Result<Frame<S>>;
 
-    fn next(&mut self) -> Option<Result<Frame>> {
+    fn next(&mut self) -> Option<Result<Frame<S>>> {
         let next = self.next_frame();
         if next.is_err() {
             self.pixels = None;
@@ -295,16 +309,17 @@ impl Iterator for ExternalReader {
 }
 
 /// Takes frames for ffmpeg to encode.
-pub struct ExternalWriter {
+pub struct ExternalWriter<S = u8> {
     process: Process,
     pixels: Option<ChildStdin>,
     size: (u32, u32),
     frame_count: u64,
+    samples: PhantomData<S>,
 }
 
-impl ExternalWriter {
+impl<S: Sample> ExternalWriter<S> {
     /// Appends a frame.
-    pub fn push(&mut self, frame: &Frame) -> Result<()> {
+    pub fn push(&mut self, frame: &Frame<S>) -> Result<()> {
         let found = (frame.width(), frame.height());
         if found != self.size {
             return Err(MediaError::SizeChanged {
@@ -320,7 +335,7 @@ impl ExternalWriter {
         let written = self
             .pixels
             .as_mut()
-            .map_or(Ok(()), |p| p.write_all(frame.data()));
+            .map_or(Ok(()), |p| p.write_all(&S::big_endian(frame.data())));
         if let Err(error) = written {
             // ffmpeg hung up: its own last words say more than "broken pipe".
             self.pixels = None;
@@ -407,6 +422,14 @@ fn quiet_ffmpeg() -> Command {
     command
 }
 
+/// ffmpeg's name of what frames with these samples are.
+fn pixel_format<S: Sample>() -> &'static str {
+    match S::BITS {
+        8 => "rgb24",
+        _ => "rgb48be",
+    }
+}
+
 /// A path that ffmpeg cannot take for a flag or an address.
 fn local(path: &Path) -> OsString {
     let mut name = OsString::from("file:");
@@ -429,11 +452,27 @@ struct Stream {
     #[serde(default)]
     height: u32,
     #[serde(default)]
+    pix_fmt: String,
+    #[serde(default)]
     avg_frame_rate: String,
     #[serde(default)]
     r_frame_rate: String,
     #[serde(default)]
     side_data_list: Vec<SideData>,
+}
+
+impl Stream {
+    /// ffmpeg's formats of more than a byte a channel have an order of bytes, and of the others only
+    /// those that pack a pixel into two bytes.
+    fn is_deep(&self) -> bool {
+        let name = self.pix_fmt.strip_suffix("le");
+        let Some(name) = name.or_else(|| self.pix_fmt.strip_suffix("be")) else {
+            return false;
+        };
+        !["565", "555", "444"]
+            .iter()
+            .any(|packed| name == format!("rgb{packed}") || name == format!("bgr{packed}"))
+    }
 }
 
 #[derive(Deserialize)]
@@ -474,6 +513,31 @@ mod tests {
             "[join1]anull[sound]",
         ] {
             assert!(graph.contains(step), "{step} in {graph}");
+        }
+    }
+
+    #[test]
+    fn formats_tell_their_depth() {
+        let is_deep = |name: &str| {
+            let json = format!(r#"{{"pix_fmt": "{name}"}}"#);
+            serde_json::from_str::<Stream>(&json)
+                .expect("JSON")
+                .is_deep()
+        };
+        for name in [
+            "yuv420p10le",
+            "yuv422p12be",
+            "gbrp16le",
+            "gray10le",
+            "p010le",
+            "x2rgb10le",
+        ] {
+            assert!(is_deep(name), "{name}");
+        }
+        for name in [
+            "yuv420p", "yuvj420p", "rgb24", "bgr0", "rgb565le", "bgr444be", "pal8", "",
+        ] {
+            assert!(!is_deep(name), "{name}");
         }
     }
 

@@ -1,15 +1,15 @@
 //! One picture as PNG.
 
 use super::{MediaError, Result};
-use crate::Frame;
+use crate::{Frame, Sample};
 use png::{BitDepth, ColorType, Transformations};
 use std::io::Cursor;
 
 /// Largest picture that is read, in pixels: keeps a forged header from asking for all memory.
 pub(super) const PIXELS_MAX: u64 = 1 << 28;
 
-/// 8-bit RGB, quickly compressed; the same frame gives the same bytes.
-pub fn encode_png(frame: &Frame) -> Result<Vec<u8>> {
+/// RGB, quickly compressed; the same frame gives the same bytes.
+pub fn encode_png<S: Sample>(frame: &Frame<S>) -> Result<Vec<u8>> {
     let (width, height) = (frame.width(), frame.height());
     if width == 0 || height == 0 {
         return Err(MediaError::EmptyPicture { width, height });
@@ -17,19 +17,27 @@ pub fn encode_png(frame: &Frame) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     let mut encoder = png::Encoder::new(&mut out, width, height);
     encoder.set_color(ColorType::Rgb);
-    encoder.set_depth(BitDepth::Eight);
+    encoder.set_depth(match S::BITS {
+        8 => BitDepth::Eight,
+        _ => BitDepth::Sixteen,
+    });
     encoder.set_compression(png::Compression::Fast);
     let mut writer = encoder.write_header().map_err(MediaError::PngEncode)?;
     writer
-        .write_image_data(frame.data())
+        .write_image_data(&S::big_endian(frame.data()))
         .map_err(MediaError::PngEncode)?;
     writer.finish().map_err(MediaError::PngEncode)?;
     Ok(out)
 }
 
-/// Any PNG as 8-bit RGB: grey is spread over the channels, palettes are looked up, alpha is dropped,
-/// 16 bits are rounded to 8. `what` names it in errors; `expected` is the size it must have.
-pub fn decode_png(bytes: &[u8], what: &str, expected: Option<(u32, u32)>) -> Result<Frame> {
+/// Any PNG as RGB: grey is spread over the channels, palettes are looked up, alpha is dropped,
+/// 16 bits are rounded where 8 are wanted. `what` names it in errors; `expected` is the size it must
+/// have.
+pub fn decode_png<S: Sample>(
+    bytes: &[u8],
+    what: &str,
+    expected: Option<(u32, u32)>,
+) -> Result<Frame<S>> {
     let damaged = |error: png::DecodingError| MediaError::damaged(what, error.to_string());
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::EXPAND);
@@ -57,26 +65,28 @@ pub fn decode_png(bytes: &[u8], what: &str, expected: Option<(u32, u32)>) -> Res
     let mut samples = vec![0; length];
     let output = reader.next_frame(&mut samples).map_err(damaged)?;
     samples.truncate(output.buffer_size());
-    let samples = if output.bit_depth == BitDepth::Sixteen {
-        to_eight_bits(&samples)
-    } else {
-        samples
+    let samples: Vec<S> = match output.bit_depth {
+        BitDepth::Sixteen => {
+            let deep = u16::from_big_endian(samples);
+            deep.into_iter().map(S::from_u16).collect()
+        }
+        _ => S::of_bytes(samples),
     };
     let rgb = to_rgb(samples, output.color_type);
-    Frame::from_rgb8(width, height, rgb)
+    Frame::from_samples(width, height, rgb)
         .ok_or_else(|| MediaError::damaged(what, "its pixels do not fill its size"))
 }
 
-/// Rounds big-endian 16-bit samples to the nearest of 255 steps.
-fn to_eight_bits(samples: &[u8]) -> Vec<u8> {
-    let round = |pair: &[u8]| {
-        let value = u32::from(u16::from_be_bytes([pair[0], pair[1]]));
-        ((value * 255 + 32_767) / 65_535) as u8
-    };
-    samples.chunks_exact(2).map(round).collect()
+/// Whether a PNG that begins like this has more than 8 bits a channel.
+pub(super) fn is_deep(head: &[u8]) -> bool {
+    // Signature, length and name of the first chunk, width, height, depth.
+    head.get(24).is_some_and(|&depth| depth > 8)
 }
 
-fn to_rgb(samples: Vec<u8>, color: ColorType) -> Vec<u8> {
+/// Bytes of a PNG after which [`is_deep`] can be told.
+pub(super) const HEAD_BYTES: u64 = 25;
+
+fn to_rgb<S: Sample>(samples: Vec<S>, color: ColorType) -> Vec<S> {
     match color {
         ColorType::Rgb | ColorType::Indexed => samples,
         ColorType::Rgba => samples

@@ -12,8 +12,8 @@ use super::samples::SampleWalk;
 use super::sequence::{self, Sequence};
 use super::sps::Sps;
 use super::{MediaError, PackReader, Rate, Result, pack};
-use crate::Frame;
 use crate::task::FilmMetadata;
+use crate::{Frame, Sample};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -31,6 +31,8 @@ pub struct VideoInfo {
     pub frame_count: u64,
     /// How the film was made, when longtake made it.
     pub metadata: Option<FilmMetadata>,
+    /// Whether there is sound beside the pictures.
+    pub has_sound: bool,
 }
 
 /// Frames of a video, in display order; memory does not grow with its length. After an error it ends.
@@ -93,21 +95,48 @@ impl VideoReader {
     /// The next frame as it is stored, without going through RGB; pictures are converted to BT.709,
     /// limited range. For measurements on luma. `None` at the end.
     pub fn next_planes(&mut self) -> Option<Result<Yuv420>> {
-        self.step(Coded::next_picture, |frame| Yuv420::from_frame(&frame))
+        let planes = |frame: Frame| Yuv420::from_frame(&frame);
+        self.step(
+            Coded::next_picture,
+            |pictures| Ok(pictures.next_frame()?.map(planes)),
+            planes,
+        )
+    }
+
+    /// The next frame with samples of this kind; what is stored in 8 bits is not finer for it. `None`
+    /// at the end.
+    pub fn next_as<S: Sample>(&mut self) -> Option<Result<Frame<S>>> {
+        self.step(
+            |coded| Ok(coded.next_frame()?.map(Frame::of_eight_bits)),
+            Sequence::next_frame,
+            Frame::of_eight_bits,
+        )
+    }
+
+    /// Whether it has more than 8 bits a channel, of which its iterator leaves 8.
+    ///
+    /// # Errors
+    /// When one of its files cannot be read.
+    pub fn is_deep(&self) -> Result<bool> {
+        match &self.source {
+            Source::Pictures(sequence) => sequence.is_deep(),
+            Source::Coded(_) | Source::Pack(_) => Ok(false),
+        }
     }
 
     fn step<T>(
         &mut self,
         coded: impl FnOnce(&mut Coded) -> Result<Option<T>>,
-        convert: impl FnOnce(Frame) -> T,
+        picture: impl FnOnce(&mut Sequence) -> Result<Option<T>>,
+        packed: impl FnOnce(Frame) -> T,
     ) -> Option<Result<T>> {
         if self.failed {
             return None;
         }
         let next = match &mut self.source {
             Source::Coded(source) => coded(source),
-            Source::Pictures(source) => source.next_frame().map(|frame| frame.map(convert)),
-            Source::Pack(source) => source.next().transpose().map(|frame| frame.map(convert)),
+            Source::Pictures(source) => picture(source),
+            Source::Pack(source) => source.next().transpose().map(|frame| frame.map(packed)),
         };
         let next = match next {
             Ok(None) if self.read_count < self.info.frame_count => {
@@ -127,7 +156,7 @@ impl Iterator for VideoReader {
     type Item = Result<Frame>;
 
     fn next(&mut self) -> Option<Result<Frame>> {
-        self.step(Coded::next_frame, |frame| frame)
+        self.step(Coded::next_frame, Sequence::next_frame, |frame| frame)
     }
 }
 
@@ -139,6 +168,7 @@ fn open_pictures(path: &Path) -> Result<VideoReader> {
         fps: None,
         frame_count: source.frame_count(),
         metadata: None,
+        has_sound: false,
     };
     Ok(reader(
         info,
@@ -155,6 +185,7 @@ fn open_pack(file: File, what: String) -> Result<VideoReader> {
         fps: None,
         frame_count: source.frame_count().into(),
         metadata: None,
+        has_sound: false,
     };
     Ok(reader(info, Source::Pack(source), what))
 }
@@ -163,7 +194,7 @@ fn open_stream(mut file: File, what: String) -> Result<VideoReader> {
     let (sps, frame_count) = scan_stream(&file, &what)?;
     let rewound = file.seek(SeekFrom::Start(0));
     rewound.map_err(|error| MediaError::damaged(what.as_str(), error.to_string()))?;
-    let info = video_info(&sps, sps.rate, frame_count, None);
+    let info = video_info(&sps, sps.rate, frame_count);
     let source = Coded {
         units: Units::Stream(PictureReader::new(BufReader::new(file))),
         decoder: Decoder::new(&what, None)?,
@@ -211,7 +242,11 @@ fn open_mp4(mut file: File, what: String) -> Result<VideoReader> {
     let mut decoder = Decoder::new(&what, track.color)?;
     decoder.feed(track.parameter_sets.iter().map(Vec::as_slice))?;
     let frame_count = track.samples.count().into();
-    let info = video_info(&sps, track.rate.or(sps.rate), frame_count, track.metadata);
+    let info = VideoInfo {
+        metadata: track.metadata,
+        has_sound: track.has_sound,
+        ..video_info(&sps, track.rate.or(sps.rate), frame_count)
+    };
     let units = Units::Mp4 {
         file: BufReader::new(file),
         samples: SampleWalk::new(track.samples),
@@ -227,18 +262,14 @@ fn open_mp4(mut file: File, what: String) -> Result<VideoReader> {
     Ok(reader(info, Source::Coded(Box::new(source)), what))
 }
 
-fn video_info(
-    sps: &Sps,
-    rate: Option<Rate>,
-    frame_count: u64,
-    metadata: Option<FilmMetadata>,
-) -> VideoInfo {
+fn video_info(sps: &Sps, rate: Option<Rate>, frame_count: u64) -> VideoInfo {
     VideoInfo {
         width: sps.width,
         height: sps.height,
         fps: rate.map(Rate::fps),
         frame_count,
-        metadata,
+        metadata: None,
+        has_sound: false,
     }
 }
 

@@ -2,11 +2,11 @@
 
 use super::jpeg::is_jpeg;
 use super::temporary::temporary_beside;
-use super::{MediaError, Result, decode_jpeg, decode_png, encode_png};
-use crate::Frame;
+use super::{MediaError, Result, decode_jpeg, decode_png, encode_png, png};
+use crate::{Frame, Sample};
 use std::borrow::Borrow;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Whether `path` names a numbered PNG sequence rather than a file.
@@ -44,7 +44,7 @@ pub fn stranger_in_sequence(path: &Path) -> Result<Option<PathBuf>> {
 ///
 /// As an MP4 replaces what stood under its name, so does this: files of the same pattern with other
 /// numbers, left by a longer film, are removed, for they would be read as part of this one.
-pub fn write_png_sequence<F: Borrow<Frame>, E: From<MediaError>>(
+pub fn write_png_sequence<S: Sample, F: Borrow<Frame<S>>, E: From<MediaError>>(
     path: &Path,
     frames: impl IntoIterator<Item = std::result::Result<F, E>>,
 ) -> std::result::Result<u64, E> {
@@ -52,7 +52,7 @@ pub fn write_png_sequence<F: Borrow<Frame>, E: From<MediaError>>(
 }
 
 /// [`write_png_sequence`] with the first picture's number (ffmpeg begins at 1).
-pub fn write_png_sequence_from<F: Borrow<Frame>, E: From<MediaError>>(
+pub fn write_png_sequence_from<S: Sample, F: Borrow<Frame<S>>, E: From<MediaError>>(
     path: &Path,
     first_number: u64,
     frames: impl IntoIterator<Item = std::result::Result<F, E>>,
@@ -79,7 +79,7 @@ pub fn write_png_sequence_from<F: Borrow<Frame>, E: From<MediaError>>(
     Ok(count)
 }
 
-fn write_picture(target: &Path, frame: &Frame) -> Result<()> {
+fn write_picture<S: Sample>(target: &Path, frame: &Frame<S>) -> Result<()> {
     let png = encode_png(frame)?;
     let mut file = temporary_beside(target)?;
     file.write_all(&png)
@@ -183,7 +183,7 @@ impl Sequence {
         let Some(first) = files.first() else {
             return Err(MediaError::NoFrames(path.display().to_string()));
         };
-        let frame = read_picture(first)?;
+        let frame: Frame = read_picture(first)?;
         Ok(Self {
             width: frame.width(),
             height: frame.height(),
@@ -196,7 +196,20 @@ impl Sequence {
         self.files.len() as u64
     }
 
-    pub fn next_frame(&mut self) -> Result<Option<Frame>> {
+    /// Whether some picture has more than 8 bits a channel.
+    pub fn is_deep(&self) -> Result<bool> {
+        for path in &self.files {
+            let mut head = Vec::new();
+            let read = |file: fs::File| file.take(png::HEAD_BYTES).read_to_end(&mut head);
+            (fs::File::open(path).and_then(read)).map_err(MediaError::io("read", path))?;
+            if !is_jpeg(&head) && png::is_deep(&head) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    pub fn next_frame<S: Sample>(&mut self) -> Result<Option<Frame<S>>> {
         let Some(file) = self.files.get(self.next) else {
             return Ok(None);
         };
@@ -216,11 +229,11 @@ impl Sequence {
     }
 }
 
-fn read_picture(path: &Path) -> Result<Frame> {
+fn read_picture<S: Sample>(path: &Path) -> Result<Frame<S>> {
     let bytes = fs::read(path).map_err(MediaError::io("read", path))?;
     let what = path.display().to_string();
     match is_jpeg(&bytes) {
-        true => decode_jpeg(&bytes, &what),
+        true => decode_jpeg(&bytes, &what).map(Frame::of_eight_bits),
         false => decode_png(&bytes, &what, None),
     }
 }

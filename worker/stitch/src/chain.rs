@@ -1,7 +1,7 @@
 //! Clips of any length to one film, holding only the frames that a join needs.
 
 use crate::{JoinParams, Method, StitchError, join};
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 use std::collections::VecDeque;
 
 /// Frames after an overlap over which corrections fade out, at most.
@@ -30,24 +30,24 @@ pub struct ChainSeam {
 /// Joins clip after clip as their frames come in.
 ///
 /// Holds, at most, the frames of two neighbouring overlaps, [`RELAX_FRAMES`] and a few more.
-pub struct Chain {
+pub struct Chain<S = u8> {
     method: Method,
     overlaps: Vec<usize>,
     clip: usize,
     /// Frames of this clip so far.
     seen: usize,
     /// The end of the clip before, waiting for this one's start.
-    tail: Vec<Frame>,
+    tail: Vec<Frame<S>>,
     /// The film's frames right before `tail`.
-    lead: Vec<Frame>,
-    held: VecDeque<Frame>,
+    lead: Vec<Frame<S>>,
+    held: VecDeque<Frame<S>>,
     joined: bool,
-    out: VecDeque<(Frame, Part)>,
+    out: VecDeque<(Frame<S>, Part)>,
     emitted: u32,
     seams: Vec<ChainSeam>,
 }
 
-impl Chain {
+impl<S: Sample> Chain<S> {
     /// Frames before an overlap over which steadying fades in and no encoder starts afresh.
     const LEAD: usize = 8;
 
@@ -77,7 +77,7 @@ impl Chain {
     }
 
     /// Adds the next frame of the current clip.
-    pub fn push(&mut self, frame: Frame) -> Result<(), StitchError> {
+    pub fn push(&mut self, frame: Frame<S>) -> Result<(), StitchError> {
         self.seen += 1;
         self.held.push_back(frame);
         let next = self.next_overlap();
@@ -118,7 +118,7 @@ impl Chain {
     }
 
     /// The next finished frame of the film.
-    pub fn pop(&mut self) -> Option<(Frame, Part)> {
+    pub fn pop(&mut self) -> Option<(Frame<S>, Part)> {
         self.out.pop_front()
     }
 
@@ -136,7 +136,7 @@ impl Chain {
 
     fn join(&mut self, relax: usize) -> Result<(), StitchError> {
         let overlap = self.tail.len();
-        let right: Vec<Frame> = self.held.drain(..overlap + relax).collect();
+        let right: Vec<Frame<S>> = self.held.drain(..overlap + relax).collect();
         let params = JoinParams {
             overlap_frames: overlap,
             relax_frames: relax,

@@ -12,7 +12,7 @@ mod patch;
 mod refine;
 
 use crate::plane::{LUMA, Plane, Tap, project, rows_per_task};
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 use rayon::prelude::*;
 
 /// Motion from each pixel of one picture to where the other one shows the same thing.
@@ -131,7 +131,7 @@ impl Bidirectional {
 }
 
 /// Flow from `a` to `b`, which must be of one size: `b(x + u, y + v)` shows what `a(x, y)` does.
-pub fn flow(a: &Frame, b: &Frame, params: &FlowParams) -> FlowField {
+pub fn flow<S: Sample>(a: &Frame<S>, b: &Frame<S>, params: &FlowParams) -> FlowField {
     assert_eq!(
         (a.width(), a.height()),
         (b.width(), b.height()),
@@ -146,7 +146,7 @@ pub fn flow(a: &Frame, b: &Frame, params: &FlowParams) -> FlowField {
 }
 
 /// Flows between `a` and `b` both ways.
-pub fn bidirectional(a: &Frame, b: &Frame, params: &FlowParams) -> Bidirectional {
+pub fn bidirectional<S: Sample>(a: &Frame<S>, b: &Frame<S>, params: &FlowParams) -> Bidirectional {
     assert_eq!(
         (a.width(), a.height()),
         (b.width(), b.height()),
@@ -229,7 +229,7 @@ pub(crate) fn flow_between(a: &Pyramid, b: &Pyramid, params: &FlowParams) -> Flo
 /// Colour axis (weights of R, G, B, absolute values summing to 1) with the strongest edges: the
 /// first eigenvector of the covariance of all horizontal and vertical differences, with a little
 /// luma mixed in so that grey pictures are well defined.
-pub(crate) fn contrast_axis(frames: &[&Frame]) -> [f32; 3] {
+pub(crate) fn contrast_axis<S: Sample>(frames: &[&Frame<S>]) -> [f32; 3] {
     let mut cov = [[0.0f64; 3]; 3];
     for frame in frames {
         let rows: Vec<[[f64; 3]; 3]> = (0..frame.height().saturating_sub(1) as usize)
@@ -262,15 +262,16 @@ pub(crate) fn contrast_axis(frames: &[&Frame]) -> [f32; 3] {
     axis.map(|v| v as f32)
 }
 
-fn row_covariance(frame: &Frame, y: usize) -> [[f64; 3]; 3] {
+fn row_covariance<S: Sample>(frame: &Frame<S>, y: usize) -> [[f64; 3]; 3] {
     let stride = 3 * frame.width() as usize;
     let row = &frame.data()[y * stride..(y + 1) * stride];
     let below = &frame.data()[(y + 1) * stride..(y + 2) * stride];
+    let byte = |sample: S| i64::from(sample.to_u8());
     // Differences of bytes: sums of their products over a row fit i64 by far.
     let mut sums = [0i64; 6];
     for x in 0..(frame.width() as usize).saturating_sub(1) {
         for other in [&row[3 * x + 3..3 * x + 6], &below[3 * x..3 * x + 3]] {
-            let d = [0, 1, 2].map(|c| i64::from(other[c]) - i64::from(row[3 * x + c]));
+            let d = [0, 1, 2].map(|c| byte(other[c]) - byte(row[3 * x + c]));
             let products = [
                 d[0] * d[0],
                 d[0] * d[1],

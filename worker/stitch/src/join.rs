@@ -7,7 +7,7 @@ mod picture;
 mod steady;
 
 use crate::StitchError;
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -78,14 +78,14 @@ pub struct JoinParams {
 /// `overlap_frames + relax_frames`, of which the first `overlap_frames` show the same moments. The
 /// result has `lead.len() + overlap_frames + relax_frames` frames; its first is the first of `lead`,
 /// if there is any, and its last the last of `right_head`, bit for bit.
-pub fn join(
-    lead: &[Frame],
-    left_tail: &[Frame],
-    right_head: &[Frame],
+pub fn join<S: Sample>(
+    lead: &[Frame<S>],
+    left_tail: &[Frame<S>],
+    right_head: &[Frame<S>],
     params: &JoinParams,
-) -> Result<Vec<Frame>, StitchError> {
+) -> Result<Vec<Frame<S>>, StitchError> {
     check(lead, left_tail, right_head, params)?;
-    let follow_on = |frames: Vec<Frame>| lead.iter().cloned().chain(frames).collect();
+    let follow_on = |frames: Vec<Frame<S>>| lead.iter().cloned().chain(frames).collect();
     if left_tail == &right_head[..params.overlap_frames] {
         return Ok(follow_on(right_head.to_vec()));
     }
@@ -96,10 +96,10 @@ pub fn join(
     })
 }
 
-fn check(
-    lead: &[Frame],
-    left: &[Frame],
-    right: &[Frame],
+fn check<S: Sample>(
+    lead: &[Frame<S>],
+    left: &[Frame<S>],
+    right: &[Frame<S>],
     params: &JoinParams,
 ) -> Result<(), StitchError> {
     let overlap = params.overlap_frames;
@@ -147,20 +147,20 @@ fn share(k: usize, overlap: usize, relax: usize) -> f32 {
     (k + 1) as f32 / steps as f32
 }
 
-fn crossfade(left: &[Frame], right: &[Frame]) -> Vec<Frame> {
+fn crossfade<S: Sample>(left: &[Frame<S>], right: &[Frame<S>]) -> Vec<Frame<S>> {
     let relax = right.len() - left.len();
     let mut out = right.to_vec();
     for (k, (frame, from)) in out.iter_mut().zip(left).enumerate() {
         let a = share(k, left.len(), relax);
         for (to, &from) in frame.data_mut().iter_mut().zip(from.data()) {
-            let (l, r) = (f32::from(from), f32::from(*to));
-            *to = (l + a * (r - l) + 0.5) as u8;
+            let (l, r) = (from.level(), to.level());
+            *to = S::nearest(l + a * (r - l));
         }
     }
     out
 }
 
-fn cut(left: &[Frame], right: &[Frame]) -> Vec<Frame> {
+fn cut<S: Sample>(left: &[Frame<S>], right: &[Frame<S>]) -> Vec<Frame<S>> {
     let switch = left.len() / 2;
     left[..switch]
         .iter()

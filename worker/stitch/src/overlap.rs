@@ -7,7 +7,7 @@
 
 use crate::flow::{FlowParams, Pyramid, both_ways};
 use crate::plane::{LUMA, Plane, project};
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 use rayon::prelude::*;
 
 /// Least overlap that is believed: fewer frames may look alike by chance.
@@ -42,7 +42,7 @@ pub struct Sketch {
 
 impl Sketch {
     /// Reduces a frame.
-    pub fn new(frame: &Frame) -> Self {
+    pub fn new<S: Sample>(frame: &Frame<S>) -> Self {
         let channels: [Plane; 3] = std::array::from_fn(|c| {
             let mut weights = [0.0; 3];
             weights[c] = 1.0;

@@ -1,6 +1,6 @@
 //! One channel of a picture in f32, and the few filters that the other modules share.
 
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 use rayon::prelude::*;
 
 /// Rows below this many samples are not worth a thread of their own.
@@ -213,20 +213,19 @@ pub(crate) fn rows_per_task(width: usize) -> usize {
 /// Weights of R', G', B' in luma, ITU-R BT.709.
 pub(crate) const LUMA: [f32; 3] = [0.2126, 0.7152, 0.0722];
 
-/// Weighted sum of the channels of an RGB8 picture.
-pub(crate) fn project(frame: &Frame, weights: [f32; 3]) -> Plane {
+/// Weighted sum of the channels of a picture, in 0..255.
+pub(crate) fn project<S: Sample>(frame: &Frame<S>, weights: [f32; 3]) -> Plane {
     let (w, h) = (frame.width() as usize, frame.height() as usize);
     Plane::from_rows(w, h, |y, out| {
         let row = &frame.data()[3 * y * w..3 * (y + 1) * w];
         for (out, p) in out.iter_mut().zip(row.chunks_exact(3)) {
-            *out = weights[0] * f32::from(p[0])
-                + weights[1] * f32::from(p[1])
-                + weights[2] * f32::from(p[2]);
+            *out =
+                weights[0] * p[0].level() + weights[1] * p[1].level() + weights[2] * p[2].level();
         }
     })
 }
 
 /// Luma in 0..255 (full range).
-pub(crate) fn luma(frame: &Frame) -> Plane {
+pub(crate) fn luma<S: Sample>(frame: &Frame<S>) -> Plane {
     project(frame, LUMA)
 }

@@ -1,25 +1,26 @@
 //! One input of `stitch`.
 
 use anyhow::{Context, Result};
-use longtake_common::Frame;
 use longtake_common::media::{
     ExternalInfo, Ffmpeg, MediaError, Rate, VideoInfo, is_sequence, open_video,
 };
+use longtake_common::{Frame, Sample};
 use std::path::{Path, PathBuf};
 
 /// Frames of a clip, one at a time.
-pub type Frames = Box<dyn Iterator<Item = Result<Frame, MediaError>>>;
+pub type Frames<S> = Box<dyn Iterator<Item = Result<Frame<S>, MediaError>>>;
 
 /// A clip that can be read as often as wanted.
 pub struct Clip {
     path: PathBuf,
     source: Source,
     has_sound: bool,
+    is_deep: bool,
 }
 
 enum Source {
     /// longtake's own readers: reproducible everywhere.
-    Own(VideoInfo),
+    Own(Box<VideoInfo>),
     /// Through ffmpeg.
     External(Ffmpeg, ExternalInfo),
 }
@@ -41,22 +42,36 @@ impl Clip {
             }
             _ => None,
         };
-        let has_sound = external.is_some_and(|(_, info)| info.has_sound);
-        let source = match external {
-            Some((ffmpeg, info)) if !ours => Source::External(ffmpeg, info),
-            _ => Source::Own(own.with_context(|| format!("read {}", path.display()))?),
+        let has_sound = match (external, &own) {
+            (Some((_, info)), _) => info.has_sound,
+            // Known, though nobody is there to keep it.
+            (None, Ok(info)) => info.has_sound && ffmpeg.is_none(),
+            (None, Err(_)) => false,
+        };
+        let read = || format!("read {}", path.display());
+        let (source, is_deep) = match external {
+            Some((ffmpeg, info)) if !ours => (Source::External(ffmpeg, info), info.is_deep),
+            _ => {
+                let info = own.with_context(read)?;
+                let is_deep = pictures && open_video(path)?.is_deep().with_context(read)?;
+                (Source::Own(Box::new(info)), is_deep)
+            }
         };
         Ok(Self {
             path: path.to_owned(),
             source,
             has_sound,
+            is_deep,
         })
     }
 
     /// Its frames, from the first.
-    pub fn frames(&self) -> Result<Frames> {
+    pub fn frames<S: Sample>(&self) -> Result<Frames<S>> {
         Ok(match &self.source {
-            Source::Own(_) => Box::new(open_video(&self.path)?),
+            Source::Own(_) => {
+                let mut reader = open_video(&self.path)?;
+                Box::new(std::iter::from_fn(move || reader.next_as()))
+            }
             Source::External(ffmpeg, info) => Box::new(ffmpeg.read(&self.path, info)?),
         })
     }
@@ -103,13 +118,13 @@ impl Clip {
         }
     }
 
-    /// Whether it has sound that ffmpeg can read.
-    pub fn has_sound(&self) -> bool {
-        self.has_sound
+    /// Whether it has more than 8 bits a channel.
+    pub fn is_deep(&self) -> bool {
+        self.is_deep
     }
 
-    /// Whether it is a sequence of pictures, which has neither rate nor sound.
-    pub fn is_pictures(&self) -> bool {
-        self.rate().is_none()
+    /// Whether it has sound: such that ffmpeg can read, if it is there.
+    pub fn has_sound(&self) -> bool {
+        self.has_sound
     }
 }

@@ -3,24 +3,24 @@
 use super::check;
 use super::clip::{Clip, Frames};
 use anyhow::{Context, Result};
-use longtake_common::Frame;
 use longtake_common::media::SoundPart;
+use longtake_common::{Frame, Sample};
 use longtake_stitch::{Chain, ChainSeam, Method, Part};
 use std::sync::atomic::AtomicBool;
 
 /// Reads the clips one after another and joins them; holds what the joins need.
-pub struct Film<'a> {
+pub struct Film<'a, S = u8> {
     clips: &'a [Clip],
     stop: &'a AtomicBool,
-    chain: Chain,
-    current: Option<Frames>,
+    chain: Chain<S>,
+    current: Option<Frames<S>>,
     /// Frames read of each clip so far; the last entry is the current clip's.
     counts: Vec<u64>,
     overlaps: Vec<usize>,
     emitted: u64,
 }
 
-impl<'a> Film<'a> {
+impl<'a, S: Sample> Film<'a, S> {
     /// The film of `clips` with these overlaps.
     pub fn new(
         clips: &'a [Clip],
@@ -73,7 +73,7 @@ impl<'a> Film<'a> {
         .collect()
     }
 
-    fn next_frame(&mut self) -> Result<Option<(Frame, Part)>> {
+    fn next_frame(&mut self) -> Result<Option<(Frame<S>, Part)>> {
         loop {
             if let Some(frame) = self.chain.pop() {
                 self.emitted += 1;
@@ -109,8 +109,8 @@ impl<'a> Film<'a> {
     }
 }
 
-impl Iterator for Film<'_> {
-    type Item = Result<(Frame, Part)>;
+impl<S: Sample> Iterator for Film<'_, S> {
+    type Item = Result<(Frame<S>, Part)>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.next_frame().transpose()

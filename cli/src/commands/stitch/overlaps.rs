@@ -117,7 +117,7 @@ impl Ends {
         };
         let most = MOST_FRAMES as u64;
         let tail_from = clip.frame_count().map_or(0, |n| n.saturating_sub(most));
-        for (index, frame) in clip.frames()?.enumerate() {
+        for (index, frame) in clip.frames::<u8>()?.enumerate() {
             check(stop)?;
             let frame = frame.with_context(|| format!("read {}", clip.name()))?;
             let (in_head, in_tail) = (index < MOST_FRAMES, index as u64 >= tail_from);

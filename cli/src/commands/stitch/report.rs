@@ -7,6 +7,7 @@ use super::overlaps::Overlap;
 use super::target::{Stage, StitchCodec};
 use crate::terminal::print;
 use anyhow::{Context, Result};
+use longtake_common::Sample;
 use longtake_common::media::Ffmpeg;
 use longtake_stitch::{ChainSeam, Method, SeamScorer};
 use serde::Serialize;
@@ -22,13 +23,15 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
     pub codec: StitchCodec,
+    /// Bits a channel with which the clips were joined.
+    pub bits: u32,
     pub width: u32,
     pub height: u32,
     pub fps: f64,
     pub frames: u64,
     pub clips: Vec<ClipJson>,
     pub seams: Vec<SeamJson>,
-    /// `kept` (cross-faded), `none` (no clip has any), `lost`, or `unknown` (nobody could look).
+    /// `kept` (cross-faded), `none` (no clip has any) or `lost`.
     pub sound: &'static str,
     pub notices: Vec<String>,
     pub seconds_total: f64,
@@ -63,7 +66,7 @@ pub struct SeamJson {
 }
 
 /// The clips with their places.
-pub fn clips(clips: &[Clip], film: &Film<'_>) -> Vec<ClipJson> {
+pub fn clips<S: Sample>(clips: &[Clip], film: &Film<'_, S>) -> Vec<ClipJson> {
     let places = film.places();
     let json = |(clip, (first_frame, frames)): (&Clip, (u64, u64))| ClipJson {
         path: clip.path().to_owned(),
@@ -75,7 +78,7 @@ pub fn clips(clips: &[Clip], film: &Film<'_>) -> Vec<ClipJson> {
 }
 
 /// The joins, without scores.
-pub fn seams(film: &Film<'_>, overlaps: &[Overlap], method: Method) -> Vec<SeamJson> {
+pub fn seams<S: Sample>(film: &Film<'_, S>, overlaps: &[Overlap], method: Method) -> Vec<SeamJson> {
     let each = film.seams().iter().zip(overlaps);
     each.map(|(seam, overlap)| SeamJson {
         confidence: overlap.confidence,
@@ -102,11 +105,9 @@ impl SeamJson {
 
 /// What became of the sound.
 pub fn sound(clips: &[Clip], kept: bool) -> &'static str {
-    let could_look = clips.iter().all(|c| c.is_pictures()) || Ffmpeg::find().is_some();
-    match (kept, could_look, clips.iter().any(Clip::has_sound)) {
-        (true, ..) => "kept",
-        (_, false, _) => "unknown",
-        (_, _, true) => "lost",
+    match (kept, clips.iter().any(Clip::has_sound)) {
+        (true, _) => "kept",
+        (_, true) => "lost",
         _ => "none",
     }
 }
@@ -129,7 +130,7 @@ impl Report {
             .collect();
         let mut scorer = SeamScorer::new(self.fps, &places, method)?.with_cuts(cuts);
         let film = Clip::open(&stage.film(), ffmpeg)?;
-        for frame in film.frames()? {
+        for frame in film.frames::<u8>()? {
             check(stop)?;
             scorer.push(&frame.context("read the stitched film back")?)?;
         }

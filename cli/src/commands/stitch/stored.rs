@@ -5,16 +5,16 @@
 
 use super::report::{ClipJson, Report, SeamJson};
 use super::target::{Stage, StitchCodec, Target};
-use super::{StitchArgs, check};
+use super::{StitchArgs, check, joins_deep};
 use crate::client::{Client, FarmArgs};
 use crate::render::embedded::start_coordinator;
 use crate::render::state::State;
 use anyhow::{Context, Result, anyhow, bail};
 use longtake_agent::Dial;
-use longtake_common::Frame;
 use longtake_common::media::{ChunkWriter, Ffmpeg, Muxer, Rate, read_chunk, read_pack};
 use longtake_common::spec::Codec;
 use longtake_common::task::Picture;
+use longtake_common::{Frame, Sample};
 use longtake_proto::v1;
 use longtake_server::Handle;
 use longtake_stitch::{ChainSeam, JoinParams, Method, Part, join};
@@ -91,15 +91,17 @@ impl Source {
         notices.iter().for_each(crate::terminal::remark);
         let rate = Rate::from_fps(picture.fps)?;
         let is_copied = target.codec() == StitchCodec::H264 && picture.codec == Codec::H264;
-        let stage = if is_copied {
-            film.copy(&target, stop)?
-        } else {
-            film.encode(&target, rate, ffmpeg, stop)?
+        // What was rendered has 8 bits.
+        let (bits, stage) = match (is_copied, joins_deep(target.codec(), false)) {
+            (true, _) => (u8::BITS, film.copy(&target, stop)?),
+            (_, true) => (u16::BITS, film.encode::<u16>(&target, rate, ffmpeg, stop)?),
+            (_, false) => (u8::BITS, film.encode::<u8>(&target, rate, ffmpeg, stop)?),
         };
         let mut report = Report {
             output: args.output.clone(),
             job: Some(film.source.job.job.clone()),
             codec: target.codec(),
+            bits,
             width: picture.width,
             height: picture.height,
             fps: rate.fps(),
@@ -300,14 +302,14 @@ impl Film {
     }
 
     /// Encodes all of it. The joins are made on a thread of their own, some frames ahead.
-    fn encode<'a>(
+    fn encode<'a, S: Sample>(
         &self,
         target: &'a Target,
         rate: Rate,
         ffmpeg: Option<Ffmpeg>,
         stop: &AtomicBool,
     ) -> Result<Stage<'a>> {
-        let (sender, frames) = mpsc::sync_channel(FRAMES_AHEAD);
+        let (sender, frames) = mpsc::sync_channel::<Result<(Frame<S>, Part)>>(FRAMES_AHEAD);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 // Nobody receives any more when the encoder has failed: its error is the one.
@@ -321,10 +323,10 @@ impl Film {
     }
 
     /// Hands out every frame of the film in order.
-    fn each(
+    fn each<S: Sample>(
         &self,
         stop: &AtomicBool,
-        give: &mut dyn FnMut(Frame, Part) -> Result<()>,
+        give: &mut dyn FnMut(Frame<S>, Part) -> Result<()>,
     ) -> Result<()> {
         for stretch in self.stretches() {
             check(stop)?;
@@ -335,7 +337,7 @@ impl Film {
                     let chunk = self.source.fetch(named(segment, "interior")?)?;
                     for frame in read_chunk(&chunk)? {
                         check(stop)?;
-                        give(frame?, Part::Interior)?;
+                        give(Frame::of_eight_bits(frame?), Part::Interior)?;
                     }
                     continue;
                 }
@@ -348,7 +350,7 @@ impl Film {
     }
 
     /// The lead before a seam, and the join.
-    fn join(&self, left: &Segment, right: &Segment) -> Result<Vec<Frame>> {
+    fn join<S: Sample>(&self, left: &Segment, right: &Segment) -> Result<Vec<Frame<S>>> {
         let (mut lead, head) = (self.frames(left, "tail")?, self.frames(right, "head")?);
         let shared = lead.split_off((left.parts.lead_frames as usize).min(lead.len()));
         let params = JoinParams {
@@ -361,9 +363,10 @@ impl Film {
     }
 
     /// The frames of a part that is stored without loss.
-    fn frames(&self, segment: &Segment, part: &'static str) -> Result<Vec<Frame>> {
+    fn frames<S: Sample>(&self, segment: &Segment, part: &'static str) -> Result<Vec<Frame<S>>> {
         let pack = self.source.fetch(named(segment, part)?)?;
-        Ok(read_pack(&pack)?.collect::<Result<_, _>>()?)
+        let frames = read_pack(&pack)?.map(|frame| Ok(Frame::of_eight_bits(frame?)));
+        frames.collect()
     }
 }
 

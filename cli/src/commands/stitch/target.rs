@@ -3,13 +3,13 @@
 
 use crate::output::{check_sequence_folder, check_writable, folder_of, replace_folder};
 use anyhow::{Context, Result, bail};
-use longtake_common::Frame;
 use longtake_common::media::{
     self, ChunkEncoder, ExternalCodec, Ffmpeg, MediaError, Muxer, Rate, SoundPart, is_sequence,
     write_png_sequence,
 };
 use longtake_common::spec::Codec;
 use longtake_common::task::Picture;
+use longtake_common::{Frame, Sample};
 use longtake_stitch::Part;
 use serde::Serialize;
 use std::ffi::OsString;
@@ -56,6 +56,15 @@ impl StitchCodec {
         }
     }
 
+    /// Bits of a channel that it keeps.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::H264 => 8,
+            Self::X264 | Self::Prores => 10,
+            Self::Ffv1 | Self::Png => 16,
+        }
+    }
+
     /// Endings of files that hold it.
     fn endings(self) -> &'static [&'static str] {
         match self {
@@ -76,7 +85,7 @@ impl StitchCodec {
 }
 
 /// Frames of a film in order, each with what an encoder should know about it.
-pub type Pictures<'a> = dyn Iterator<Item = Result<(Frame, Part)>> + 'a;
+pub type Pictures<'a, S> = dyn Iterator<Item = Result<(Frame<S>, Part)>> + 'a;
 
 /// The output, checked as far as it can be before any work.
 pub struct Target {
@@ -179,9 +188,9 @@ impl Target {
     }
 
     /// Writes the film into a stage beside its place.
-    pub fn write(
+    pub fn write<S: Sample>(
         &self,
-        film: &mut Pictures<'_>,
+        film: &mut Pictures<'_, S>,
         rate: Rate,
         ffmpeg: Option<Ffmpeg>,
     ) -> Result<Stage<'_>> {
@@ -198,8 +207,8 @@ impl Target {
     }
 }
 
-fn external(
-    film: &mut Pictures<'_>,
+fn external<S: Sample>(
+    film: &mut Pictures<'_, S>,
     path: &Path,
     codec: ExternalCodec,
     rate: Rate,
@@ -221,11 +230,12 @@ fn external(
 }
 
 /// Chunks of our own, so that memory stays small; none begins near a seam.
-fn own_h264(film: &mut Pictures<'_>, path: &Path, rate: Rate) -> Result<()> {
+fn own_h264<S: Sample>(film: &mut Pictures<'_, S>, path: &Path, rate: Rate) -> Result<()> {
     let mut muxer: Option<Muxer> = None;
     let mut encoder: Option<ChunkEncoder> = None;
     for item in film {
         let (frame, part) = item?;
+        let frame = frame.rounded();
         let (width, height) = (frame.width(), frame.height());
         let full = |e: &ChunkEncoder| part == Part::Interior && e.frame_count() >= CHUNK_FRAMES;
         if encoder.as_ref().is_some_and(full)

@@ -3,7 +3,7 @@
 
 use crate::flow::FlowField;
 use crate::plane::Plane;
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 
 /// Spread (grey levels, squared) below which a channel's contrast says nothing about its gain.
 const GAIN_PRIOR: f64 = 16.0;
@@ -42,7 +42,7 @@ impl Exposure {
     }
 
     /// A first guess from the histograms of both windows, which motion hardly changes.
-    pub(super) fn from_histograms(left: &[Frame], right: &[Frame]) -> Self {
+    pub(super) fn from_histograms<S: Sample>(left: &[Frame<S>], right: &[Frame<S>]) -> Self {
         let (left, right) = (histograms(left), histograms(right));
         let mut out = Self::NONE;
         for c in 0..3 {
@@ -61,12 +61,12 @@ impl Exposure {
     }
 }
 
-fn histograms(frames: &[Frame]) -> [[u64; 256]; 3] {
+fn histograms<S: Sample>(frames: &[Frame<S>]) -> [[u64; 256]; 3] {
     let mut out = [[0; 256]; 3];
     for frame in frames {
         for p in frame.data().chunks_exact(3) {
             for c in 0..3 {
-                out[c][usize::from(p[c])] += 1;
+                out[c][usize::from(p[c].to_u8())] += 1;
             }
         }
     }
@@ -118,7 +118,13 @@ pub(super) struct AlignedPoints {
 
 impl AlignedPoints {
     /// Adds points of `left` and where `flow` leads in `right`, weighted by `trust`.
-    pub(super) fn add(&mut self, left: &Frame, right: &Frame, flow: &FlowField, trust: &Plane) {
+    pub(super) fn add<S: Sample>(
+        &mut self,
+        left: &Frame<S>,
+        right: &Frame<S>,
+        flow: &FlowField,
+        trust: &Plane,
+    ) {
         let (w, h) = (left.width() as usize, left.height() as usize);
         for y in (0..h).step_by(h.div_ceil(GRID)) {
             for x in (0..w).step_by(w.div_ceil(GRID)) {
@@ -133,7 +139,8 @@ impl AlignedPoints {
                 let l = left.pixel(x as u32, y as u32);
                 let r = right.pixel(to_x as u32, to_y as u32);
                 for c in 0..3 {
-                    self.pairs[c].push([f64::from(r[c]), f64::from(l[c]), weight]);
+                    let [r, l] = [r[c], l[c]].map(|sample| f64::from(sample.level()));
+                    self.pairs[c].push([r, l, weight]);
                 }
             }
         }

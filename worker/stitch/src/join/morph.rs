@@ -15,7 +15,7 @@ use crate::flow::{
     Bidirectional, FlowField, FlowParams, Pyramid, both_ways, contrast_axis, flow_between,
 };
 use crate::plane::{Plane, project, rows_per_task};
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 use rayon::prelude::*;
 
 /// Frames that a change of something without a match takes.
@@ -29,12 +29,16 @@ const SIDE: f32 = 256.0;
 /// Pixels of a picture above which frames are worked on one after another, to save memory.
 const LARGE: usize = 1 << 21;
 
-pub(super) fn join(lead: &[Frame], left: &[Frame], right: &[Frame]) -> Vec<Frame> {
+pub(super) fn join<S: Sample>(
+    lead: &[Frame<S>],
+    left: &[Frame<S>],
+    right: &[Frame<S>],
+) -> Vec<Frame<S>> {
     let plan = Plan::new(left, right);
     let mut out = Vec::with_capacity(lead.len() + right.len());
     let mut place = None;
     let mut steady = Steady::new(lead.len(), left.len(), right.len() - left.len());
-    let as_it_is = |frame: &Frame| Picture::new(frame, &Exposure::NONE);
+    let as_it_is = |frame: &Frame<S>| Picture::new(frame, &Exposure::NONE);
     for frame in lead {
         out.extend(steady.push(as_it_is(frame)));
     }
@@ -78,7 +82,7 @@ pub(super) fn join(lead: &[Frame], left: &[Frame], right: &[Frame]) -> Vec<Frame
 
 /// Frames that are worked on together: as many as there are threads, or one of large pictures.
 /// Results do not depend on it.
-fn batches(range: std::ops::Range<usize>, frame: &Frame) -> Vec<Vec<usize>> {
+fn batches<S: Sample>(range: std::ops::Range<usize>, frame: &Frame<S>) -> Vec<Vec<usize>> {
     let pixels = frame.width() as usize * frame.height() as usize;
     let size = if pixels > LARGE {
         1
@@ -93,9 +97,9 @@ fn batches(range: std::ops::Range<usize>, frame: &Frame) -> Vec<Vec<usize>> {
 }
 
 /// Motion from `now` to the frame before it.
-fn back(now: &Frame, before: &Frame) -> FlowField {
+fn back<S: Sample>(now: &Frame<S>, before: &Frame<S>) -> FlowField {
     let axis = contrast_axis(&[now, before]);
-    let pyramid = |f: &Frame| Pyramid::new(project(f, axis));
+    let pyramid = |f: &Frame<S>| Pyramid::new(project(f, axis));
     flow_between(&pyramid(now), &pyramid(before), &FlowParams::FAST)
 }
 
@@ -115,7 +119,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(left: &[Frame], right: &[Frame]) -> Self {
+    fn new<S: Sample>(left: &[Frame<S>], right: &[Frame<S>]) -> Self {
         let (overlap, total) = (left.len(), right.len());
         let guess = Exposure::from_histograms(left, &right[..overlap]);
         let mut probes = vec![0, overlap / 2, overlap - 1];
@@ -166,11 +170,17 @@ impl Plan {
     }
 
     /// The right window's frame `k` in the exposure that the film has there.
-    fn right_picture(&self, k: usize, right: &Frame) -> Picture {
+    fn right_picture<S: Sample>(&self, k: usize, right: &Frame<S>) -> Picture {
         Picture::new(right, &self.exposure.scaled(self.left_exposure(k)))
     }
 
-    fn overlap_picture(&self, k: usize, left: &Frame, right: &Frame, m: &Match) -> Picture {
+    fn overlap_picture<S: Sample>(
+        &self,
+        k: usize,
+        left: &Frame<S>,
+        right: &Frame<S>,
+        m: &Match,
+    ) -> Picture {
         let strength = self.left_exposure(k);
         let left = Picture::new(left, &self.exposure.inverse().scaled(1.0 - strength));
         let right = self.right_picture(k, right);
@@ -201,7 +211,12 @@ impl Plan {
         detail::restored(&mixed, &wanted)
     }
 
-    fn relaxed_frame(&self, k: usize, right: &Frame, to_left: Option<&FlowField>) -> Frame {
+    fn relaxed_frame<S: Sample>(
+        &self,
+        k: usize,
+        right: &Frame<S>,
+        to_left: Option<&FlowField>,
+    ) -> Frame<S> {
         let strength = self.left_exposure(k);
         let rest = 1.0 - self.place(k);
         if strength == 0.0 && rest == 0.0 {
@@ -285,7 +300,7 @@ struct Match {
 }
 
 impl Match {
-    fn new(left: &Frame, right: &Frame, exposure: &Exposure) -> Self {
+    fn new<S: Sample>(left: &Frame<S>, right: &Frame<S>, exposure: &Exposure) -> Self {
         let axis = contrast_axis(&[left, right]);
         let a = project(left, axis);
         let gains = std::array::from_fn(|c| axis[c] * exposure.gain[c]);

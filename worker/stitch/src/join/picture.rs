@@ -3,7 +3,7 @@
 
 use super::exposure::Exposure;
 use crate::plane::{LUMA, Plane, rows_per_task};
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 use rayon::prelude::*;
 
 pub(super) type Pixel = [f32; 4];
@@ -17,14 +17,14 @@ pub(super) struct Picture {
 
 impl Picture {
     /// The frame with an exposure applied.
-    pub(super) fn new(frame: &Frame, exposure: &Exposure) -> Self {
+    pub(super) fn new<S: Sample>(frame: &Frame<S>, exposure: &Exposure) -> Self {
         let (gain, offset) = (exposure.gain, exposure.offset);
         Self::from_rows(frame.width() as usize, frame.height() as usize, |y, out| {
             let stride = 3 * out.len();
             let row = &frame.data()[y * stride..(y + 1) * stride];
             for (out, p) in out.iter_mut().zip(row.chunks_exact(3)) {
                 for c in 0..3 {
-                    out[c] = gain[c] * f32::from(p[c]) + offset[c];
+                    out[c] = gain[c] * p[c].level() + offset[c];
                 }
             }
         })
@@ -60,16 +60,16 @@ impl Picture {
         })
     }
 
-    /// Rounded to bytes.
-    pub(super) fn to_frame(&self) -> Frame {
-        let mut frame = Frame::black(self.width as u32, self.height as u32);
-        for (to, from) in frame.data_mut().chunks_exact_mut(3).zip(&self.data) {
+    /// Rounded to samples.
+    pub(super) fn to_frame<S: Sample>(&self) -> Frame<S> {
+        let mut samples = vec![S::default(); 3 * self.data.len()];
+        for (to, from) in samples.chunks_exact_mut(3).zip(&self.data) {
             for c in 0..3 {
-                // The cast saturates at both ends.
-                to[c] = (from[c] + 0.5) as u8;
+                to[c] = S::nearest(from[c]);
             }
         }
-        frame
+        Frame::from_samples(self.width as u32, self.height as u32, samples)
+            .expect("three samples a pixel")
     }
 
     /// The picture at (`x`, `y`) by cubic convolution of six points (Keys 1981), exact on pixels;

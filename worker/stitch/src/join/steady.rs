@@ -14,7 +14,7 @@ use super::detail;
 use super::picture::Picture;
 use crate::flow::{FlowField, FlowParams, Pyramid, contrast_axis, flow_between};
 use crate::plane::{Plane, project};
-use longtake_common::Frame;
+use longtake_common::{Frame, Sample};
 use rayon::prelude::*;
 
 /// Weight of each neighbour at most. With a quarter, noise that is new in every frame changes by
@@ -63,7 +63,7 @@ impl Steady {
     }
 
     /// The frame before `next`, finished; `None` when there is none.
-    pub(super) fn push(&mut self, next: Picture) -> Option<Frame> {
+    pub(super) fn push<S: Sample>(&mut self, next: Picture) -> Option<Frame<S>> {
         let now = self.now.replace(next)?;
         let strength = strength(self.done, self.lead, self.overlap, self.relax);
         let frame = match (&self.before, &self.now) {
@@ -78,13 +78,13 @@ impl Steady {
     }
 
     /// The last frame, as it is.
-    pub(super) fn finish(self) -> Option<Frame> {
+    pub(super) fn finish<S: Sample>(self) -> Option<Frame<S>> {
         Some(self.now?.to_frame())
     }
 }
 
-fn steadied(now: &Picture, strength: f32, neighbours: [&Picture; 2]) -> Frame {
-    let frame = now.to_frame();
+fn steadied<S: Sample>(now: &Picture, strength: f32, neighbours: [&Picture; 2]) -> Frame<S> {
+    let frame: Frame<S> = now.to_frame();
     let seen: Vec<(Picture, Plane)> = neighbours
         .into_par_iter()
         .map(|other| along_motion(now, &frame, strength, other))
@@ -97,7 +97,12 @@ fn steadied(now: &Picture, strength: f32, neighbours: [&Picture; 2]) -> Frame {
 }
 
 /// A neighbour's picture where `now` has its pixels, and the weight of each.
-fn along_motion(now: &Picture, frame: &Frame, strength: f32, other: &Picture) -> (Picture, Plane) {
+fn along_motion<S: Sample>(
+    now: &Picture,
+    frame: &Frame<S>,
+    strength: f32,
+    other: &Picture,
+) -> (Picture, Plane) {
     let flow = motion(frame, &other.to_frame());
     let moved = Picture::from_rows(now.width, now.height, |y, out| {
         for (x, out) in out.iter_mut().enumerate() {
@@ -118,8 +123,8 @@ fn along_motion(now: &Picture, frame: &Frame, strength: f32, other: &Picture) ->
     (moved, weight)
 }
 
-fn motion(now: &Frame, other: &Frame) -> FlowField {
+fn motion<S: Sample>(now: &Frame<S>, other: &Frame<S>) -> FlowField {
     let axis = contrast_axis(&[now, other]);
-    let pyramid = |f: &Frame| Pyramid::new(project(f, axis));
+    let pyramid = |f: &Frame<S>| Pyramid::new(project(f, axis));
     flow_between(&pyramid(now), &pyramid(other), &FlowParams::FAST)
 }
