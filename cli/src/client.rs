@@ -97,14 +97,15 @@ impl Client {
     }
 
     /// Queues `spec`, or finds the unfinished job that equals it. `isa` is the instruction-set level
-    /// to render on, if that matters.
+    /// to render on and `ranks` how many share each window, if that matters.
     pub async fn submit(
         &mut self,
         spec: v1::JobSpec,
         isa: Option<String>,
+        ranks: Option<u32>,
     ) -> Result<v1::SubmitReply> {
         let spec = Some(spec);
-        let request = v1::SubmitRequest { spec, isa };
+        let request = v1::SubmitRequest { spec, isa, ranks };
         self.answer(self.jobs.clone().submit(request)).await
     }
 

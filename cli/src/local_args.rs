@@ -4,6 +4,8 @@ use crate::commands::rank::RANKS_MAX;
 use crate::device_args::Devices;
 use anyhow::{Result, bail};
 use clap::Arg;
+use longtake_common::model::find_model;
+use longtake_common::spec::JobSpec;
 use std::path::PathBuf;
 
 /// How and where this machine's workers work.
@@ -13,7 +15,8 @@ pub struct LocalArgs {
     /// --ranks one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub workers: Option<u16>,
-    /// Processes that share each window; they must divide the model's attention heads [default: 1]
+    /// Ranks that share each window, processes of this machine or a farm's workers; they must divide the
+    /// model's attention heads [default: 1; on a farm as many as its worker offers]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX))]
     ranks: Option<u16>,
     /// Threads of each worker, all of its ranks together [default: cores / workers]
@@ -42,6 +45,27 @@ impl LocalArgs {
         self.ranks.map_or(1, usize::from)
     }
 
+    /// The same, if a number was given.
+    pub fn ranks_wanted(&self) -> Option<u32> {
+        self.ranks.map(u32::from)
+    }
+
+    /// Fails when the models of a job cannot be shared by as many ranks as are asked for. What is not
+    /// here, the workers look at.
+    pub fn check_ranks(&self, spec: &JobSpec) -> Result<()> {
+        let ranks = self.ranks();
+        longtake_agent::check_gang(self.devices().first(), ranks)?;
+        let own = spec
+            .sampling
+            .passes()
+            .filter_map(|pass| pass.model.as_ref());
+        let models = own.chain([&spec.model]).filter(|_| ranks > 1);
+        for model in models.filter(|model| find_model(&model.location).is_ok()) {
+            longtake_agent::check_ranks(model, ranks)?;
+        }
+        Ok(())
+    }
+
     /// Fails where a farm does the work: these flags mean nothing to it and are better refused than
     /// ignored.
     pub fn refuse(&self) -> Result<()> {
@@ -56,7 +80,6 @@ impl LocalArgs {
     fn given(&self) -> impl Iterator<Item = (&'static str, bool)> {
         let flags = [
             ("--workers", self.workers.is_some()),
-            ("--ranks", self.ranks.is_some()),
             ("--threads", self.threads.is_some()),
             ("--device", self.device.is_some()),
             ("--max-vram", self.max_vram.is_some()),
@@ -68,7 +91,7 @@ impl LocalArgs {
 
 /// Leaves these flags out of the help of a command that refuses them.
 pub fn hidden(arg: Arg) -> Arg {
-    let names = ["workers", "ranks", "threads", "device", "max_vram", "state"];
+    let names = ["workers", "threads", "device", "max_vram", "state"];
     let is_local = names.contains(&arg.get_id().as_str());
     if is_local { arg.hide(true) } else { arg }
 }

@@ -159,7 +159,6 @@ fn commands_that_need_a_farm_say_which_is_missing() {
         ["--workers", "2"],
         ["--device", "cuda:0"],
         ["--state", "here"],
-        ["--ranks", "2"],
     ];
     for flags in local {
         let submit = ["submit", "x", "--coordinator", "http://127.0.0.1:1"];

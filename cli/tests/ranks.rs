@@ -9,8 +9,8 @@ use std::process::Child;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use support::{
-    SMALL_FILM, children, is_alive, longer_film, render, render_small, run, signal, start, stderr,
-    wait_for,
+    Guard, SMALL_FILM, Service, children, is_alive, json, longer_film, longtake, render,
+    render_small, run, signal, start, stderr, wait_for,
 };
 
 #[test]
@@ -49,10 +49,6 @@ fn counts_that_do_not_work_are_refused_before_anything_is_rendered() {
     refused(
         &["--ranks=2", "--device=cuda:0"],
         &["--ranks 2", "--device cpu"],
-    );
-    refused(
-        &["--ranks=2", "--coordinator=http://127.0.0.1:1"],
-        &["--ranks", "leave out"],
     );
 }
 
@@ -116,4 +112,77 @@ fn a_film_whose_ranks_die_and_hang_is_the_same() {
     wait_for("all ranks to leave", || {
         all.iter().all(|&pid| !is_alive(pid)).then_some(())
     });
+}
+
+/// A worker of two ranks.
+fn worker(folder: &Path, url: &str, name: &str) -> Guard {
+    let log = fs::File::create(folder.join(format!("{name}.log"))).expect("a log");
+    let mut command = longtake(folder);
+    command
+        .args(["worker", "--coordinator", url, "--name", name])
+        .args(["--threads=2", "--ranks=2"])
+        .stderr(log);
+    Guard(command.spawn().expect("a worker"))
+}
+
+#[test]
+fn the_ranks_of_a_window_are_of_several_workers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let farm = Service::coordinator(folder.path(), &[]);
+    let list = || {
+        let list = run(
+            folder.path(),
+            ["workers", "list", "--json", "--coordinator", &farm.url],
+        );
+        json(&list)["workers"].as_array().expect("workers").clone()
+    };
+    let flags = ["--ranks=4", "--coordinator", &farm.url];
+    let _left = worker(folder.path(), &farm.url, "left");
+    wait_for("a worker", || (list().len() == 1).then_some(()));
+    let film = SMALL_FILM.iter().chain(&flags).chain(&["-o", "none.mp4"]);
+    let out = run(folder.path(), film);
+    let story = stderr(&out);
+    assert!(!out.status.success(), "{story}");
+    for part in ["4 ranks", "left gives 2", "--ranks 2 or fewer"] {
+        assert!(story.contains(part), "{story}");
+    }
+    let _right = worker(folder.path(), &farm.url, "right");
+    wait_for("another worker", || (list().len() == 2).then_some(()));
+    let (shared, _) = render_small(folder.path(), "shared.mp4", &flags);
+    let (alone, _) = render_small(folder.path(), "alone.mp4", &[]);
+    assert!(shared == alone, "the film shows how many ranks there were");
+    let log = |name: &str| fs::read_to_string(folder.path().join(name)).expect("a log");
+    let logs = log("left.log") + &log("right.log");
+    assert!(logs.contains("a gang of 4 ranks stands"), "{logs}");
+    wait_for("all ranks to be free", || {
+        list()
+            .iter()
+            .all(|worker| worker["state"] == "idle")
+            .then_some(())
+    });
+}
+
+#[test]
+fn addresses_that_ranks_cannot_have_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let refused = |flags: &[&str], part: &str| {
+        let start = [
+            "worker",
+            "--coordinator=http://127.0.0.1:1",
+            "--gang-address",
+        ];
+        let out = run(folder.path(), start.iter().chain(flags));
+        assert!(!out.status.success(), "{flags:?}");
+        assert!(stderr(&out).contains(part), "{flags:?}: {}", stderr(&out));
+    };
+    refused(&["10.1.2.3"], "in the clear");
+    refused(
+        &["192.0.2.1", "--insecure"],
+        "has to be an address of this machine",
+    );
+    refused(
+        &["0.0.0.0", "--insecure"],
+        "no address that others can dial",
+    );
+    refused(&["here"], "invalid");
 }

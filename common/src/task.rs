@@ -235,6 +235,30 @@ pub struct FilmMetadata {
     pub shots: Vec<Shot>,
 }
 
+/// A worker's share of a gang: so many of its ranks, the first of which has this number. Rank 0 leads
+/// and answers for the task; the others follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// Ranks of the gang.
+    pub ranks: u32,
+    /// The first of them that the worker is.
+    pub first: u32,
+    /// How many of them it is.
+    pub own: u32,
+}
+
+impl Share {
+    /// Whether the worker's part is to follow another's lead.
+    pub fn follows(&self) -> bool {
+        self.first > 0
+    }
+
+    /// Whether the gang is of one worker alone, which forms it by itself.
+    pub fn is_whole(&self) -> bool {
+        self.own == self.ranks
+    }
+}
+
 /// A piece of work in a worker's hands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Assignment {
@@ -244,7 +268,7 @@ pub struct Assignment {
     pub task: TaskId,
     /// 1 for the first try.
     pub attempt: u32,
-    /// Must come back with the result.
+    /// Must come back with the result. All workers of a gang have the same, which no gang before it had.
     pub token: FencingToken,
     /// Term of the coordinator that gave it.
     pub epoch: Epoch,
@@ -253,6 +277,9 @@ pub struct Assignment {
     /// Artifact that a worker left which had to go in the middle of it: where to go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halfway: Option<Hash>,
+    /// With how many ranks, and which of them the worker is. `None`: as it likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
 }
 
 /// What came of it.

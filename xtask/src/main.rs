@@ -37,6 +37,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         flags: Vec<String>,
     },
+    /// Render films with gangs of ranks that are killed, stand still and are cut off, and compare them
+    /// with undisturbed ones: docs/scenario.md.
+    Gangs {
+        /// Passed on: `--rounds N`, `--seed N`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
     /// Prove that crates depend on each other only in the directions of docs/architecture.md.
     Edges,
     /// Check file lengths, lint inheritance and that no absolute home path slipped in.
@@ -49,7 +56,8 @@ fn main() -> Result<()> {
         Task::Install => install(&root).map(|_| ()),
         Task::Test { filter } => test(&root, &filter),
         Task::Ci => ci(&root),
-        Task::Scenario { flags } => scenario(&root, &flags),
+        Task::Scenario { flags } => play(&root, "scenario", &flags),
+        Task::Gangs { flags } => play(&root, "gangs", &flags),
         Task::Edges => edges::check(&root),
         Task::Tidy => tidy::check(&root),
     }
@@ -78,9 +86,10 @@ fn farm(root: &Path) -> Result<()> {
     cargo(root, &["build", "--release", "--package", "longtake"])
 }
 
-fn scenario(root: &Path, flags: &[String]) -> Result<()> {
+/// Runs one of the programs that disturb a farm.
+fn play(root: &Path, program: &str, flags: &[String]) -> Result<()> {
     farm(root)?;
-    let run = "run --release --package longtake-tests --bin scenario --";
+    let run = format!("run --release --package longtake-tests --bin {program} --");
     let flags = flags.iter().map(String::as_str);
     cargo(root, &run.split(' ').chain(flags).collect::<Vec<_>>())
 }

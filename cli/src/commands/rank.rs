@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use longtake_agent::GangSettings;
+use std::net::IpAddr;
 
 /// Most ranks of a window.
 pub const RANKS_MAX: i64 = 32;
@@ -24,8 +25,13 @@ pub async fn run(args: RankArgs) -> Result<()> {
     Ok(served.context("a rank's own work ended")??)
 }
 
-/// How a worker starts its other ranks, of `threads` threads each.
-pub fn gang(ranks: usize, threads: usize, isa: Option<&str>) -> Result<GangSettings> {
+/// How a worker starts its other ranks, of `threads` threads each, which others reach at `address`.
+pub fn gang(
+    ranks: usize,
+    threads: usize,
+    isa: Option<&str>,
+    address: IpAddr,
+) -> Result<GangSettings> {
     let mut arguments = vec![
         "rank".to_owned(),
         "--threads".to_owned(),
@@ -36,6 +42,7 @@ pub fn gang(ranks: usize, threads: usize, isa: Option<&str>) -> Result<GangSetti
     }
     Ok(GangSettings {
         ranks,
+        address,
         program: std::env::current_exe().context("find the program's own path")?,
         arguments,
     })

@@ -62,6 +62,7 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     let (mut wanted, mut client) = farm_model::wanted_on_farm(&args.job, codec, &args.farm).await?;
     wanted.spec.previews = args.preview.is_some();
     wanted.spec.check()?;
+    args.local.check_ranks(&wanted.spec)?;
     let preview = args.preview.as_deref();
     let preview = preview.map(|path| PreviewTarget::new(path, &wanted.spec, target.as_ref()));
     let preview = preview.transpose()?;
@@ -75,7 +76,9 @@ pub async fn run(args: SubmitArgs) -> Result<()> {
     // Before anything is rendered for a file that cannot be written then.
     let claim = target.as_ref().map(Target::claim).transpose()?;
     wanted.uploads.send(&mut client).await?;
-    let reply = client.submit(spec_to_proto(&wanted.spec), args.isa).await?;
+    let ranks = args.local.ranks_wanted();
+    let spec = spec_to_proto(&wanted.spec);
+    let reply = client.submit(spec, args.isa, ranks).await?;
     if reply.continued {
         remark(format_args!(
             "an equal job is under way already: {}",

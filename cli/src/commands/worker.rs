@@ -2,10 +2,11 @@
 
 use super::rank::RANKS_MAX;
 use crate::access_args::AccessArgs;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use longtake_agent::{AgentConfig, Device, ModelSettings};
 use longtake_server::NAME_BYTES_MAX;
 use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 /// Flags of `worker`.
@@ -30,10 +31,17 @@ pub struct WorkerArgs {
     /// Threads to render with [default: the number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Processes that share each window, this one and others that it starts; the threads are divided
-    /// among them. Where they do not divide a model's attention heads, as many as do
+    /// Ranks that it can be of a gang that shares a window: this process and others that it starts; the
+    /// threads are divided among them. A job that wants no certain number gets as many of them as divide
+    /// its model's attention heads
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX))]
     ranks: u16,
+    /// This machine's address where the ranks of workers on other machines reach ours
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    gang_address: IpAddr,
+    /// Let ranks talk over --gang-address in the clear: on a network of their own
+    #[arg(long)]
+    insecure: bool,
     /// Instruction-set level: avx512, avx2 or scalar [default: the best that this machine has]
     #[arg(long)]
     isa: Option<String>,
@@ -80,7 +88,10 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
         .map_or_else(longtake_agent::host::cores, usize::from);
     let ranks = usize::from(args.ranks);
     let threads = (threads / ranks).max(1);
-    let gang = (ranks > 1).then(|| super::rank::gang(ranks, threads, args.isa.as_deref()));
+    check_gang_address(args.gang_address, args.insecure)?;
+    longtake_agent::check_gang(args.device, ranks)?;
+    let gang = (args.device == Device::Cpu)
+        .then(|| super::rank::gang(ranks, threads, args.isa.as_deref(), args.gang_address));
     let config = AgentConfig {
         coordinator: args.access.dial(&args.coordinator),
         name: args.name.unwrap_or_else(default_name),
@@ -101,6 +112,17 @@ pub async fn run(args: WorkerArgs) -> Result<()> {
     };
     let stop = super::stop_signal()?;
     Ok(longtake_agent::run(config, stop).await?)
+}
+
+/// Whoever can listen in on the ranks sees the pictures that they make, and they have no way to hide
+/// them.
+fn check_gang_address(address: IpAddr, insecure: bool) -> Result<()> {
+    if address.is_loopback() || insecure {
+        return Ok(());
+    }
+    bail!(
+        "ranks talk to each other in the clear: with --gang-address {address} add --insecure, on a network that only they are on, or leave it out for gangs of this machine"
+    )
 }
 
 /// Ends this process when the one that holds the other end of our standard input does. A thread of

@@ -61,6 +61,8 @@ struct WorkerJson<'a> {
     peak_rss_bytes: u64,
     state: &'a str,
     tasks: Vec<TaskJson<'a>>,
+    /// Of a gang that it can be at a time.
+    ranks: u32,
     /// Hashes of the models that it has.
     models: &'a [String],
     fetching: Option<FetchingJson<'a>>,
@@ -78,6 +80,15 @@ struct TaskJson<'a> {
     job: &'a str,
     task: &'a str,
     progress: f64,
+    /// Where it is shared with other workers.
+    share: Option<ShareJson>,
+}
+
+#[derive(Serialize)]
+struct ShareJson {
+    ranks: u32,
+    first: u32,
+    own: u32,
 }
 
 impl<'a> From<&'a v1::Worker> for WorkerJson<'a> {
@@ -86,6 +97,11 @@ impl<'a> From<&'a v1::Worker> for WorkerJson<'a> {
             job: &task.job,
             task: &task.task,
             progress: task.progress,
+            share: task.share.map(|share| ShareJson {
+                ranks: share.ranks,
+                first: share.first,
+                own: share.own,
+            }),
         };
         Self {
             name: &worker.name,
@@ -97,6 +113,7 @@ impl<'a> From<&'a v1::Worker> for WorkerJson<'a> {
             peak_rss_bytes: worker.peak_rss_bytes,
             state: &worker.state,
             tasks: worker.tasks.iter().map(task).collect(),
+            ranks: worker.ranks,
             models: &worker.models,
             fetching: worker.fetching.as_ref().map(|fetching| FetchingJson {
                 model: &fetching.model,
@@ -161,8 +178,15 @@ fn row(worker: &v1::Worker, models: &[v1::Model]) -> [String; 9] {
     };
     let held: Vec<_> = worker.models.iter().map(|hash| name(hash)).collect();
     let task = |task: &v1::WorkerTask| {
+        let share = task.share.map_or_else(String::new, |share| {
+            let last = (share.first + share.own).saturating_sub(1);
+            match share.own {
+                1 => format!(", rank {} of {}", share.first, share.ranks),
+                _ => format!(", ranks {} to {last} of {}", share.first, share.ranks),
+            }
+        });
         format!(
-            "{} of {} ({:.0}%)",
+            "{} of {} ({:.0}%{share})",
             task.task,
             task.job,
             100.0 * task.progress
@@ -216,6 +240,11 @@ mod tests {
             job: "j-1".into(),
             task: "denoise/3".into(),
             progress: 0.456,
+            share: Some(v1::Share {
+                ranks: 4,
+                first: 2,
+                own: 2,
+            }),
         };
         let mut fetching = worker("worker-12", vec![]);
         fetching.models = vec!["0123456789abcdef".into()];
@@ -231,7 +260,7 @@ mod tests {
         };
         let text = table(&[worker("a", vec![task]), fetching], &[stored]);
         let expected = "NAME       STATE  DEVICE  ISA   THREADS  MEMORY    PEAK     MODELS        DOES\n\
-                        a          busy   cpu     avx2  2        16.0 GiB  0.5 GiB                denoise/3 of j-1 (46%)\n\
+                        a          busy   cpu     avx2  2        16.0 GiB  0.5 GiB                denoise/3 of j-1 (46%, ranks 2 to 3 of 4)\n\
                         worker-12  busy   cpu     avx2  2        16.0 GiB  0.5 GiB  0123456789ab  fetches large (25%)\n";
         assert_eq!(text, expected);
     }

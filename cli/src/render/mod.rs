@@ -69,6 +69,8 @@ struct Order {
     preview: Option<PreviewTarget>,
     /// Instruction-set level to render on, if one was chosen.
     isa: Option<String>,
+    /// Ranks that share each window, where a farm's workers do.
+    ranks: Option<u32>,
     started: Instant,
 }
 
@@ -89,7 +91,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         None => farm_model::wanted_here(&args.job, codec, args.local.state.as_deref()).await?,
     };
     let wanted = args.previewed(wanted)?;
-    args.check_ranks(&wanted.spec)?;
+    args.local.check_ranks(&wanted.spec)?;
     let preview = args.preview.as_deref();
     let preview = preview.map(|path| PreviewTarget::new(path, &wanted.spec, Some(&target)));
     let preview = preview.transpose()?;
@@ -108,6 +110,7 @@ pub async fn run(args: RenderArgs, telemetry: &TelemetryArgs) -> Result<()> {
         latents,
         preview,
         isa: args.isa.clone(),
+        ranks: (args.farm.url()).and_then(|_| args.local.ranks_wanted()),
         started,
     };
     let mut report = match args.farm.url() {
@@ -183,23 +186,6 @@ impl RenderArgs {
             threads,
         }
     }
-
-    /// Fails when the models of a job cannot be shared by as many ranks as are asked for.
-    fn check_ranks(&self, spec: &JobSpec) -> Result<()> {
-        let ranks = self.local.ranks();
-        longtake_agent::check_gang(self.local.devices().first(), ranks)?;
-        if ranks == 1 {
-            return Ok(());
-        }
-        let own = spec
-            .sampling
-            .passes()
-            .filter_map(|pass| pass.model.as_ref());
-        for model in own.chain([&spec.model]) {
-            longtake_agent::check_ranks(model, ranks)?;
-        }
-        Ok(())
-    }
 }
 
 /// Fails when no worker of a farm can have the level that a job is to be rendered on.
@@ -241,7 +227,11 @@ async fn carry_out(
     }
     order.wanted.uploads.send(client).await?;
     let reply = client
-        .submit(spec_to_proto(&order.wanted.spec), order.isa.clone())
+        .submit(
+            spec_to_proto(&order.wanted.spec),
+            order.isa.clone(),
+            order.ranks,
+        )
         .await?;
     if reply.continued {
         progress.note("going on where an earlier run was stopped");

@@ -43,7 +43,12 @@ impl Core {
             return;
         }
         match event {
-            Event::Submit { job, spec, isa } => self.submit(job, *spec, isa, fx),
+            Event::Submit {
+                job,
+                spec,
+                isa,
+                ranks,
+            } => self.submit(job, *spec, isa, ranks, fx),
             Event::Drain { name } => self.set_drained(name, true, fx),
             Event::Undrain { name } => self.set_drained(name, false, fx),
             Event::Cancel { job } if self.jobs.get(&job).is_some_and(Job::is_open) => {
@@ -62,7 +67,14 @@ impl Core {
         }
     }
 
-    fn submit(&mut self, proposed: JobId, spec: JobSpec, isa: Option<String>, fx: &mut Effects) {
+    fn submit(
+        &mut self,
+        proposed: JobId,
+        spec: JobSpec,
+        isa: Option<String>,
+        ranks: Option<u32>,
+        fx: &mut Effects,
+    ) {
         if let Err(error) = spec.check() {
             return fx.push(Effect::Refused {
                 proposed,
@@ -78,6 +90,9 @@ impl Core {
         let mut jobs = self.jobs.iter();
         if let Some((id, _)) = jobs.find(|(_, job)| job.is_open() && job.serves(&spec, &isa)) {
             let job = id.clone();
+            if let Some(error) = self.set_ranks(&job, ranks, fx) {
+                return fx.push(Effect::Refused { proposed, error });
+            }
             self.mark_reused(&job, fx);
             return fx.push(Effect::Submitted {
                 proposed,
@@ -98,12 +113,15 @@ impl Core {
             error: String::new(),
             paused: false,
             isa,
+            ranks,
             takes: BTreeMap::new(),
         };
         let job = Job::new(record);
         let isa = job.record.isa.as_deref();
-        let refusal = self.refuse_absent_level(isa);
-        if let Some(error) = refusal.or_else(|| self.refuse_memory(isa, &job)) {
+        let refusal = (self.refuse_absent_level(isa))
+            .or_else(|| self.refuse_memory(isa, &job))
+            .or_else(|| self.refuse_ranks(isa, &job));
+        if let Some(error) = refusal {
             return fx.push(Effect::Refused { proposed, error });
         }
         self.next_seq += 1;
@@ -118,6 +136,20 @@ impl Core {
             proposed,
             continued: false,
         });
+    }
+
+    /// Has what is left of a job done by as many ranks as its user now wants, if he says. Returns why
+    /// it cannot be.
+    fn set_ranks(&mut self, id: &JobId, ranks: Option<u32>, fx: &mut Effects) -> Option<String> {
+        ranks.filter(|_| self.jobs[id].record.ranks != ranks)?;
+        let before = std::mem::replace(&mut self.job_mut(id).record.ranks, ranks);
+        let job = &self.jobs[id];
+        if let Some(error) = self.refuse_ranks(job.record.isa.as_deref(), job) {
+            self.job_mut(id).record.ranks = before;
+            return Some(error);
+        }
+        fx.write_job(id, &job.record);
+        None
     }
 
     /// Whoever submits a job again sees what was there already as reused.

@@ -4,8 +4,9 @@ use crate::models::{Fault, Fetching, StoredModel};
 use crate::workers::WorkerInfo;
 use longtake_common::ids::{FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::JobSpec;
-use longtake_common::task::{Assignment, TaskOutput};
+use longtake_common::task::{Assignment, Share, TaskOutput};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 /// Work that a worker says it has in hand, finished but unacknowledged work included.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +19,8 @@ pub struct Running {
     pub token: FencingToken,
     /// Share that is done, 0..1.
     pub progress: f64,
+    /// From its assignment: which ranks of a gang it is.
+    pub share: Option<Share>,
 }
 
 /// Whose fault a failure is, which decides about the next try.
@@ -33,6 +36,10 @@ pub enum Blame {
     Place,
     /// Nobody's: the worker was told to stop. The artifact says where another can go on.
     Leaving(Option<Hash>),
+    /// A rank of its gang was lost: no fault of the task.
+    Gang,
+    /// The worker with this rank of its gang cannot be reached from where the task was.
+    Peer(u32),
 }
 
 /// Something happened.
@@ -46,6 +53,8 @@ pub enum Event {
         spec: Box<JobSpec>,
         /// Instruction-set level to render on; `None` takes that of the first worker.
         isa: Option<String>,
+        /// Ranks that share each window; `None` leaves it to the worker that has it.
+        ranks: Option<u32>,
     },
     /// A user wants no more of a job.
     Cancel {
@@ -145,6 +154,25 @@ pub enum Event {
         /// What was said meanwhile: an artifact.
         log: Option<Hash>,
     },
+    /// A worker's ranks of a gang have loaded what they need and can be reached. Answered by
+    /// [`Effect::Roster`] to all of the gang when all have said so.
+    Seated {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which gang: the token of its assignment.
+        gang: FencingToken,
+        /// Where its ranks are reached, in their order.
+        seats: Vec<SocketAddr>,
+        /// What links the ranks, from the worker with rank 0; see [`Effect::Roster`].
+        key: Vec<u8>,
+    },
+    /// A worker's ranks have joined the others. Answered by [`Effect::Go`] when all have.
+    Joined {
+        /// Which worker.
+        worker: WorkerId,
+        /// Which gang.
+        gang: FencingToken,
+    },
     /// The artifact store has lost some artifacts, or they are damaged there: what is made of them
     /// is made again where it is needed.
     Lost {
@@ -211,6 +239,25 @@ pub enum Effect {
         worker: WorkerId,
         /// What.
         assignment: Box<Assignment>,
+    },
+    /// Tell a worker where all ranks of its gang are, so that its own join them.
+    Roster {
+        /// Whom.
+        worker: WorkerId,
+        /// Which gang.
+        gang: FencingToken,
+        /// By rank.
+        seats: Vec<SocketAddr>,
+        /// What links the ranks, as rank 0 made it: the secret that they know each other by on
+        /// sockets, the unique id of a communicator on NCCL.
+        key: Vec<u8>,
+    },
+    /// Tell the worker with rank 0 that all ranks have joined.
+    Go {
+        /// Whom.
+        worker: WorkerId,
+        /// Which gang.
+        gang: FencingToken,
     },
     /// Tell a worker to stop and forget some work.
     Revoke {

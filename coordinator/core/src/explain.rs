@@ -64,6 +64,7 @@ impl Core {
         for (kind, task) in running {
             reasons.push(running_sentence(*kind, task));
             reasons.extend(self.fetching_sentence(job, task));
+            reasons.extend(self.forming_sentence(job, *kind));
         }
         for (kind, task) in with(|status| matches!(status, Status::Orphan { .. })) {
             reasons.extend(orphan_sentence(now_ms, *kind, task));
@@ -85,7 +86,13 @@ impl Core {
             let of_lane = ready
                 .iter()
                 .filter(|(_, task)| task.work.is_some_and(|(_, of)| of == lane));
-            let kinds: Vec<_> = of_lane.map(|(kind, _)| **kind).collect();
+            let (gangs, kinds): (Vec<_>, Vec<_>) =
+                (of_lane.map(|(kind, _)| **kind)).partition(|kind| job.gang(*kind).is_some());
+            if let Some(&first) = gangs.first() {
+                let obstacle = self.gang_obstacle(id, job, first);
+                let obstacle = obstacle.unwrap_or_else(|| self.obstacle(id, job, lane));
+                reasons.push(format!("{} {obstacle}", names(&gangs)));
+            }
             if !kinds.is_empty() {
                 reasons.push(format!(
                     "{} {}",
@@ -141,8 +148,18 @@ impl Core {
                     'longtake workers resume NAME' lets one work again"
                 .to_owned();
         }
+        let is_free = |worker: &WorkerId| self.free[&lane].contains(worker);
+        if let (true, Some(kept)) = (
+            accepting.iter().any(|(worker, _)| is_free(worker)),
+            self.kept_sentence(id),
+        ) {
+            return kept;
+        }
         let busy = accepting.iter().filter_map(|(worker, state)| {
-            let (of, kind) = state.lanes.get(&lane)?;
+            let followed = state.follows.and_then(|gang| self.gangs.get(&gang));
+            let followed = followed.map(|gang| (gang.job.clone(), gang.kind));
+            let followed = followed.as_ref().filter(|_| lane == Lane::Device);
+            let (of, kind) = state.lanes.get(&lane).or(followed)?;
             let job = if of == id {
                 String::new()
             } else {
@@ -269,7 +286,14 @@ fn failure_sentence(kind: TaskKind, task: &Task) -> Option<String> {
         ));
     }
     let losses = record.lost_with.len() as u32;
-    (unfinished && losses > 0).then(|| format!("{kind} lost its worker {}", times(losses)))
+    (unfinished && losses > 0).then(|| match record.has_lost_gang() {
+        false => format!("{kind} lost its worker {}", times(losses)),
+        true => format!(
+            "{kind} lost its gang or worker {}, and is done again: {}",
+            times(losses),
+            record.last_error
+        ),
+    })
 }
 
 fn names(kinds: &[TaskKind]) -> String {

@@ -5,11 +5,11 @@ use crate::effects::{Blame, Effect, Effects, Event, Running};
 use crate::state::{Core, Finish, Halfway, Status};
 use crate::workers::{Worker, WorkerInfo};
 use longtake_common::ids::{FencingToken, JobId, TaskId, WorkerId};
-use longtake_common::task::TaskOutput;
+use longtake_common::task::{Lane, Share, TaskOutput};
 use std::collections::BTreeSet;
 
 /// Where a report stands against what the core knows.
-enum Claim {
+pub(crate) enum Claim {
     /// It is about work that was given out last under this token and is not done.
     Current(TaskKind),
     /// It is about the result that was taken: an earlier answer got lost.
@@ -73,6 +73,13 @@ impl Core {
                     self.failed(&worker, &job, kind, error, blame, fx);
                 }
             }
+            Event::Seated {
+                worker,
+                gang,
+                seats,
+                key,
+            } => self.seated(now_ms, &worker, gang, seats, key, fx),
+            Event::Joined { worker, gang } => self.joined(&worker, gang, fx),
             Event::WorkerModels {
                 worker,
                 models,
@@ -137,6 +144,9 @@ impl Core {
         running: &Running,
         fx: &mut Effects,
     ) -> bool {
+        if let Some(share) = running.share.filter(Share::follows) {
+            return self.rejoin(worker, running, share);
+        }
         let id = &running.job;
         let kind = match self.claim(id, &running.task, running.token) {
             Claim::Current(kind) => kind,
@@ -148,11 +158,16 @@ impl Core {
         let Some((_, lane)) = task.work else {
             return false;
         };
-        if self.workers[worker].lanes.contains_key(&lane) {
+        let state = &self.workers[worker];
+        let follows = lane == Lane::Device && state.follows.is_some();
+        if follows || state.lanes.contains_key(&lane) {
             return false;
         }
-        self.withdraw(id, kind);
+        self.unlink(id, kind);
         self.hold(now_ms, worker, id, kind);
+        if let Some(share) = running.share.filter(|share| !share.is_whole()) {
+            self.enter(worker, running.token, id, kind, share);
+        }
         let info = &self.workers[worker].info;
         let (name, instance) = (info.name.clone(), info.instance.clone());
         let task = self.task_mut(id, kind);
@@ -170,7 +185,7 @@ impl Core {
         true
     }
 
-    fn claim(&self, id: &JobId, task: &TaskId, token: FencingToken) -> Claim {
+    pub(crate) fn claim(&self, id: &JobId, task: &TaskId, token: FencingToken) -> Claim {
         let found = TaskKind::parse(&task.0).and_then(|kind| {
             let job = self.jobs.get(id)?;
             Some((kind, job, job.tasks.get(&kind)?))
@@ -247,7 +262,7 @@ impl Core {
             let error = format!("the worker's result has no '{name}'");
             return self.failed(&worker, &id, kind, error, Blame::Try, fx);
         }
-        self.withdraw(&id, kind);
+        self.withdraw(&id, kind, fx);
         let task = &self.jobs[&id].tasks[&kind];
         let (key, _) = task.work.expect("it was given out");
         let elapsed_ms = task
@@ -280,8 +295,22 @@ impl Core {
         blame: Blame,
         fx: &mut Effects,
     ) {
-        self.withdraw(id, kind);
+        let peer = match blame {
+            Blame::Peer(rank) => self.peer(id, kind, rank),
+            _ => None,
+        };
+        let token = self.jobs[id].tasks[&kind].record.token;
+        self.recall(id, kind, Some(worker), fx);
+        self.withdraw(id, kind, fx);
+        if let (Blame::Gang, Some(token)) = (&blame, token) {
+            return self.count_lost_gang(id, kind, token, error, fx);
+        }
         let name = (self.workers.get(worker)).map(|worker| worker.info.name.clone());
+        // Who cannot be reached is not asked again while there are others.
+        let (name, error) = match peer {
+            Some(peer) => (Some(peer.clone()), unreached(&peer, &error)),
+            None => (name, error),
+        };
         let task = self.task_mut(id, kind);
         task.record.in_flight = false;
         // The report is settled: a second one for the same token must not count again.
@@ -390,6 +419,10 @@ impl Core {
         running: &Running,
         fx: &mut Effects,
     ) -> bool {
+        if let Some(share) = running.share.filter(Share::follows) {
+            let follows = self.workers[worker].follows == Some(running.token);
+            return follows || self.rejoin(worker, running, share);
+        }
         let kind = match self.claim(&running.job, &running.task, running.token) {
             Claim::Current(kind) => kind,
             Claim::Settled => return true,
@@ -429,8 +462,12 @@ impl Core {
             return;
         };
         let held: Vec<_> = state.lanes.values().cloned().collect();
+        let (follows, name) = (state.follows, state.info.name.clone());
         for (id, kind) in held {
             self.lose_task(&id, kind, fx);
+        }
+        if let Some(gang) = follows {
+            self.lose_gang(gang, format!("{name} was lost, which had a part in it"), fx);
         }
         self.note_models(worker, BTreeSet::new(), None);
         self.workers.remove(worker);
@@ -447,19 +484,38 @@ impl Core {
         // One that was told to stop goes when its time is up.
         let ended = holder.filter(|worker| !worker.leaving);
         let ended = ended.map(|worker| worker.info.instance.clone());
-        self.withdraw(id, kind);
-        let losses_max = self.limits.losses_max as usize;
+        let was_gang = self.withdraw(id, kind, fx);
         let task = self.task_mut(id, kind);
         task.record.in_flight = false;
         task.record.lost_with.extend(ended);
+        if was_gang {
+            // Its first rank alone has nothing to come back with.
+            task.record.token = None;
+        }
+        self.after_loss(id, kind, fx);
+    }
+
+    /// Has others do a task that was lost, unless it was lost too often.
+    pub(crate) fn after_loss(&mut self, id: &JobId, kind: TaskKind, fx: &mut Effects) {
+        let losses_max = self.limits.losses_max as usize;
+        let task = self.task_mut(id, kind);
         let (losses, name) = (task.record.lost_with.len(), task.record.worker.clone());
         fx.write_task(id, kind, &task.record);
         fx.changed(id);
         if losses <= losses_max {
             return self.requeue(id, kind, fx);
         }
+        let what = match task.record.has_lost_gang() {
+            false => format!(
+                "{losses} workers ended without a word while they did {kind}, the last of them {name}"
+            ),
+            true => format!(
+                "{losses} gangs ended while they did {kind}, the last of them led by {name} ({})",
+                task.record.last_error
+            ),
+        };
         let error = format!(
-            "{losses} workers ended without a word while they did {kind}, the last of them {name}: it may be what ends them, so see their logs (out of memory?), then 'longtake retry {id}'"
+            "{what}: it may be what ends them, so see their logs (out of memory?), then 'longtake retry {id}'"
         );
         self.task_mut(id, kind).status = Status::Waiting(0);
         self.fail_job(id, error, fx);
@@ -493,16 +549,20 @@ impl Core {
             fx.push(Effect::Disconnect { worker });
         }
         self.wake(now_ms);
+        self.end_late_gangs(now_ms, fx);
         for (id, kind) in self.orphans.clone() {
             let task = &self.jobs[&id].tasks[&kind];
             if matches!(task.status, Status::Orphan { until_ms } if now_ms >= until_ms) {
-                self.withdraw(&id, kind);
+                if self.withdraw(&id, kind, fx) {
+                    self.task_mut(&id, kind).record.token = None;
+                }
                 self.requeue(&id, kind, fx);
             }
         }
     }
 
     fn extend_leases(&mut self, gap_ms: u64) {
+        self.extend_gangs(gap_ms);
         for worker in self.workers.values_mut() {
             worker.last_seen_ms += gap_ms;
             for (id, kind) in worker.lanes.values() {
@@ -519,4 +579,10 @@ impl Core {
             }
         }
     }
+}
+
+fn unreached(peer: &str, error: &str) -> String {
+    format!(
+        "{error}: {peer} cannot be reached from there, start it with a --gang-address that the other workers reach"
+    )
 }

@@ -11,6 +11,8 @@ mod effects;
 mod estimate;
 mod explain;
 mod forecast;
+mod gang;
+mod gather;
 mod handle;
 mod levels;
 mod logs;

@@ -98,7 +98,7 @@ impl Core {
             .filter_map(ready)
             .collect::<Vec<_>>()
         {
-            self.withdraw(id, kind);
+            self.withdraw(id, kind, fx);
         }
         self.open_all(id, fx);
     }

@@ -234,7 +234,7 @@ impl Core {
         };
         let task = &job.tasks[&kind];
         if task.status == Status::Ready && task.record.in_flight && self.limits.adopt_ms > 0 {
-            self.withdraw(id, kind);
+            self.withdraw(id, kind, fx);
             let until_ms = now_ms + self.limits.adopt_ms;
             self.task_mut(id, kind).status = Status::Orphan { until_ms };
             self.orphans.insert((id.clone(), kind));

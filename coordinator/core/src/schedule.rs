@@ -2,11 +2,13 @@
 
 use crate::dag::{self, TaskKind};
 use crate::effects::{Effect, Effects};
+use crate::gather::Team;
 use crate::state::{Core, Finish, Job, LANES, Place, Status, StoredState, Task};
 use crate::workers::Worker;
 use longtake_common::ids::{FencingToken, Hash, JobId, WorkerId};
 use longtake_common::spec::Continuity;
-use longtake_common::task::{Assignment, Lane, Work};
+use longtake_common::task::{Assignment, Lane, Share, Work};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 /// Name of the result of `work` as workers of one instruction-set level make it. What the model
@@ -133,8 +135,16 @@ impl Core {
         self.ready.get_mut(&lane).expect("every lane has a queue")
     }
 
-    /// Takes a task out of its queue, its worker's hands or the orphans. Its token stays current.
-    pub(crate) fn withdraw(&mut self, id: &JobId, kind: TaskKind) {
+    /// Takes a task out of its queue, its workers' hands or the orphans; whoever follows in its gang is
+    /// told. Its token stays current. Says whether a gang has ended by this.
+    pub(crate) fn withdraw(&mut self, id: &JobId, kind: TaskKind, fx: &mut Effects) -> bool {
+        self.unlink(id, kind);
+        let token = self.jobs[id].tasks[&kind].record.token;
+        token.is_some_and(|token| self.dissolve(token, fx))
+    }
+
+    /// The same but for its gang, which goes on.
+    pub(crate) fn unlink(&mut self, id: &JobId, kind: TaskKind) {
         let job = &self.jobs[id];
         let (place, task) = (self.place(job, kind), &job.tasks[&kind]);
         let Some((_, lane)) = task.work else { return };
@@ -193,6 +203,7 @@ impl Core {
     fn schedule_once(&mut self, now_ms: u64, fx: &mut Effects) -> bool {
         for lane in LANES {
             let mut after = Bound::Unbounded;
+            let mut kept = BTreeSet::new();
             while !self.free[&lane].is_empty() {
                 let queue = &self.ready[&lane];
                 let Some(&place) = queue.range((after, Bound::Unbounded)).next() else {
@@ -201,20 +212,23 @@ impl Core {
                 let id = self.job_by_seq[&place.seq].clone();
                 let job = &self.jobs[&id];
                 let places = self.link(place).into_iter().chain([place]);
-                let mut chosen =
-                    places.filter_map(|place| Some((place, self.choose(lane, job, place.kind)?)));
-                let Some((place, worker)) = chosen.next() else {
+                let mut chosen = places
+                    .filter_map(|place| Some((place, self.team(lane, job, place.kind, &kept)?)));
+                let Some((place, team)) = chosen.next() else {
+                    if let Some(ranks) = job.gang(place.kind).filter(|_| kept.is_empty()) {
+                        kept = self.keep_free(job, place.kind, ranks);
+                    }
                     after = Bound::Excluded(place);
                     continue;
                 };
                 if lane == Lane::Device {
-                    self.pin(&id, &worker, fx);
+                    self.pin(&id, &team[0].0, fx);
                 }
                 let task = &self.jobs[&id].tasks[&place.kind];
                 let (key, _) = task.work.expect("it was queued");
                 if self.memo.contains_key(&key) {
                     // Another job has done the same since this was queued.
-                    self.withdraw(&id, place.kind);
+                    self.unlink(&id, place.kind);
                     let finish = Finish {
                         key,
                         reused: true,
@@ -223,7 +237,7 @@ impl Core {
                     self.complete(&id, place.kind, finish, fx);
                     return true;
                 }
-                self.assign(now_ms, &worker, &id, place.kind, fx);
+                self.assign(now_ms, &team, &id, place.kind, fx);
             }
         }
         false
@@ -248,14 +262,44 @@ impl Core {
         of_job.find(|other| other.kind.is_link()).copied()
     }
 
+    /// Free workers that do a task together, all that it wants; or the one that does it alone.
+    fn team(
+        &self,
+        lane: Lane,
+        job: &Job,
+        kind: TaskKind,
+        kept: &BTreeSet<WorkerId>,
+    ) -> Option<Team> {
+        if let Some(ranks) = job.gang(kind) {
+            return self.gather(job, kind, ranks, kept);
+        }
+        let share = job.ranks(kind).map(|ranks| Share {
+            ranks,
+            first: 0,
+            own: ranks,
+        });
+        let worker = self.choose(lane, job, kind, kept)?;
+        Some(vec![(worker, share)])
+    }
+
     /// A free worker that the task has not failed on, one that has the model before one that would
     /// have to fetch it. When every worker has seen it fail, any; but not while one that has not is
     /// merely busy.
-    fn choose(&self, lane: Lane, job: &Job, kind: TaskKind) -> Option<WorkerId> {
+    fn choose(
+        &self,
+        lane: Lane,
+        job: &Job,
+        kind: TaskKind,
+        kept: &BTreeSet<WorkerId>,
+    ) -> Option<WorkerId> {
         let failed_on = &job.tasks[&kind].record.failed_on;
         let is_new = |worker: &WorkerId| !failed_on.contains(&self.workers[worker].info.name);
-        let fits = |worker: &&WorkerId| self.fits(&self.workers[*worker], lane, job);
-        let free = || self.free[&lane].iter().filter(fits);
+        let fits = |worker: &&WorkerId| {
+            let state = &self.workers[*worker];
+            self.fits(state, lane, job) && (lane == Lane::Host || self.may_pin(job, state))
+        };
+        let is_kept = |worker: &&WorkerId| kept.contains(*worker);
+        let free = || self.free[&lane].iter().filter(fits).filter(|w| !is_kept(w));
         let is_held =
             lane == Lane::Device && self.holders.contains_key(&job.record.spec.model.hash);
         let has = |worker: &&WorkerId| self.workers[*worker].has_model(job) && is_new(worker);
@@ -298,19 +342,13 @@ impl Core {
         }
     }
 
-    fn assign(
-        &mut self,
-        now_ms: u64,
-        worker: &WorkerId,
-        id: &JobId,
-        kind: TaskKind,
-        fx: &mut Effects,
-    ) {
+    fn assign(&mut self, now_ms: u64, team: &Team, id: &JobId, kind: TaskKind, fx: &mut Effects) {
+        let worker = &team[0].0;
         let work = match self.build(&self.jobs[id], kind) {
             Ok(work) => work,
             Err(error) => return self.fail_job(id, error.to_string(), fx),
         };
-        self.withdraw(id, kind);
+        self.unlink(id, kind);
         let token = FencingToken(self.next_token);
         self.next_token += 1;
         fx.write_meta(self);
@@ -329,21 +367,25 @@ impl Core {
         let halfway = halfway.filter(|halfway| Some(halfway.of) == given);
         let halfway = halfway.map(|halfway| halfway.artifact);
         self.hold(now_ms, worker, id, kind);
-        let epoch = self.epoch;
-        let (job, task) = (id.clone(), kind.id());
-        let assignment = Box::new(Assignment {
-            job,
-            task,
-            attempt,
-            token,
-            epoch,
-            work,
-            halfway,
-        });
-        fx.push(Effect::Assign {
-            worker: worker.clone(),
-            assignment,
-        });
+        if team.len() > 1 {
+            self.form(now_ms, token, id, kind, team);
+        }
+        for (worker, share) in team {
+            let assignment = Box::new(Assignment {
+                job: id.clone(),
+                task: kind.id(),
+                attempt,
+                token,
+                epoch: self.epoch,
+                work: work.clone(),
+                halfway,
+                share: *share,
+            });
+            fx.push(Effect::Assign {
+                worker: worker.clone(),
+                assignment,
+            });
+        }
         fx.changed(id);
     }
 
@@ -357,19 +399,16 @@ impl Core {
     ) {
         let kinds: Vec<_> = self.jobs[id].tasks.keys().copied().collect();
         for kind in kinds {
-            let task = &self.jobs[id].tasks[&kind];
-            if let (Status::Running(worker), Some(token)) = (&task.status, task.record.token) {
-                let (worker, job) = (worker.clone(), id.clone());
-                fx.push(Effect::Revoke {
-                    worker,
-                    job,
-                    task: kind.id(),
-                    token,
-                });
-            }
-            if task.status != Status::Done {
-                self.withdraw(id, kind);
-                self.task_mut(id, kind).status = Status::Waiting(usize::MAX);
+            self.recall(id, kind, None, fx);
+            if self.jobs[id].tasks[&kind].status != Status::Done {
+                let was_gang = self.withdraw(id, kind, fx);
+                let task = self.task_mut(id, kind);
+                task.status = Status::Waiting(usize::MAX);
+                if was_gang {
+                    // Its first rank alone has nothing to come back with.
+                    task.record.token = None;
+                    fx.write_task(id, kind, &task.record);
+                }
             }
         }
         let job = self.job_mut(id);

@@ -1,6 +1,7 @@
 //! What the coordinator knows: jobs with their tasks, workers, results by content.
 
 use crate::dag::{self, TaskKind};
+use crate::gang::Gang;
 use crate::logs::FailedTry;
 use crate::memory::least_bytes;
 use crate::models::{Fault, StoredModel};
@@ -30,6 +31,10 @@ pub struct Limits {
     /// How often the artifact store may lose what a task has made without failing its job: a store
     /// that loses it again and again keeps nothing.
     pub remakes_max: u32,
+    /// How long a gang's ranks may take to load what they need, fetching a model included.
+    pub seat_ms: u64,
+    /// How long they may take to join each other then.
+    pub join_ms: u64,
 }
 
 impl Default for Limits {
@@ -41,6 +46,8 @@ impl Default for Limits {
             losses_max: 16,
             rest_ms: 5000,
             remakes_max: 5,
+            seat_ms: 1_800_000,
+            join_ms: 20_000,
         }
     }
 }
@@ -72,7 +79,8 @@ pub(crate) struct TaskRecord {
     pub attempts: u32,
     /// How often it came back as failed.
     pub failures: u32,
-    /// The worker processes that were lost with it in hand, and have not come back.
+    /// The worker processes that were lost with it in hand, and have not come back; the gangs that
+    /// lost a rank.
     #[serde(default)]
     pub lost_with: BTreeSet<String>,
     /// Of the latest time that it was given out: only this one is taken back.
@@ -101,6 +109,22 @@ pub(crate) struct TaskRecord {
     pub in_flight: bool,
     /// Set once it is done.
     pub finish: Option<Finish>,
+}
+
+/// Stands before the token of a gang that lost a rank, among the workers that were lost.
+const GANG: &str = "gang ";
+
+impl TaskRecord {
+    /// Notes that its gang under `token` has ended, and how.
+    pub fn lose_gang(&mut self, token: FencingToken, story: String) {
+        self.lost_with.insert(format!("{GANG}{token}"));
+        self.last_error = story;
+    }
+
+    /// Whether it has lost gangs.
+    pub fn has_lost_gang(&self) -> bool {
+        self.lost_with.iter().any(|lost| lost.starts_with(GANG))
+    }
 }
 
 /// Where a task is.
@@ -181,6 +205,9 @@ pub(crate) struct JobRecord {
     /// first worker that took some of it.
     #[serde(default)]
     pub isa: Option<String>,
+    /// Ranks that share each window, if its user wants a certain number.
+    #[serde(default)]
+    pub ranks: Option<u32>,
     /// The latest take of each window that was rendered anew.
     #[serde(default)]
     pub takes: BTreeMap<u32, Take>,
@@ -317,6 +344,8 @@ pub struct Core {
     pub(crate) ready: BTreeMap<Lane, BTreeSet<Place>>,
     /// Workers that may be given something, by lane.
     pub(crate) free: BTreeMap<Lane, BTreeSet<WorkerId>>,
+    /// Gangs of more than one worker, those that form included.
+    pub(crate) gangs: BTreeMap<FencingToken, Gang>,
     /// Tasks that wait for their workers to come back.
     pub(crate) orphans: BTreeSet<(JobId, TaskKind)>,
     pub(crate) last_tick_ms: u64,
@@ -341,6 +370,7 @@ impl Core {
             memo: BTreeMap::new(),
             ready: LANES.map(|lane| (lane, BTreeSet::new())).into(),
             free: LANES.map(|lane| (lane, BTreeSet::new())).into(),
+            gangs: BTreeMap::new(),
             orphans: BTreeSet::new(),
             last_tick_ms: now_ms,
         }

@@ -3,10 +3,11 @@
 use crate::dag::TaskKind;
 use crate::models::Fetching;
 use crate::state::{Core, Job, LANES};
-use longtake_common::ids::{Hash, JobId, TaskId, WorkerId};
-use longtake_common::task::Lane;
+use longtake_common::ids::{FencingToken, Hash, JobId, TaskId, WorkerId};
+use longtake_common::task::{Lane, Share};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// What a worker says of itself when it connects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,12 @@ pub struct WorkerInfo {
     /// It also looks for a model under the path that the job names, because whoever gives jobs is
     /// the one who started it.
     pub takes_paths: bool,
+    /// Ranks of a gang that it can be at a time.
+    pub ranks: u32,
+    /// Where those are reached by others; `None` when they form gangs among themselves only.
+    pub gang_address: Option<IpAddr>,
+    /// Tells machines apart: ranks of one machine reach each other whatever their address.
+    pub machine: String,
 }
 
 #[derive(Clone, Debug)]
@@ -36,6 +43,8 @@ pub(crate) struct Worker {
     pub last_seen_ms: u64,
     /// What it does in each lane.
     pub lanes: BTreeMap<Lane, (JobId, TaskKind)>,
+    /// The gang that its device lane follows.
+    pub follows: Option<FencingToken>,
     pub peak_rss_bytes: u64,
     /// It was told to stop.
     pub leaving: bool,
@@ -51,6 +60,7 @@ impl Worker {
             info,
             last_seen_ms: now_ms,
             lanes: BTreeMap::new(),
+            follows: None,
             peak_rss_bytes: 0,
             leaving: false,
             trouble: None,
@@ -106,6 +116,9 @@ pub struct WorkerTask {
     pub task: TaskId,
     /// Share that is done, 0..1.
     pub progress: f64,
+    /// Which ranks of it the worker is, where it is shared with others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
 }
 
 /// A worker, as users see it.
@@ -134,12 +147,19 @@ impl Core {
     }
 
     fn worker_view(&self, id: &WorkerId, worker: &Worker) -> WorkerView {
-        let task = |(job, kind): &(JobId, TaskKind)| WorkerTask {
-            job: job.clone(),
-            task: kind.id(),
-            progress: self.jobs[job].tasks[kind].progress,
+        let task = |(job, kind): &(JobId, TaskKind)| {
+            let task = &self.jobs[job].tasks[kind];
+            WorkerTask {
+                job: job.clone(),
+                task: kind.id(),
+                progress: task.progress,
+                share: self.share(task.record.token, id),
+            }
         };
-        let state = match (self.accepts(id), worker.lanes.is_empty()) {
+        let followed = worker.follows.and_then(|gang| self.gangs.get(&gang));
+        let followed = followed.map(|gang| (gang.job.clone(), gang.kind));
+        let held: Vec<_> = followed.iter().chain(worker.lanes.values()).collect();
+        let state = match (self.accepts(id), held.is_empty()) {
             (true, true) => WorkerState::Idle,
             (true, false) => WorkerState::Busy,
             (false, false) => WorkerState::Draining,
@@ -149,7 +169,7 @@ impl Core {
             worker: id.clone(),
             info: worker.info.clone(),
             state,
-            tasks: worker.lanes.values().map(task).collect(),
+            tasks: held.into_iter().map(task).collect(),
             peak_rss_bytes: worker.peak_rss_bytes,
             fetching: worker.fetching,
         }
@@ -212,8 +232,10 @@ impl Core {
     pub(crate) fn refresh(&mut self, worker: &WorkerId) {
         let accepts = self.accepts(worker);
         for lane in LANES {
-            let has_work =
-                (self.workers.get(worker)).is_some_and(|state| state.lanes.contains_key(&lane));
+            let has_work = (self.workers.get(worker)).is_some_and(|state| {
+                let follows = lane == Lane::Device && state.follows.is_some();
+                follows || state.lanes.contains_key(&lane)
+            });
             let free = self.free.get_mut(&lane).expect("every lane has a set");
             if accepts && !has_work {
                 free.insert(worker.clone());

@@ -436,6 +436,7 @@ fn results_of_one_level_are_not_used_on_another() {
         job: JobId(isa.into()),
         spec: Box::new(spec(FRAMES)),
         isa: Some(isa.into()),
+        ranks: None,
     };
     // A worker of the other level may come as long as there is none.
     farm.detach("w");

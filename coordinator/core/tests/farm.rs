@@ -258,6 +258,7 @@ fn bad_jobs_are_refused() {
         job: JobId("j".into()),
         spec,
         isa: None,
+        ranks: None,
     });
     let [Effect::Refused { error, .. }] = &effects[..] else {
         panic!("{effects:?}")

@@ -11,6 +11,7 @@ fn submit(farm: &mut Farm, isa: &str) -> Result<(), String> {
         job: JobId(format!("j-{isa}")),
         spec: Box::new(spec(121)),
         isa: Some(isa.to_owned()),
+        ranks: None,
     };
     let mut effects = farm.handle(event).into_iter();
     let answer = effects.find_map(|effect| match effect {

@@ -48,6 +48,7 @@ fn submit(farm: &mut Farm, id: &str) -> Result<JobId, String> {
         job: JobId(id.into()),
         spec: Box::new(spec(121)),
         isa: None,
+        ranks: None,
     });
     let answer = effects.into_iter().find_map(|effect| match effect {
         Effect::Submitted { job, .. } => Some(Ok(job)),
@@ -116,6 +117,7 @@ fn a_job_waits_for_a_worker_with_the_model() {
         job: JobId("j".into()),
         spec: Box::new(spec(121)),
         isa: Some("avx2".into()),
+        ranks: None,
     };
     farm.handle(event);
     assert_eq!(farm.log(), [""; 0]);

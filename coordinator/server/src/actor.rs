@@ -134,9 +134,10 @@ impl Actor {
             Request::Submit {
                 spec,
                 isa,
+                ranks,
                 trace,
                 reply,
-            } => self.submit(spec, isa, trace, reply),
+            } => self.submit((spec, isa, ranks), trace, reply),
             Request::Census { reply } => self.answers.push(Answer::Census { reply }),
             Request::Command { job, event, reply } => match self.core.refusal(&event) {
                 Some(reason) => drop(reply.send(Err(reason))),
@@ -229,8 +230,7 @@ impl Actor {
 
     fn submit(
         &mut self,
-        spec: Box<JobSpec>,
-        isa: Option<String>,
+        (spec, isa, ranks): (Box<JobSpec>, Option<String>, Option<u32>),
         trace: Option<String>,
         reply: oneshot::Sender<Submitted>,
     ) {
@@ -242,7 +242,13 @@ impl Actor {
             trace,
             reply,
         });
-        span.in_scope(|| self.handle(Event::Submit { job, spec, isa }));
+        let event = Event::Submit {
+            job,
+            spec,
+            isa,
+            ranks,
+        };
+        span.in_scope(|| self.handle(event));
     }
 
     fn new_job_id(&self) -> JobId {
@@ -391,6 +397,19 @@ impl Actor {
             } => {
                 let (job, task, token) = on_wire(job, task, token);
                 self.send(&worker, ToWorker::Ack(v1::Ack { job, task, token }));
+            }
+            Effect::Roster {
+                worker,
+                gang,
+                seats,
+                key,
+            } => {
+                let seats = seats.iter().map(ToString::to_string).collect();
+                let gang = gang.0;
+                self.send(&worker, ToWorker::Roster(v1::Roster { gang, seats, key }));
+            }
+            Effect::Go { worker, gang } => {
+                self.send(&worker, ToWorker::Go(v1::Go { gang: gang.0 }));
             }
             Effect::Disconnect { worker } => {
                 if self.links.remove(&worker).is_some() {

@@ -116,7 +116,12 @@ impl Jobs for JobsService {
         let parent = request.metadata().get(telemetry::TRACE_HEADER);
         telemetry::continue_trace(&span, parent.and_then(|value| value.to_str().ok()));
         let trace = telemetry::traceparent(&span);
-        let v1::SubmitRequest { spec, isa } = request.into_inner();
+        let v1::SubmitRequest { spec, isa, ranks } = request.into_inner();
+        if ranks == Some(0) {
+            return Err(Status::invalid_argument(
+                "no rank at all is to share the windows: --ranks is 1 or more",
+            ));
+        }
         let spec = spec.ok_or_else(|| Status::invalid_argument("the request has no job"))?;
         let spec =
             spec_from_proto(spec).map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -125,6 +130,7 @@ impl Jobs for JobsService {
         let submitted = self.actor.ask(|reply| Request::Submit {
             spec,
             isa,
+            ranks,
             trace,
             reply,
         });

@@ -97,6 +97,7 @@ pub enum Request {
     Submit {
         spec: Box<JobSpec>,
         isa: Option<String>,
+        ranks: Option<u32>,
         /// The trace that asks for it.
         trace: Option<String>,
         reply: oneshot::Sender<Submitted>,

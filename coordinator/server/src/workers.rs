@@ -8,12 +8,13 @@ use crate::request::{Connection, Mailbox, Request};
 use futures::{Stream, StreamExt};
 use longtake_common::artifact::ArtifactStore;
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
-use longtake_common::task::{ENGINE, TaskOutput};
+use longtake_common::task::{ENGINE, Share, TaskOutput};
 use longtake_core::{Blame, Event, Fault, Fetching, Running, WorkerInfo};
 use longtake_proto::v1;
 use longtake_proto::v1::worker_message::Message;
 use longtake_proto::v1::workers_server::Workers;
 use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,10 @@ use tonic::{Response, Status, Streaming};
 const REGISTER_MS: u64 = 20 * HEARTBEAT_MS;
 /// How long the artifact store is asked for the mark that workers look for.
 const LOOK: Duration = Duration::from_secs(2);
+/// Most ranks of a worker: more than a machine has devices.
+const RANKS_MAX: u32 = 1024;
+/// Longest key of a gang; NCCL's has 128 bytes.
+const KEY_BYTES_MAX: usize = 1024;
 /// Longest name of a worker, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
 
@@ -92,6 +97,7 @@ impl Workers for WorkersService {
         };
         check(&register)?;
         let models = hashes(&register.models).map_err(Status::invalid_argument)?;
+        let gang_address = gang_address(&register).map_err(Status::invalid_argument)?;
         let running = running(register.running);
         let info = WorkerInfo {
             name: register.name,
@@ -102,6 +108,9 @@ impl Workers for WorkersService {
             memory_bytes: register.memory_bytes,
             models,
             takes_paths: register.takes_paths,
+            ranks: register.ranks.clamp(1, RANKS_MAX),
+            gang_address,
+            machine: register.machine,
         };
         let attached = self.actor.wait_for(|reply| Request::Attach {
             info,
@@ -137,6 +146,7 @@ fn check(register: &v1::Register) -> Result<(), Status> {
         ("device", &register.device),
         ("instruction-set level", &register.isa),
         ("process", &register.instance),
+        ("machine", &register.machine),
     ] {
         if text.len() > NAME_BYTES_MAX || !text.chars().all(plain) {
             return Err(Status::invalid_argument(format!(
@@ -162,12 +172,33 @@ fn check(register: &v1::Register) -> Result<(), Status> {
     Ok(())
 }
 
+fn share(share: v1::Share) -> Share {
+    let v1::Share { ranks, first, own } = share;
+    Share { ranks, first, own }
+}
+
+/// Where a worker's ranks are reached, if anywhere.
+fn gang_address(register: &v1::Register) -> Result<Option<IpAddr>, String> {
+    let text = &register.gang_address;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = text.parse();
+    address.map(Some).map_err(|_| {
+        format!(
+            "'{}' is no address for a worker's ranks",
+            text.escape_debug()
+        )
+    })
+}
+
 fn running(running: Vec<v1::Running>) -> Vec<Running> {
     let one = |running: v1::Running| Running {
         job: JobId(running.job),
         task: TaskId(running.task),
         token: FencingToken(running.token),
         progress: running.progress,
+        share: running.share.map(share),
     };
     running.into_iter().map(one).collect()
 }
@@ -268,6 +299,25 @@ fn event(worker: &WorkerId, own: Epoch, message: v1::WorkerMessage) -> Result<Ev
             token: FencingToken(failed.token),
             error: failed.error,
         }),
+        Some(Message::Seated(seated)) => {
+            let seats = seated.seats.iter().map(|text| text.parse::<SocketAddr>());
+            let seats = seats.collect::<Result<Vec<_>, _>>();
+            let seats = seats.map_err(|error| format!("it seats a rank nowhere: {error}"))?;
+            if seated.key.len() > KEY_BYTES_MAX {
+                let bytes = seated.key.len();
+                return Err(format!("it links a gang by a key of {bytes} bytes"));
+            }
+            Ok(Event::Seated {
+                worker,
+                gang: FencingToken(seated.gang),
+                seats,
+                key: seated.key,
+            })
+        }
+        Some(Message::Joined(joined)) => Ok(Event::Joined {
+            worker,
+            gang: FencingToken(joined.gang),
+        }),
         Some(Message::Models(held)) => {
             let fetching = held.fetching.map(|fetching| {
                 Ok::<_, String>(Fetching {
@@ -309,7 +359,11 @@ fn blame(failed: &v1::Failed) -> Result<Blame, String> {
             .map(Blame::Leaving)
             .map_err(|error| format!("it left an artifact that cannot be: {error}"));
     }
-    Ok(if failed.no_room {
+    Ok(if let Some(rank) = failed.unreached_rank {
+        Blame::Peer(rank)
+    } else if failed.lost_gang {
+        Blame::Gang
+    } else if failed.no_room {
         Blame::Place
     } else if failed.retryable {
         Blame::Try

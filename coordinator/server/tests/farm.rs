@@ -242,6 +242,7 @@ async fn bad_requests_are_answered() {
         .submit(v1::SubmitRequest {
             spec: Some(bad),
             isa: None,
+            ranks: None,
         })
         .await
         .expect_err("refused");
@@ -251,6 +252,7 @@ async fn bad_requests_are_answered() {
         .submit(v1::SubmitRequest {
             spec: None,
             isa: None,
+            ranks: None,
         })
         .await
         .expect_err("refused");
@@ -306,6 +308,9 @@ async fn a_failing_task_ends_its_job_with_the_reason() {
         assert_eq!(assignment.attempt, attempt);
         worker
             .say(ToCoordinator::Failed(v1::Failed {
+                lost_gang: false,
+                unreached_rank: None,
+
                 epoch: worker.welcome.epoch,
                 job: assignment.job.to_string(),
                 task: assignment.task.to_string(),
@@ -380,6 +385,7 @@ async fn a_job_with_pictures_is_taken_once_they_are_stored() {
     let request = || v1::SubmitRequest {
         spec: Some(longtake_server::convert::spec_to_proto(&held)),
         isa: None,
+        ranks: None,
     };
     let refused = user.submit(request()).await.expect_err("not stored");
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");

@@ -147,7 +147,11 @@ async fn requests_of_any_size_are_not_read() {
     let mut large = spec();
     large.prompt = "a".repeat(longtake_server::MESSAGE_BYTES_MAX);
     let spec = Some(longtake_server::convert::spec_to_proto(&large));
-    let request = longtake_proto::v1::SubmitRequest { spec, isa: None };
+    let request = longtake_proto::v1::SubmitRequest {
+        spec,
+        isa: None,
+        ranks: None,
+    };
     let status = user.submit(request).await.expect_err("too large");
     assert_eq!(status.code(), Code::OutOfRange, "{status}");
     let mut request = tonic::Request::new(longtake_proto::v1::ListRequest {});

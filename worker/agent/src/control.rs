@@ -1,12 +1,54 @@
-//! The string by which a running task is held: a flag that stops it and a figure that it reports.
+//! The string by which a running task is held: a flag that stops it, a figure that it reports, and, while
+//! its gang forms, what it and the coordinator have to say to each other.
 
+use longtake_common::FencingToken;
 use longtake_common::Hash;
 use longtake_common::telemetry::TaskLog;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Steps into which a task's progress is divided.
 const PROGRESS_SCALE: f64 = 10_000.0;
+
+/// How often a task that waits for the coordinator looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What a task says to the coordinator while its gang forms.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GangWord {
+    /// Our ranks have loaded, and are reached there; rank 0's worker adds what links the ranks.
+    Seated {
+        /// In the order of our ranks.
+        seats: Vec<SocketAddr>,
+        /// Empty but of rank 0's worker.
+        key: Vec<u8>,
+    },
+    /// Our ranks have joined the others.
+    Joined,
+}
+
+/// What the coordinator says to a task while its gang forms.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GangOrder {
+    /// Join the ranks there.
+    Roster {
+        /// By rank.
+        seats: Vec<SocketAddr>,
+        /// From rank 0's worker.
+        key: Vec<u8>,
+    },
+    /// All have joined.
+    Go,
+    /// The connection has broken: nothing that was said before holds.
+    Broken,
+}
+
+/// Words under way to the coordinator, each with the gang that it is about.
+pub type GangWords = UnboundedSender<(FencingToken, GangWord)>;
 
 /// Shared between the connection, which cancels and asks, and the task, which obeys and tells.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +63,9 @@ struct Shared {
     progress: AtomicU32,
     log: TaskLog,
     stored_log: OnceLock<Hash>,
+    words: OnceLock<(FencingToken, GangWords)>,
+    orders: Mutex<VecDeque<GangOrder>>,
+    ordered: Condvar,
 }
 
 impl Control {
@@ -52,6 +97,47 @@ impl Control {
     /// What is said while the task runs.
     pub fn log(&self) -> &TaskLog {
         &self.shared.log
+    }
+
+    /// Lets the task speak to the coordinator, of the gang `gang`.
+    pub fn connect(&self, gang: FencingToken, words: GangWords) {
+        // A task has one gang.
+        let _ = self.shared.words.set((gang, words));
+    }
+
+    /// Says something to the coordinator. It is lost when there is no connection, and so is the gang.
+    pub fn say(&self, word: GangWord) {
+        if let Some((gang, words)) = self.shared.words.get() {
+            let _ = words.send((*gang, word));
+        }
+    }
+
+    /// Passes on what the coordinator says.
+    pub fn order(&self, order: GangOrder) {
+        let orders = self.shared.orders.lock();
+        orders
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(order);
+        self.shared.ordered.notify_all();
+    }
+
+    /// What the coordinator says next; waits for it. `None` when the task is taken back.
+    pub fn next_order(&self) -> Option<GangOrder> {
+        let mut orders = self
+            .shared
+            .orders
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if self.is_cancelled() {
+                return None;
+            }
+            if let Some(order) = orders.pop_front() {
+                return Some(order);
+            }
+            let waited = self.shared.ordered.wait_timeout(orders, LOOK);
+            orders = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Notes where the log is stored.

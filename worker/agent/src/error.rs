@@ -72,6 +72,20 @@ pub enum TaskError {
     /// A disk is full here: the task is not to blame.
     #[error("{0}")]
     Full(String),
+    /// A rank of its gang was lost: the task is not to blame.
+    #[error("{0}")]
+    Gang(String),
+    /// A rank of its gang cannot be reached from here.
+    #[error("{story}")]
+    Peer {
+        /// Which.
+        rank: usize,
+        /// What was tried.
+        story: String,
+    },
+    /// It followed another worker's lead, which has ended and answers for it.
+    #[error("the gang is over")]
+    Followed,
     /// It failed here; another try may succeed.
     #[error("{0}")]
     Retryable(String),

@@ -37,6 +37,16 @@ fn group_limit_bytes() -> Option<u64> {
     limits.min()
 }
 
+/// Tells apart machines, as far as addresses go: what shares a loopback interface is one. `None` where
+/// the system does not say.
+pub fn machine() -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let network = fs::read_link("/proc/self/ns/net").ok()?;
+    let network = network.to_string_lossy();
+    let number = network.trim_matches(|c: char| !c.is_ascii_digit());
+    Some(format!("{}-{number}", boot.trim()))
+}
+
 /// Memory that can still be had without swapping, in bytes; 0 where the system does not say.
 pub fn memory_available_bytes() -> u64 {
     status_field("/proc/meminfo", "MemAvailable:")

@@ -170,6 +170,7 @@ mod tests {
                 cuts: Vec::new(),
             },
             halfway: None,
+            share: None,
         }
     }
 

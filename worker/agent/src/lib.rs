@@ -73,7 +73,7 @@ pub struct AgentConfig {
     pub memory_limit: Option<u64>,
     /// Threads to render with, at least 1; of each rank.
     pub threads: usize,
-    /// Whether and how windows are shared with other ranks.
+    /// How windows are shared with other ranks; `None` where they cannot be.
     pub gang: Option<GangSettings>,
     /// Instruction-set level by name; `None` takes the best that the processor has.
     pub isa: Option<String>,
@@ -97,6 +97,7 @@ pub async fn run(
         config.device,
         config.gang.as_ref().map_or(1, |gang| gang.ranks),
     )?;
+    check_gang_address(config.gang.as_ref())?;
     let level = level(config.device, config.isa.as_deref(), config.memory_limit)?;
     // May read for minutes, the first time.
     let opened = tokio::task::spawn_blocking(move || Shelf::open(config.models));
@@ -104,6 +105,10 @@ pub async fn run(
         .await
         .map_err(|error| AgentError::Model(error.to_string()))??;
     let shelf = Arc::new(shelf);
+    let (ranks, gang_address) = match &config.gang {
+        Some(gang) => (gang.ranks as u32, Some(gang.address)),
+        None => (1, None),
+    };
     let runtime = Handle::current();
     let host = HostExecutor::new(runtime.clone(), config.threads, config.scratch)?;
     let lost = Arc::<LostDevice>::default();
@@ -131,6 +136,9 @@ pub async fn run(
         isa: level,
         threads: config.threads as u32,
         instance: instance(),
+        ranks,
+        gang_address,
+        machine: host::machine().unwrap_or_else(instance),
     };
     let server = Server {
         identity,
@@ -162,6 +170,23 @@ pub fn check_gang(device: Device, ranks: usize) -> Result<(), AgentError> {
         )));
     }
     Ok(())
+}
+
+/// Fails when other workers' ranks cannot reach this worker's where it says.
+fn check_gang_address(gang: Option<&GangSettings>) -> Result<(), AgentError> {
+    let Some(GangSettings { address, .. }) = gang else {
+        return Ok(());
+    };
+    match std::net::TcpListener::bind((*address, 0)) {
+        Ok(_) if !address.is_unspecified() => Ok(()),
+        Ok(_) => Err(AgentError::Device(format!(
+            "--gang-address {address} is no address that others can dial: name the one of the interface \
+             that they reach this machine by"
+        ))),
+        Err(error) => Err(AgentError::Device(format!(
+            "--gang-address {address} cannot be used: {error}; it has to be an address of this machine"
+        ))),
+    }
 }
 
 /// Fails when the attention heads of `model` cannot be shared by so many ranks, and says how many can.

@@ -1,6 +1,7 @@
 //! The life of a worker: connect, work, reconnect, leave.
 
 use crate::connection::{self, Connection, LostConnection};
+use crate::control::{GangOrder, GangWord, GangWords};
 use crate::dial::{Dial, Dialler};
 use crate::drain::{Drain, Stage};
 use crate::error::{AgentError, TaskError};
@@ -8,8 +9,10 @@ use crate::host;
 use crate::lane::{Executor, Lane};
 use crate::ledger::{Key, Ledger, Outcome};
 use crate::models::Shelf;
+use longtake_common::FencingToken;
 use longtake_common::task;
 use longtake_proto::v1;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -33,6 +36,12 @@ pub struct Identity {
     pub threads: u32,
     /// Tells processes of one name apart.
     pub instance: String,
+    /// Ranks of a gang that we can be.
+    pub ranks: u32,
+    /// Where other workers' ranks reach them.
+    pub gang_address: Option<IpAddr>,
+    /// Tells machines apart.
+    pub machine: String,
 }
 
 /// What a task needs from the connection it came by.
@@ -54,6 +63,9 @@ pub struct Lanes {
     host: Lane<OrderContext>,
     /// What they finish.
     finished: UnboundedReceiver<(Key, Outcome)>,
+    /// What they have to say to the coordinator meanwhile.
+    words: UnboundedReceiver<(FencingToken, GangWord)>,
+    speaker: GangWords,
 }
 
 impl Lanes {
@@ -66,7 +78,10 @@ impl Lanes {
         let (sender, finished) = tokio::sync::mpsc::unbounded_channel();
         let device = Lane::start("device", device, sender.clone())?;
         let host = Lane::start("host", host, sender)?;
+        let (speaker, words) = tokio::sync::mpsc::unbounded_channel();
         Ok(Self {
+            words,
+            speaker,
             device,
             host,
             finished,
@@ -177,6 +192,10 @@ impl Server {
             instance: self.identity.instance.clone(),
             models: self.shelf.held(),
             takes_paths: self.shelf.takes_paths(),
+            ranks: self.identity.ranks,
+            gang_address: (self.identity.gang_address)
+                .map_or_else(String::new, |address| address.to_string()),
+            machine: self.identity.machine.clone(),
         }
     }
 
@@ -186,7 +205,7 @@ impl Server {
         connection: &mut Connection,
         drain: &mut Drain,
     ) -> Result<(), LostConnection> {
-        self.ledger.forget_lines();
+        self.ledger.begin_anew();
         for report in self.ledger.reports(connection.terms.epoch) {
             connection.send(report).await?;
         }
@@ -208,6 +227,9 @@ impl Server {
                     if let Some(report) = self.ledger.report(&key, connection.terms.epoch) {
                         connection.send(report).await?;
                     }
+                }
+                Some((gang, word)) = self.lanes.words.recv() => {
+                    connection.send(gang_message(gang, word)).await?;
                 }
                 _ = ticker.tick() => {
                     let leaving = drain.has_begun();
@@ -252,7 +274,9 @@ impl Server {
 
     /// Notes what a thread has finished.
     fn settle(&mut self, key: &Key, outcome: Outcome) {
-        if outcome == Err(TaskError::Cancelled) {
+        if outcome == Err(TaskError::Followed) {
+            tracing::debug!(job = %key.job, task = %key.task, "the gang is over");
+        } else if outcome == Err(TaskError::Cancelled) {
             tracing::info!(job = %key.job, task = %key.task, "stopped: it was taken back");
         } else if let Err(TaskError::Left(left)) = &outcome {
             let stored = left.is_some();
@@ -286,6 +310,13 @@ impl Server {
             Message::Ack(v1::Ack { job, task, token }) => {
                 self.ledger.acknowledge(&Key::from_parts(job, task, token));
             }
+            Message::Roster(v1::Roster { gang, seats, key }) => {
+                match seats.iter().map(|seat| seat.parse()).collect() {
+                    Ok(seats) => self.ledger.order(gang, GangOrder::Roster { seats, key }),
+                    Err(_) => tracing::error!(gang, "a gang's addresses cannot be read"),
+                }
+            }
+            Message::Go(v1::Go { gang }) => self.ledger.order(gang, GangOrder::Go),
             Message::Welcome(_) => tracing::warn!("a second welcome on one connection: ignored"),
         }
     }
@@ -297,9 +328,10 @@ impl Server {
             Err(error) => return tracing::error!("an assignment cannot be read: {error}"),
         };
         let key = Key::of(&assignment);
-        let Some(control) = self.ledger.start(key.clone()) else {
+        let Some(control) = self.ledger.start(key.clone(), assignment.share) else {
             return;
         };
+        control.connect(key.token, self.lanes.speaker.clone());
         let lane = match assignment.work.lane() {
             task::Lane::Device => &self.lanes.device,
             task::Lane::Host => &self.lanes.host,
@@ -316,6 +348,19 @@ impl Server {
             std::process::exit(70);
         }
     }
+}
+
+fn gang_message(gang: FencingToken, word: GangWord) -> v1::WorkerMessage {
+    use v1::worker_message::Message;
+    let gang = gang.0;
+    let message = Some(match word {
+        GangWord::Seated { seats, key } => {
+            let seats = seats.iter().map(ToString::to_string).collect();
+            Message::Seated(v1::Seated { gang, seats, key })
+        }
+        GangWord::Joined => Message::Joined(v1::Joined { gang }),
+    });
+    v1::WorkerMessage { message }
 }
 
 /// Checks an address and the files that go with it.

@@ -4,7 +4,7 @@ use longtake_cpu::gang::{Gang, Link, Seat, SocketLink, Timing, threads};
 use longtake_cpu::{CpuBackend, Isa};
 use longtake_tensor::{Backend, Collective, Loader, Shape, Tensor};
 use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,13 +19,13 @@ const SECRET: u64 = 0x5eed;
 /// A gang of threads that are linked by sockets.
 fn linked(ranks: usize) -> Vec<Gang<SocketLink>> {
     let seats: Vec<Seat> = (0..ranks)
-        .map(|_| Seat::on_loopback().expect("a port"))
+        .map(|_| Seat::at(Ipv4Addr::LOCALHOST.into()).expect("a port"))
         .collect();
     let addresses: Vec<SocketAddr> = seats.iter().map(Seat::address).collect();
     std::thread::scope(|scope| {
         let join = |(rank, seat): (usize, Seat)| {
             let addresses = &addresses;
-            scope.spawn(move || seat.join(rank, addresses, SECRET, Timing::default()))
+            scope.spawn(move || seat.join(rank, addresses, SECRET, Timing::default(), &mut || true))
         };
         let joining: Vec<_> = seats.into_iter().enumerate().map(join).collect();
         let joined = joining.into_iter().map(|end| end.join().expect("a rank"));
@@ -140,7 +140,7 @@ fn a_reason_to_give_up_reaches_all_ranks() {
 #[test]
 fn a_rank_that_never_comes_is_named() {
     let seats: Vec<Seat> = (0..3)
-        .map(|_| Seat::on_loopback().expect("a port"))
+        .map(|_| Seat::at(Ipv4Addr::LOCALHOST.into()).expect("a port"))
         .collect();
     let addresses: Vec<SocketAddr> = seats.iter().map(Seat::address).collect();
     let timing = Timing {
@@ -153,7 +153,7 @@ fn a_rank_that_never_comes_is_named() {
     let mut stranger = std::net::TcpStream::connect(addresses[0]).expect("dialled");
     stranger.write_all(&[0; 20]).expect("sent");
     let error = first
-        .join(0, &addresses, SECRET, timing)
+        .join(0, &addresses, SECRET, timing, &mut || true)
         .err()
         .expect("alone");
     assert_eq!(
@@ -171,7 +171,7 @@ fn child_rank() {
         return;
     };
     let rank: usize = rank.to_str().and_then(|r| r.parse().ok()).expect("rank");
-    let seat = Seat::on_loopback().expect("a port");
+    let seat = Seat::at(Ipv4Addr::LOCALHOST.into()).expect("a port");
     println!("seat {}", seat.address());
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).expect("addresses");
@@ -180,7 +180,7 @@ fn child_rank() {
         .map(|a| a.parse().expect("address"))
         .collect();
     let gang = seat
-        .join(rank, &addresses, SECRET, Timing::default())
+        .join(rank, &addresses, SECRET, Timing::default(), &mut || true)
         .expect("joined");
     let end: &End = &gang;
     while end.all_reduce_sum(&mut [1.0]).is_ok() {
@@ -225,7 +225,7 @@ impl Drop for Rank {
 /// What rank 0 is told, and after how long, when `harm` comes to rank 2 of 3 processes.
 fn told_after(harm: impl Fn(&mut Child)) -> (String, Duration) {
     let mut children = vec![Rank::start(1), Rank::start(2)];
-    let seat = Seat::on_loopback().expect("a port");
+    let seat = Seat::at(Ipv4Addr::LOCALHOST.into()).expect("a port");
     let mut addresses = vec![seat.address()];
     addresses.extend(children.iter().map(|rank| rank.address));
     let line: Vec<String> = addresses.iter().map(ToString::to_string).collect();
@@ -234,7 +234,7 @@ fn told_after(harm: impl Fn(&mut Child)) -> (String, Duration) {
         writeln!(stdin, "{}", line.join(" ")).expect("told");
     }
     let gang = seat
-        .join(0, &addresses, SECRET, Timing::default())
+        .join(0, &addresses, SECRET, Timing::default(), &mut || true)
         .expect("joined");
     let end: &End = &gang;
     for _ in 0..5 {

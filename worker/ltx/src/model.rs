@@ -237,6 +237,14 @@ impl<B: Backend> Model<B> {
         self.team.as_ref().is_some_and(Team::is_broken)
     }
 
+    /// Fails when its attention heads cannot be shared by so many ranks.
+    ///
+    /// # Errors
+    /// Says how many can.
+    pub fn check_ranks(&self, ranks: usize) -> Result<()> {
+        shard::check_ranks(&self.parts.config, ranks)
+    }
+
     /// Configuration that it was loaded with.
     pub fn config(&self) -> &ModelConfig {
         &self.parts.config

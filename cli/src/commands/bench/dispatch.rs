@@ -119,7 +119,13 @@ async fn measure(
     let (started, cpu_before) = (Instant::now(), coordinator.cpu_seconds()?);
     for (index, windows) in jobs.iter().enumerate() {
         let spec = Some(spec_to_proto(&spec(index as u64, *windows)));
-        client.submit(v1::SubmitRequest { spec, isa: None }).await?;
+        client
+            .submit(v1::SubmitRequest {
+                spec,
+                isa: None,
+                ranks: None,
+            })
+            .await?;
     }
     let load = workers.work(tasks).await?;
     let seconds = started.elapsed().as_secs_f64();

@@ -221,6 +221,7 @@ impl Worker {
             Some(FromCoordinator::Assign(assign)) => {
                 let assignment: Assignment = serde_json::from_str(&assign.assignment_json)?;
                 let running = v1::Running {
+                    share: None,
                     job: assignment.job.to_string(),
                     task: assignment.task.to_string(),
                     token: assignment.token.0,

@@ -9,7 +9,7 @@ pub(super) fn halfway(key: &str) -> Hash {
 
 impl Simulation {
     /// A job's stored record.
-    fn job_record(&self, job: &JobId) -> serde_json::Value {
+    pub(super) fn job_record(&self, job: &JobId) -> serde_json::Value {
         serde_json::from_slice(&self.records[&format!("job/{job}")]).expect("JSON")
     }
 
@@ -47,8 +47,9 @@ impl Simulation {
             assert_eq!(left, halfway(&key));
             self.gone_on += 1;
         }
+        let follows = assignment.share.is_some_and(|share| share.follows());
         assert!(
-            assignment.token > self.last_token,
+            assignment.token > self.last_token || (follows && assignment.token == self.last_token),
             "tokens grow, over restarts too"
         );
         self.last_token = assignment.token;
@@ -72,6 +73,7 @@ impl Simulation {
     }
 
     pub(super) fn check(&mut self) {
+        self.check_ranks();
         let (mut tasks, mut lanes) = (BTreeSet::new(), BTreeSet::new());
         for (worker, lane, job, task) in self.core.holdings() {
             assert!(

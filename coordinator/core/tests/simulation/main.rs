@@ -1,20 +1,23 @@
 //! Random histories: workers that vanish, come back, report twice, late or wrongly, and a
 //! coordinator that is killed between any two steps. A failing seed replays exactly.
 
+mod gangs;
 mod invariants;
 mod losses;
 mod messages;
 mod random;
 #[path = "../support/mod.rs"]
 mod support;
+mod work;
 
+use gangs::{Held, most_ranks};
 use longtake_common::ids::{Epoch, FencingToken, Hash, JobId, TaskId, WorkerId};
 use longtake_common::spec::{Continuity, JobSpec};
 use longtake_common::task::{Assignment, Lane, TaskOutput, Work};
 use longtake_core::plan::Source;
 use longtake_core::{
-    Blame, Core, Effect, Effects, Event, JobState, JobView, Limits, Running, WorkerInfo, plan,
-    result_key,
+    Blame, Core, Effect, Effects, Event, JobState, JobView, Limits, Running, WorkerInfo,
+    WorkerState, plan, result_key,
 };
 use messages::{done, held, job};
 use random::Random;
@@ -34,8 +37,7 @@ struct Link {
 struct Process {
     info: WorkerInfo,
     link: Option<Link>,
-    /// What it has in hand; with a result once that is there.
-    held: BTreeMap<Key, (Work, Option<TaskOutput>)>,
+    held: BTreeMap<Key, Held>,
 }
 
 struct Simulation {
@@ -69,6 +71,10 @@ struct Simulation {
     losses: usize,
     /// Assignments of work that somebody had begun.
     gone_on: usize,
+    /// Ranks of the jobs that want some.
+    ranks: u32,
+    /// Gangs of several processes that were given out.
+    gangs: usize,
 }
 
 impl Simulation {
@@ -87,12 +93,17 @@ impl Simulation {
         let process = |i| Process {
             info: WorkerInfo {
                 isa: if i % 3 == 2 { "avx512" } else { "avx2" }.into(),
+                ranks: 1 + (i as u32 * 7 + seed as u32) % 3,
+                gang_address: Some([10, 0, 0, i as u8].into()),
+                machine: format!("m{}", i / 2),
                 ..worker_info(&format!("w{i}"))
             },
             link: None,
             held: BTreeMap::new(),
         };
         let count = 1 + random.below(4);
+        let processes: Vec<_> = (0..count).map(process).collect();
+        let ranks = 1 + random.below(most_ranks(&processes) as usize) as u32;
         Self {
             random,
             core,
@@ -100,7 +111,9 @@ impl Simulation {
             now_ms: 0,
             epoch: 1,
             limits,
-            processes: (0..count).map(process).collect(),
+            processes,
+            ranks,
+            gangs: 0,
             broken: Vec::new(),
             next_link: 0,
             nonce: 0,
@@ -177,13 +190,16 @@ impl Simulation {
     }
 
     fn run_effects(&mut self, effects: Vec<Effect>) {
+        self.check_gangs(&effects);
         for effect in effects {
             let worker = match &effect {
                 Effect::Assign { worker, assignment } => {
                     self.check_assignment(worker, assignment);
                     worker
                 }
-                Effect::Revoke { worker, .. } => worker,
+                Effect::Revoke { worker, .. }
+                | Effect::Roster { worker, .. }
+                | Effect::Go { worker, .. } => worker,
                 Effect::Ack {
                     worker,
                     job,
@@ -223,7 +239,14 @@ impl Simulation {
         self.nonce += 1;
         let spec = Box::new(spec);
         let isa = None;
-        self.handle(Event::Submit { job: id, spec, isa }, 2);
+        let ranks = (number == 3).then_some(self.ranks);
+        let event = Event::Submit {
+            job: id,
+            spec,
+            isa,
+            ranks,
+        };
+        self.handle(event, 2);
     }
 
     fn connect(&mut self, at: usize) {
@@ -240,8 +263,9 @@ impl Simulation {
             running: in_hand,
         };
         let mut to_core = VecDeque::from([attach]);
-        for (key, (_, output)) in &process.held {
-            to_core.extend(output.clone().map(|output| done(&worker, key, output)));
+        for (key, held) in &process.held {
+            let output = held.output.clone();
+            to_core.extend(output.map(|output| done(&worker, key, output)));
         }
         let to_worker = VecDeque::new();
         process.link = Some(Link {
@@ -249,6 +273,7 @@ impl Simulation {
             to_core,
             to_worker,
         });
+        self.give_up_forming(at);
     }
 
     fn break_link(&mut self, at: usize) {
@@ -257,80 +282,6 @@ impl Simulation {
             if self.random.chance(50) {
                 self.broken.push(link.worker);
             }
-        }
-    }
-
-    /// Something in hand with or without a result.
-    fn pick(&mut self, at: usize, with_result: bool) -> Option<Key> {
-        let held = self.processes[at].held.iter();
-        let fitting = held.filter(|(_, (_, output))| output.is_some() == with_result);
-        let keys: Vec<_> = fitting.map(|(key, _)| key.clone()).collect();
-        (!keys.is_empty()).then(|| keys[self.random.below(keys.len())].clone())
-    }
-
-    fn finish(&mut self, at: usize) {
-        let Some(key) = self.pick(at, false) else {
-            return;
-        };
-        let inputs = self.processes[at].held[&key].0.inputs().into_iter();
-        let lost: Vec<_> = inputs.filter(|hash| self.lost.contains(hash)).collect();
-        if !lost.is_empty() {
-            return self.fail(at, key, Blame::Inputs(lost));
-        }
-        self.nonce += 1;
-        let (work, output) = self.processes[at].held.get_mut(&key).expect("picked");
-        let mut made = result(work);
-        for hash in made.artifacts.values_mut() {
-            *hash = Hash::of(format!("{hash} {}", self.nonce).as_bytes());
-        }
-        *output = Some(made);
-        self.report(at, &key);
-    }
-
-    fn report(&mut self, at: usize, key: &Key) {
-        let process = &mut self.processes[at];
-        let output = process.held[key].1.clone().expect("finished");
-        if let Some(link) = &mut process.link {
-            link.to_core.push_back(done(&link.worker, key, output));
-        }
-    }
-
-    /// What a worker stores of work that it cannot finish, if it gets that far.
-    fn left_of(&mut self, at: usize, key: &Key) -> Option<Hash> {
-        let (work, _) = &self.processes[at].held[key];
-        let left = invariants::halfway(&self.memo_key(&key.0, work));
-        self.random.chance(70).then_some(left)
-    }
-
-    fn fail(&mut self, at: usize, key: Key, blame: Blame) {
-        let process = &mut self.processes[at];
-        process.held.remove(&key);
-        if let Some(link) = &mut process.link {
-            let (job, task, token) = key;
-            let (worker, error) = (link.worker.clone(), "unlucky".to_owned());
-            let event = Event::Failed {
-                worker,
-                job,
-                task,
-                token,
-                error,
-                blame,
-                log: None,
-            };
-            link.to_core.push_back(event);
-        }
-    }
-
-    fn heartbeat(&mut self, at: usize) {
-        let running = held(&self.processes[at]);
-        if let Some(link) = &mut self.processes[at].link {
-            let worker = link.worker.clone();
-            link.to_core.push_back(Event::Heartbeat {
-                worker,
-                running,
-                peak_rss_bytes: 1,
-                leaving: false,
-            });
         }
     }
 
@@ -363,14 +314,11 @@ impl Simulation {
         };
         match effect {
             Effect::Assign { assignment, .. } => {
+                let held = Held::new(&assignment);
                 let Assignment {
-                    job,
-                    task,
-                    token,
-                    work,
-                    ..
+                    job, task, token, ..
                 } = *assignment;
-                process.held.insert((job, task, token), (work, None));
+                process.held.insert((job, task, token), held);
             }
             Effect::Revoke {
                 job, task, token, ..
@@ -381,15 +329,15 @@ impl Simulation {
                 job, task, token, ..
             } => {
                 let held = process.held.remove(&(job.clone(), task, token));
-                if let Some((work, Some(_))) = held {
-                    let key = self.memo_key(&job, &work);
+                if let Some(held) = held.filter(|held| held.output.is_some()) {
+                    let key = self.memo_key(&job, &held.work);
                     assert!(
                         self.records.contains_key(&key) || self.forgotten.contains(&key),
                         "acknowledged before it was stored"
                     );
                 }
             }
-            other => panic!("{other:?} is not for workers"),
+            other => self.hear_of_gang(at, other),
         }
         true
     }
@@ -406,11 +354,7 @@ impl Simulation {
             55..70 => self.finish(at),
             70..72 => {
                 if let Some(key) = self.pick(at, false) {
-                    let blame = match self.random.below(10) {
-                        0..3 => Blame::Place,
-                        3..6 => Blame::Leaving(self.left_of(at, &key)),
-                        _ => Blame::Try,
-                    };
+                    let blame = self.bad_luck(at, &key);
                     self.fail(at, key, blame);
                 }
             }
@@ -440,7 +384,7 @@ impl Simulation {
                 self.handle(Event::Tick, 1);
             }
             97 => {
-                let number = self.random.below(3);
+                let number = self.random.below(4);
                 self.submit(number);
             }
             _ => self.command(),
@@ -508,11 +452,12 @@ impl Simulation {
 
     /// Nothing bad happens any more: everything has to end.
     fn settle(&mut self) {
-        for number in 0..3 {
+        for number in 0..4 {
             let event = Event::Submit {
                 job: JobId(format!("last{number}")),
                 spec: Box::new(job(number)),
                 isa: None,
+                ranks: (number == 3).then_some(self.ranks),
             };
             self.handle(event, 0);
         }
@@ -559,7 +504,7 @@ impl Simulation {
 #[test]
 fn every_history_ends_well() {
     let (mut restarts, mut assigned, mut retakes, mut losses) = (0, 0, 0, 0);
-    let mut gone_on = 0;
+    let (mut gone_on, mut gangs) = (0, 0);
     for seed in 0..300 {
         let outcome = std::panic::catch_unwind(|| {
             let mut simulation = Simulation::new(seed);
@@ -569,6 +514,7 @@ fn every_history_ends_well() {
             }
             simulation.settle();
             simulation.fetch_all();
+            simulation.check_all_free();
             simulation.check_films();
             (
                 simulation.restarts,
@@ -576,14 +522,17 @@ fn every_history_ends_well() {
                 simulation.retakes,
                 simulation.losses,
                 simulation.gone_on,
+                simulation.gangs,
             )
         });
-        let Ok((more_restarts, more_assigned, more_retakes, more_losses, more_gone_on)) = outcome
+        let Ok((more_restarts, more_assigned, more_retakes, more_losses, more_gone_on, more_gangs)) =
+            outcome
         else {
             panic!("seed {seed}")
         };
         gone_on += more_gone_on;
         losses += more_losses;
+        gangs += more_gangs;
         restarts += more_restarts;
         assigned += more_assigned;
         retakes += more_retakes;
@@ -594,4 +543,5 @@ fn every_history_ends_well() {
     assert!(retakes > 100, "{retakes} retakes");
     assert!(losses > 300, "{losses} losses");
     assert!(gone_on > 100, "{gone_on} times gone on");
+    assert!(gangs > 500, "{gangs} gangs");
 }

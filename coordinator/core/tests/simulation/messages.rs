@@ -2,11 +2,15 @@
 
 use super::*;
 
-/// Three jobs that share some of their work.
+/// Three jobs that share some of their work, and one for gangs.
 pub fn job(number: usize) -> JobSpec {
     match number {
         0 => spec(288),
         1 => spec(400),
+        3 => JobSpec {
+            seed: 8,
+            ..spec(288)
+        },
         _ => JobSpec {
             continuity: Continuity::None,
             ..spec(250)
@@ -15,11 +19,12 @@ pub fn job(number: usize) -> JobSpec {
 }
 
 pub fn held(process: &Process) -> Vec<Running> {
-    let entry = |(key, (_, output)): (&Key, &(Work, Option<TaskOutput>))| Running {
+    let entry = |(key, held): (&Key, &Held)| Running {
         job: key.0.clone(),
         task: key.1.clone(),
         token: key.2,
-        progress: if output.is_some() { 1.0 } else { 0.5 },
+        progress: if held.output.is_some() { 1.0 } else { 0.5 },
+        share: held.share,
     };
     process.held.iter().map(entry).collect()
 }

@@ -128,6 +128,7 @@ impl Farm {
             job: JobId(id.into()),
             spec: Box::new(spec),
             isa: None,
+            ranks: None,
         };
         let effects = self.handle(event);
         let submitted = effects.into_iter().find_map(|effect| match effect {
@@ -255,6 +256,7 @@ pub fn worker_info(id: &str) -> WorkerInfo {
         isa: "avx2".into(),
         device: "cpu".into(),
         takes_paths: true,
+        ranks: 1,
         ..WorkerInfo::default()
     }
 }
@@ -265,6 +267,7 @@ pub fn running(assignment: &Assignment, progress: f64) -> Running {
         task: assignment.task.clone(),
         token: assignment.token,
         progress,
+        share: assignment.share,
     }
 }
 

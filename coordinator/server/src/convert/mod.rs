@@ -259,6 +259,11 @@ pub fn worker_to_proto(view: &WorkerView) -> v1::Worker {
         job: task.job.to_string(),
         task: task.task.to_string(),
         progress: task.progress,
+        share: task.share.map(|share| v1::Share {
+            ranks: share.ranks,
+            first: share.first,
+            own: share.own,
+        }),
     };
     v1::Worker {
         worker: view.worker.to_string(),
@@ -266,6 +271,7 @@ pub fn worker_to_proto(view: &WorkerView) -> v1::Worker {
         device: view.info.device.clone(),
         isa: view.info.isa.clone(),
         threads: view.info.threads,
+        ranks: view.info.ranks,
         memory_bytes: view.info.memory_bytes,
         peak_rss_bytes: view.peak_rss_bytes,
         state: view.state.name().to_owned(),

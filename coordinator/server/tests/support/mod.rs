@@ -65,10 +65,14 @@ pub fn spec() -> JobSpec {
 
 pub async fn submit(user: &mut JobsClient<Channel>, spec: &JobSpec) -> v1::SubmitReply {
     let spec = Some(longtake_server::convert::spec_to_proto(spec));
-    user.submit(v1::SubmitRequest { spec, isa: None })
-        .await
-        .expect("submit")
-        .into_inner()
+    user.submit(v1::SubmitRequest {
+        spec,
+        isa: None,
+        ranks: None,
+    })
+    .await
+    .expect("submit")
+    .into_inner()
 }
 
 /// A worker's connection.
@@ -81,6 +85,9 @@ pub struct Worker {
 
 pub fn register(name: &str, running: Vec<v1::Running>) -> v1::Register {
     v1::Register {
+        ranks: 1,
+        gang_address: String::new(),
+        machine: String::new(),
         name: name.into(),
         version: longtake_common::task::ENGINE.into(),
         device: "cpu".into(),
@@ -214,6 +221,7 @@ impl Worker {
 
 pub fn running(assignment: &Assignment) -> v1::Running {
     v1::Running {
+        share: None,
         job: assignment.job.to_string(),
         task: assignment.task.to_string(),
         token: assignment.token.0,

@@ -7,7 +7,13 @@ use longtake_cpu::gang::{Seat, Timing};
 use longtake_ltx::weights::Scrutiny;
 use longtake_ltx::{LatentUpsampler, Model};
 use std::io::{BufRead, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+/// How long a rank's process waits for others to join: longer than its worker, which knows better why
+/// it should not.
+const FORMING: Duration = Duration::from_secs(15);
 
 /// What is loaded.
 struct Loaded {
@@ -24,14 +30,19 @@ struct Loaded {
 pub fn serve_rank(threads: usize, isa: Option<&str>) -> Result<(), AgentError> {
     let backend = CpuBackend::new(threads, crate::isa(isa)?)
         .map_err(|error| AgentError::Device(error.to_string()))?;
-    let orders = listen()?;
+    let (orders, waiting) = listen()?;
     let mut loaded: Option<Loaded> = None;
     let mut seat: Option<Seat> = None;
     for order in orders {
+        waiting.fetch_sub(1, Ordering::Relaxed);
         match order {
-            Order::Load { number, equipment } => {
+            Order::Load {
+                number,
+                equipment,
+                address,
+            } => {
                 let taken = load(&backend, &mut loaded, equipment).and_then(|()| {
-                    Seat::on_loopback().map_err(|error| format!("no port can be had: {error}"))
+                    Seat::at(address).map_err(|error| format!("no port can be had: {error}"))
                 });
                 seat = match taken {
                     Ok(taken) => {
@@ -54,7 +65,13 @@ pub fn serve_rank(threads: usize, isa: Option<&str>) -> Result<(), AgentError> {
                     say(&Word::Ended("nothing is loaded".to_owned()));
                     continue;
                 };
-                let ended = match seat.join(rank, &addresses, secret, Timing::default()) {
+                let timing = Timing {
+                    forming: FORMING,
+                    ..Timing::default()
+                };
+                // Another order means that this gang has come to nothing.
+                let mut goes_on = || waiting.load(Ordering::Relaxed) == 0;
+                let ended = match seat.join(rank, &addresses, secret, timing, &mut goes_on) {
                     Err(error) => error.to_string(),
                     Ok(gang) => {
                         let upscaler = loaded.upscaler.as_ref();
@@ -110,8 +127,8 @@ fn say(word: &Word) {
 }
 
 /// Reads orders, and gives signs of life, on threads of their own: neither waits for what is computed.
-/// The process ends with its input.
-fn listen() -> Result<mpsc::Receiver<Order>, AgentError> {
+/// The process ends with its input. Also counts the orders that wait.
+fn listen() -> Result<(mpsc::Receiver<Order>, Arc<AtomicUsize>), AgentError> {
     let thread = |lane: &'static str, body: Box<dyn FnOnce() + Send>| {
         let started = std::thread::Builder::new()
             .name(lane.to_owned())
@@ -119,10 +136,14 @@ fn listen() -> Result<mpsc::Receiver<Order>, AgentError> {
         started.map_err(|source| AgentError::Thread { lane, source })
     };
     let (sender, orders) = mpsc::channel();
+    let waiting = Arc::<AtomicUsize>::default();
+    let count = waiting.clone();
     let read = move || {
         for line in std::io::stdin().lock().lines() {
             let order = line.ok().and_then(|line| serde_json::from_str(&line).ok());
-            if order.is_none_or(|order| sender.send(order).is_err()) {
+            let Some(order) = order else { break };
+            count.fetch_add(1, Ordering::Relaxed);
+            if sender.send(order).is_err() {
                 break;
             }
         }
@@ -136,5 +157,5 @@ fn listen() -> Result<mpsc::Receiver<Order>, AgentError> {
         }
     };
     thread("signs of life", Box::new(sign))?;
-    Ok(orders)
+    Ok((orders, waiting))
 }

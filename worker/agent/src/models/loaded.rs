@@ -2,14 +2,15 @@
 
 use super::{Found, Shelf, Wanted};
 use crate::error::{TaskError, story};
-use crate::gang::{Crew, Equipment, GangSettings};
+use crate::gang::{Crew, Equipment, GangError, GangSettings, Guard};
 use crate::work::Desk;
 use longtake_common::Hash;
 use longtake_common::model::{ModelError, find_model};
 use longtake_common::spec::{ModelRef, Sampling};
+use longtake_common::task::Share;
 use longtake_ltx::weights::Scrutiny;
 use longtake_ltx::{Error, LatentUpsampler, LoraFile, Model, ModelFiles};
-use longtake_tensor::Backend;
+use longtake_tensor::{Backend, Collective};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ pub struct ModelCache<B: Backend> {
     /// Dropped in this order: nothing of the model is in use when it may be removed.
     gang: Option<Formed<B>>,
     crew: Option<Crew>,
+    /// Our part of the gang that the task in hand is for, if it says so.
+    share: Option<Share>,
     loaded: Option<Loaded<B>>,
     upscaler: Option<(Hash, LatentUpsampler<B>, Found)>,
 }
@@ -34,11 +37,14 @@ struct Loaded<B: Backend> {
 
 /// The model as the leading rank of a gang.
 struct Formed<B: Backend> {
+    /// Of a gang with other workers, which is for one task. Lets go of the gang before the model does.
+    _guard: Option<Guard>,
+    share: Option<Share>,
     equipment: Equipment,
     model: Model<B>,
 }
 
-impl<B: Backend> ModelCache<B> {
+impl<B: Backend + 'static> ModelCache<B> {
     /// Nothing is loaded yet. With `gang`, models are shared with other ranks.
     pub fn new(backend: B, shelf: Arc<Shelf>, gang: Option<GangSettings>) -> Self {
         Self {
@@ -46,6 +52,7 @@ impl<B: Backend> ModelCache<B> {
             shelf,
             gang: None,
             crew: gang.map(Crew::new),
+            share: None,
             loaded: None,
             upscaler: None,
         }
@@ -54,7 +61,7 @@ impl<B: Backend> ModelCache<B> {
     /// The model that `wanted` names, with exactly the bytes that it names.
     pub fn get(&mut self, wanted: &ModelRef, desk: &Desk<'_>) -> Result<&Model<B>, TaskError> {
         self.keep(wanted, desk)?;
-        self.form(None)?;
+        self.form(None, desk)?;
         self.ready().ok_or_else(not_kept)
     }
 
@@ -73,7 +80,7 @@ impl<B: Backend> ModelCache<B> {
             .upscaler
             .as_ref()
             .map(|(_, _, found)| found.path.clone());
-        self.form(path)?;
+        self.form(path, desk)?;
         let upscaler = self.upscaler.as_ref().map(|(_, upscaler, _)| upscaler);
         Ok((self.ready().ok_or_else(not_kept)?, upscaler))
     }
@@ -84,27 +91,27 @@ impl<B: Backend> ModelCache<B> {
         shared.or(self.loaded.as_ref().map(|loaded| &loaded.model))
     }
 
-    /// Forms a gang for the loaded model, if there is to be one, unless it stands. Of a model whose
-    /// heads so many ranks do not divide, as many as do.
-    fn form(&mut self, upscaler: Option<PathBuf>) -> Result<(), TaskError> {
+    /// Says which part of a gang the next task is for.
+    pub fn set_share(&mut self, share: Option<Share>) {
+        self.share = share;
+    }
+
+    /// Forms a gang for the loaded model, if there is to be one, unless it stands.
+    fn form(&mut self, upscaler: Option<PathBuf>, desk: &Desk<'_>) -> Result<(), TaskError> {
+        let ranks = self.ranks()?;
         let (Some(crew), Some(loaded)) = (&mut self.crew, &self.loaded) else {
             return Ok(());
         };
         let fits = |formed: &Formed<B>| {
             let have = &formed.equipment;
-            have.files == loaded.files && (upscaler.is_none() || have.upscaler == upscaler)
+            let is_same = formed.share == self.share && formed._guard.is_none();
+            let fits = upscaler.is_none() || have.upscaler == upscaler;
+            is_same && have.files == loaded.files && fits
         };
         if self.gang.as_ref().is_some_and(fits) {
             return Ok(());
         }
         self.gang = None;
-        let heads = loaded.model.config().transformer.num_attention_heads;
-        let most = crew.ranks_max();
-        let ranks = (1..=most).rev().find(|&n| heads.is_multiple_of(n));
-        let ranks = ranks.unwrap_or(1);
-        if ranks < most {
-            tracing::info!("{heads} attention heads are shared by {ranks} ranks, not {most}");
-        }
         if ranks == 1 {
             return Ok(());
         }
@@ -112,21 +119,107 @@ impl<B: Backend> ModelCache<B> {
             files: loaded.files.clone(),
             upscaler,
         };
-        let gang = crew.form(ranks, &equipment).map_err(TaskError::retryable)?;
-        let model = loaded.model.leading(Arc::new(gang));
+        let (gang, is_shared) = match self.share.filter(|share| !share.is_whole()) {
+            Some(share) => (crew.take_part(share, &equipment, desk.control), true),
+            None => (crew.form(ranks, &equipment), false),
+        };
+        let gang: Arc<dyn Collective<B>> = Arc::new(gang.map_err(unformed)?);
+        let guard = is_shared.then(|| guard(&gang, desk)).transpose()?;
+        let model = loaded.model.leading(gang).map_err(TaskError::fatal)?;
         self.gang = Some(Formed {
+            _guard: guard,
+            share: self.share,
             equipment,
-            model: model.map_err(TaskError::fatal)?,
+            model,
         });
         Ok(())
+    }
+
+    /// Ranks of the gang for the loaded model: as many as the task wants, else the most of ours that
+    /// divide its heads.
+    fn ranks(&self) -> Result<usize, TaskError> {
+        let (Some(loaded), most) = (&self.loaded, self.crew.as_ref().map_or(1, Crew::ranks_max))
+        else {
+            return Ok(1);
+        };
+        if let Some(share) = self.share {
+            let ranks = share.ranks as usize;
+            loaded.model.check_ranks(ranks).map_err(TaskError::fatal)?;
+            if share.own as usize > most {
+                return Err(TaskError::Retryable(format!(
+                    "{} ranks are asked of a worker of {most}",
+                    share.own
+                )));
+            }
+            return Ok(ranks);
+        }
+        let heads = loaded.model.config().transformer.num_attention_heads;
+        let ranks = (1..=most).rev().find(|&n| heads.is_multiple_of(n));
+        let ranks = ranks.unwrap_or(1);
+        if ranks < most {
+            tracing::info!("{heads} attention heads are shared by {ranks} ranks, not {most}");
+        }
+        Ok(ranks)
+    }
+
+    /// Takes part in a task that another worker leads, until that ends.
+    pub fn follow(
+        &mut self,
+        wanted: &ModelRef,
+        refining: Option<&Sampling>,
+        desk: &Desk<'_>,
+    ) -> Result<(), TaskError> {
+        let second = refining.and_then(|sampling| sampling.second_pass.as_ref());
+        if let Some(second) = second {
+            self.keep_upscaler(&second.upscaler, desk)?;
+        }
+        self.keep(wanted, desk)?;
+        self.gang = None;
+        self.ranks()?;
+        let (Some(crew), Some(loaded), Some(share)) = (&mut self.crew, &self.loaded, self.share)
+        else {
+            return Err(not_kept());
+        };
+        let upscaler = self.upscaler.as_ref().filter(|_| second.is_some());
+        let equipment = Equipment {
+            files: loaded.files.clone(),
+            upscaler: upscaler.map(|(_, _, found)| found.path.clone()),
+        };
+        let gang = crew.take_part(share, &equipment, desk.control);
+        let gang: Arc<dyn Collective<B>> = Arc::new(gang.map_err(unformed)?);
+        let guard = guard(&gang, desk)?;
+        let upscaler = upscaler.map(|(_, upscaler, _)| upscaler);
+        let Err(ended) = loaded.model.follow(gang, upscaler);
+        drop(guard);
+        tracing::debug!("the gang has ended: {}", story(&ended));
+        crew.settle();
+        Ok(())
+    }
+
+    /// Ends a gang with other workers: it was for one task.
+    pub fn part(&mut self) {
+        if self
+            .gang
+            .as_ref()
+            .is_some_and(|formed| formed._guard.is_some())
+        {
+            self.gang = None;
+            if let Some(crew) = &mut self.crew {
+                crew.settle();
+            }
+        }
     }
 
     /// Ends the gang after a task has failed; the next one forms another, of the same processes as far
     /// as they live. Says whether the gang was what failed.
     pub fn disband(&mut self) -> bool {
-        let broken = self.gang.take().is_some_and(|g| g.model.is_gang_broken());
-        if let Some(crew) = self.crew.as_mut().filter(|_| broken) {
-            crew.bury();
+        let Some(formed) = self.gang.take() else {
+            return false;
+        };
+        let (broken, is_shared) = (formed.model.is_gang_broken(), formed._guard.is_some());
+        drop(formed);
+        if let Some(crew) = self.crew.as_mut().filter(|_| broken || is_shared) {
+            crew.settle();
         }
         broken
     }
@@ -221,6 +314,31 @@ impl<B: Backend> ModelCache<B> {
                 })
             }
         }
+    }
+}
+
+/// Ends what a gang exchanges once its task is taken back.
+fn guard<B: Backend + 'static>(
+    gang: &Arc<dyn Collective<B>>,
+    desk: &Desk<'_>,
+) -> Result<Guard, TaskError> {
+    let gang = gang.clone();
+    let guard = Guard::watch(desk.control, move |reason| gang.abort(reason));
+    guard.map_err(TaskError::retryable)
+}
+
+/// What a gang that did not form means for its task.
+fn unformed(error: GangError) -> TaskError {
+    if matches!(error, GangError::Recalled) {
+        return TaskError::Cancelled;
+    }
+    match error.unreached() {
+        Some(rank) => TaskError::Peer {
+            rank,
+            story: story(&error),
+        },
+        None if error.is_loss() => TaskError::Gang(story(&error)),
+        None => TaskError::retryable(error),
     }
 }
 

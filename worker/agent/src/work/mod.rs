@@ -121,7 +121,7 @@ impl LostDevice {
     }
 }
 
-impl<B: Backend> DeviceExecutor<B> {
+impl<B: Backend + 'static> DeviceExecutor<B> {
     /// A lane on `backend` with the models of `shelf`; artifacts are read through `runtime`.
     /// With `gang`, windows are shared with other ranks.
     pub fn new(
@@ -165,8 +165,12 @@ where
         // Between one block of the model and the next, not only between steps of a minute each.
         self.backend.interrupt_by(control.flag());
         let runtime = self.runtime.clone();
-        let done = run(assignment, context, control, &runtime, |desk| {
-            self.until_a_gang_lasts(assignment, desk)
+        let share = assignment.share;
+        self.models.set_share(share);
+        let done = run(assignment, context, control, &runtime, |desk| match share {
+            Some(share) if share.follows() => self.follow(assignment, desk),
+            Some(share) if !share.is_whole() => self.lead(assignment, desk),
+            _ => self.until_a_gang_lasts(assignment, desk),
         });
         match done {
             Ok(mut output) => {
@@ -174,7 +178,7 @@ where
                 output.notices.extend(self.backend.memory_notices());
                 Ok(output)
             }
-            Err(TaskError::Cancelled) => Err(TaskError::Cancelled),
+            Err(error @ (TaskError::Cancelled | TaskError::Followed)) => Err(error),
             Err(error) => Err(self.judge(error)),
         }
     }
@@ -200,13 +204,60 @@ where
             let Err(error) = &done else {
                 return done;
             };
-            let lost = self.models.disband() && !desk.control.is_cancelled();
-            if !lost || losses > GANG_LOSSES_MAX {
+            let is_lost = self.models.disband() | matches!(error, TaskError::Gang(_));
+            if !is_lost || desk.control.is_cancelled() {
                 return done;
+            }
+            if losses > GANG_LOSSES_MAX {
+                return Err(TaskError::Retryable(error.to_string()));
             }
             tracing::warn!("the gang has failed ({error}); going on with another");
         }
         unreachable!("the loop has no other end")
+    }
+
+    /// Does the work as the first rank of a gang with other workers. When that loses a rank, the
+    /// coordinator forms another.
+    fn lead(
+        &mut self,
+        assignment: &Assignment,
+        desk: &mut Desk<'_>,
+    ) -> Result<TaskOutput, TaskError> {
+        let done = self.work(assignment, desk);
+        match done {
+            Ok(output) => {
+                self.models.part();
+                Ok(output)
+            }
+            Err(error) if self.models.disband() => Err(TaskError::Gang(error.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Follows the first rank of a gang.
+    fn follow(
+        &mut self,
+        assignment: &Assignment,
+        desk: &mut Desk<'_>,
+    ) -> Result<TaskOutput, TaskError> {
+        let (model, refining) = match &assignment.work {
+            Work::Text { model, .. } => (model, None),
+            Work::Denoise {
+                model,
+                sampling,
+                first_pass: None,
+                ..
+            } => (sampling.first_pass.model.as_ref().unwrap_or(model), None),
+            Work::Denoise {
+                model, sampling, ..
+            } => (sampling.last_model(model), Some(sampling)),
+            Work::Decode {
+                model, sampling, ..
+            } => (sampling.last_model(model), None),
+            Work::Seam { .. } | Work::Mux { .. } => return Err(wrong_lane(assignment)),
+        };
+        self.models.follow(model, refining, desk)?;
+        Err(TaskError::Followed)
     }
 
     fn work(
@@ -341,6 +392,10 @@ fn run(
     };
     let mut seconds = clock.seconds;
     seconds.insert("total".to_owned(), started.elapsed().as_secs_f64());
+    if matches!(done, Err(TaskError::Followed)) {
+        tracing::debug!("done following");
+        return done; // the log of the one that led tells the story
+    }
     end_log(control, &done, &seconds, &artifacts);
     let mut output = done?;
     output.seconds = seconds;

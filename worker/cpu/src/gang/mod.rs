@@ -9,7 +9,7 @@ mod sockets;
 mod threads;
 
 pub use collective::Gang;
-pub use sockets::{Seat, SocketLink, Timing};
+pub use sockets::{JoinError, Seat, SocketLink, Timing};
 pub use threads::{ThreadLink, threads};
 
 use longtake_tensor::Result;

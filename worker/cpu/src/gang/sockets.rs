@@ -7,11 +7,13 @@
 use super::{Gang, Link, Mailbox};
 use longtake_tensor::{Error, Result};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long one try to connect takes at most: a lost packet is sent again after a second.
+const DIAL: Duration = Duration::from_millis(1500);
 /// Begins every connection.
 const GREETING: [u8; 8] = *b"longtake";
 /// Bytes of a frame's header: its kind and the length of what follows.
@@ -60,6 +62,29 @@ impl Default for Timing {
     }
 }
 
+/// Why a gang did not form.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// A rank did not come in time, or cannot be reached from here.
+    #[error("rank {rank} of {ranks} {what}")]
+    Late {
+        /// Which.
+        rank: usize,
+        /// How many there are.
+        ranks: usize,
+        /// What is known of it.
+        what: String,
+    },
+    /// Nobody wants the gang any more.
+    #[error("the gang was given up while it formed")]
+    GivenUp,
+    /// A rank is lost.
+    #[error(transparent)]
+    Lost(#[from] Error),
+}
+
+type Joining<T> = std::result::Result<T, JoinError>;
+
 /// A place in a gang that is still to form: where the other ranks can reach this one.
 pub struct Seat {
     listener: TcpListener,
@@ -67,12 +92,12 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// A place on the loopback interface.
+    /// A place at one of this machine's addresses.
     ///
     /// # Errors
-    /// When no port can be had.
-    pub fn on_loopback() -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    /// When it is none of this machine, or no port can be had.
+    pub fn at(address: IpAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((address, 0))?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address })
     }
@@ -83,22 +108,25 @@ impl Seat {
     }
 
     /// Joins the gang of the ranks at `addresses`, this one included, as `rank`. `secret` is known to
-    /// the ranks of this gang alone: no other process, and none of an earlier gang, gets in.
+    /// the ranks of this gang alone: no other process, and none of an earlier gang, gets in. Asks
+    /// `goes_on` again and again whether the gang is still wanted.
     ///
     /// # Errors
-    /// [`Error::Rank`] names the rank that is not there in time.
+    /// Names the rank that is not there in time.
     pub fn join(
         self,
         rank: usize,
         addresses: &[SocketAddr],
         secret: u64,
         timing: Timing,
-    ) -> Result<Gang<SocketLink>> {
-        let forming = Forming {
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Joining<Gang<SocketLink>> {
+        let mut forming = Forming {
             rank,
             ranks: addresses.len(),
             secret,
             deadline: Instant::now() + timing.forming,
+            goes_on,
         };
         let mut streams: Vec<Option<TcpStream>> = addresses.iter().map(|_| None).collect();
         // Each dials those before it and answers those behind it.
@@ -115,19 +143,20 @@ impl Seat {
         }
         SocketLink::start(rank, streams, timing)
             .map(Gang::new)
-            .map_err(|error| forming.failed(rank, &error))
+            .map_err(|error| forming.failed(rank, &error).into())
     }
 }
 
 /// A gang in the making.
-struct Forming {
+struct Forming<'a> {
     rank: usize,
     ranks: usize,
     secret: u64,
     deadline: Instant,
+    goes_on: &'a mut dyn FnMut() -> bool,
 }
 
-impl Forming {
+impl Forming<'_> {
     fn failed(&self, rank: usize, error: &io::Error) -> Error {
         Error::rank(rank, self.ranks, format!("cannot be linked: {error}"))
     }
@@ -140,40 +169,52 @@ impl Forming {
         greeting
     }
 
-    fn left(&self, missing: usize) -> Result<Duration> {
+    /// The time that is left for a rank, of which `what` is known.
+    fn left(&mut self, rank: usize, what: impl FnOnce() -> String) -> Joining<Duration> {
+        if !(self.goes_on)() {
+            return Err(JoinError::GivenUp);
+        }
         let left = self.deadline.saturating_duration_since(Instant::now());
         match left.is_zero() {
-            true => Err(Error::rank(
-                missing,
-                self.ranks,
-                "did not join the gang in time",
-            )),
+            true => Err(JoinError::Late {
+                rank,
+                ranks: self.ranks,
+                what: what(),
+            }),
             false => Ok(left),
         }
     }
 
-    fn dial(&self, other: usize, address: SocketAddr) -> Result<TcpStream> {
+    fn dial(&mut self, other: usize, address: SocketAddr) -> Joining<TcpStream> {
+        let mut known = String::from("does not answer");
         loop {
-            let left = self.left(other)?;
-            match TcpStream::connect_timeout(&address, left) {
+            let left = self.left(other, || format!("cannot be reached at {address}: {known}"))?;
+            match TcpStream::connect_timeout(&address, left.min(DIAL)) {
                 Ok(mut stream) => {
                     let greeted = stream.write_all(&self.greeting(self.rank));
                     return greeted
                         .map(|()| stream)
-                        .map_err(|error| self.failed(other, &error));
+                        .map_err(|error| self.failed(other, &error).into());
                 }
                 // It had its seat before its address was known.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    return Err(self.failed(other, &error));
+                    return Err(self.failed(other, &error).into());
                 }
-                Err(_) => std::thread::sleep(RETRY.min(left)),
+                Err(error) => {
+                    known = error.to_string();
+                    std::thread::sleep(RETRY.min(left));
+                }
             }
         }
     }
 
     /// A rank behind this one, if one has dialled. Whoever else dials is turned away.
-    fn answer(&self, listener: &TcpListener, missing: usize) -> Result<Option<(usize, TcpStream)>> {
-        let left = self.left(missing)?;
+    fn answer(
+        &mut self,
+        listener: &TcpListener,
+        missing: usize,
+    ) -> Joining<Option<(usize, TcpStream)>> {
+        let left = self.left(missing, || "did not join the gang in time".to_owned())?;
         let Ok((mut stream, _)) = listener.accept() else {
             std::thread::sleep(RETRY.min(left));
             return Ok(None);
