@@ -5,6 +5,9 @@ mod exposure;
 mod morph;
 mod picture;
 mod steady;
+mod times;
+
+pub use times::{JoinPart, JoinTimes};
 
 use crate::StitchError;
 use longtake_common::{Frame, Sample};
@@ -84,14 +87,28 @@ pub fn join<S: Sample>(
     right_head: &[Frame<S>],
     params: &JoinParams,
 ) -> Result<Vec<Frame<S>>, StitchError> {
+    join_timed(lead, left_tail, right_head, params, &JoinTimes::default())
+}
+
+/// The same, which adds to `times` what each part of it takes.
+pub fn join_timed<S: Sample>(
+    lead: &[Frame<S>],
+    left_tail: &[Frame<S>],
+    right_head: &[Frame<S>],
+    params: &JoinParams,
+    times: &JoinTimes,
+) -> Result<Vec<Frame<S>>, StitchError> {
     check(lead, left_tail, right_head, params)?;
     let follow_on = |frames: Vec<Frame<S>>| lead.iter().cloned().chain(frames).collect();
     if left_tail == &right_head[..params.overlap_frames] {
         return Ok(follow_on(right_head.to_vec()));
     }
     Ok(match params.method {
-        Method::Flow => morph::join(lead, left_tail, right_head),
-        Method::Crossfade => follow_on(crossfade(left_tail, right_head)),
+        Method::Flow => morph::join(lead, left_tail, right_head, times),
+        Method::Crossfade => {
+            let mix = || crossfade(left_tail, right_head);
+            follow_on(times.time(JoinPart::Blend, mix))
+        }
         Method::Cut => follow_on(cut(left_tail, right_head)),
     })
 }

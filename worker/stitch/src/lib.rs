@@ -17,7 +17,7 @@ mod plane;
 pub mod seams;
 
 pub use chain::{Chain, ChainSeam, Part};
-pub use join::{JoinParams, Method, join};
+pub use join::{JoinParams, JoinPart, JoinTimes, Method, join, join_timed};
 pub use metrics::{Comparison, Quality};
 pub use overlap::{FoundOverlap, NoMatch, Sketch, find_overlap};
 pub use seams::SeamScorer;

@@ -1,6 +1,7 @@
 //! `bench dispatch`: a real coordinator process, real jobs, and workers that answer at once.
 
 use super::farm::{Coordinator, Etcd};
+use super::gpu::quantile;
 use super::load::Workers;
 use crate::terminal;
 use anyhow::{Context, Result};
@@ -114,7 +115,7 @@ async fn measure(
     mut workers: Workers,
 ) -> Result<Report> {
     let jobs = jobs(args.tasks);
-    let tasks: usize = jobs.iter().map(|windows| 3 * *windows as usize + 1).sum();
+    let tasks: usize = jobs.iter().map(|&windows| tasks_of(windows)).sum();
     let mut client = JobsClient::connect(coordinator.url().to_owned()).await?;
     let (started, cpu_before) = (Instant::now(), coordinator.cpu_seconds()?);
     for (index, windows) in jobs.iter().enumerate() {
@@ -138,16 +139,14 @@ async fn measure(
         }
     };
     let busy_share = load.busy_share(args.workers);
-    let mut decisions_ms = load.decisions_ms;
-    decisions_ms.sort_by(f64::total_cmp);
-    let quantile = |share: f64| decisions_ms[((decisions_ms.len() - 1) as f64 * share) as usize];
+    let decisions_ms = load.decisions_ms;
     Ok(Report {
         workers: args.workers,
         tasks,
         seconds,
         dispatches_per_second: tasks as f64 / seconds,
-        decision_ms_p50: quantile(0.5),
-        decision_ms_p99: quantile(0.99),
+        decision_ms_p50: quantile(decisions_ms.clone(), 0.5),
+        decision_ms_p99: quantile(decisions_ms, 0.99),
         rss_bytes: coordinator.peak_rss_bytes()?,
         busy_cores: (cpu_after - cpu_before) / seconds,
         busy_share,
@@ -155,8 +154,13 @@ async fn measure(
     })
 }
 
+/// Tasks of a job of so many windows.
+pub fn tasks_of(windows: u32) -> usize {
+    3 * windows as usize + 1
+}
+
 /// Windows of each job, so that all of them have about `tasks` tasks.
-fn jobs(tasks: u32) -> Vec<u32> {
+pub fn jobs(tasks: u32) -> Vec<u32> {
     let whole = tasks / (3 * WINDOWS_MAX + 1);
     let rest = tasks % (3 * WINDOWS_MAX + 1);
     let mut jobs = vec![WINDOWS_MAX; whole as usize];
@@ -165,7 +169,8 @@ fn jobs(tasks: u32) -> Vec<u32> {
     jobs
 }
 
-fn spec(seed: u64, windows: u32) -> JobSpec {
+/// A job like no other of another seed.
+pub fn spec(seed: u64, windows: u32) -> JobSpec {
     let stride = SEGMENT_FRAMES - OVERLAP_FRAMES;
     JobSpec {
         // Equal work is not done twice, so nothing may be equal in two jobs.

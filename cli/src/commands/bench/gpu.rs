@@ -112,6 +112,23 @@ pub struct Times {
     pub p90_ms: f64,
 }
 
+impl Times {
+    /// Those of runs that took so long, at least one.
+    pub fn of(ms: Vec<f64>) -> Self {
+        Self {
+            median_ms: quantile(ms.clone(), 0.5),
+            p10_ms: quantile(ms.clone(), 0.1),
+            p90_ms: quantile(ms, 0.9),
+        }
+    }
+}
+
+/// The value below which a share of the values lies; there is at least one.
+pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * share).round() as usize]
+}
+
 /// Times `runs` calls by the device's own clock after `warm` that do not count.
 pub fn time(
     b: &CudaBackend,
@@ -133,13 +150,7 @@ pub fn time(
     for (before, after) in &marks {
         ms.push(f64::from(b.elapsed_ms(before, after)?));
     }
-    ms.sort_by(f64::total_cmp);
-    let quantile = |share: f64| ms[((ms.len() - 1) as f64 * share).round() as usize];
-    Ok(Times {
-        median_ms: quantile(0.5),
-        p10_ms: quantile(0.1),
-        p90_ms: quantile(0.9),
-    })
+    Ok(Times::of(ms))
 }
 
 /// Runs of which parts are the mean.
@@ -229,9 +240,10 @@ impl Report {
             p90_ms,
         } = self.times;
         crate::terminal::print(format_args!(
-            "{} on {}: {median_ms:.2} ms ({p10_ms:.2} to {p90_ms:.2}), {:.0} TFLOP/s, {:.2} GiB, first result after {:.1} s",
+            "{} on {}: {median_ms:.2} ms ({p10_ms:.2} to {p90_ms:.2}), {:.*} TFLOP/s, {:.2} GiB, first result after {:.1} s",
             self.key,
             self.device,
+            if self.tflops < 10.0 { 3 } else { 0 },
             self.tflops,
             self.peak_bytes as f64 / f64::from(1 << 30),
             self.first_result_s,

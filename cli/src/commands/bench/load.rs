@@ -278,7 +278,7 @@ fn message(message: ToCoordinator) -> v1::WorkerMessage {
 }
 
 /// A result of the usual shape and size; nobody reads the artifacts that it names.
-fn output(work: &Work) -> TaskOutput {
+pub fn output(work: &Work) -> TaskOutput {
     let names: &[&str] = match work {
         Work::Text { .. } => &["text"],
         Work::Denoise { .. } => &["latents", "tail"],

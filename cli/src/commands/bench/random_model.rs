@@ -163,7 +163,7 @@ impl RandomFile {
     }
 
     /// The encoder of T5 v1.1, its matrices in 8 bits.
-    fn t5(config: &T5Config) -> Self {
+    pub fn t5(config: &T5Config) -> Self {
         let mut file = Self::default();
         let f = &mut file;
         let (d, inner) = (config.d_model, config.num_heads * config.d_kv);
@@ -335,6 +335,20 @@ pub fn transformer_config([layers, heads, head_dim]: [usize; 3]) -> TransformerC
     }
 }
 
+/// T5-XXL, for so many words.
+pub fn t5_xxl(vocab_size: usize) -> T5Config {
+    T5Config {
+        vocab_size,
+        d_model: 4096,
+        d_kv: 64,
+        d_ff: 10240,
+        num_layers: 24,
+        num_heads: 64,
+        feed_forward_proj: "gated-gelu".into(),
+        ..T5Config::default()
+    }
+}
+
 /// The VAE of LTX-Video 0.9.7 and later.
 pub fn vae_config() -> VaeConfig {
     VaeConfig {
@@ -359,16 +373,8 @@ pub fn vae_config() -> VaeConfig {
 /// Writes a whole model to `folder` as diffusers lays it out, and its upscaler beside it. Tokenizer and
 /// scheduler are those of the small model that is shipped.
 pub fn write_model(folder: &Path, sizes: [usize; 3]) -> Result<()> {
-    let t5 = T5Config {
-        vocab_size: 141,
-        d_model: 4096,
-        d_kv: 64,
-        d_ff: 10240,
-        num_layers: 24,
-        num_heads: 64,
-        feed_forward_proj: "gated-gelu".into(),
-        ..T5Config::default()
-    };
+    // The words of the tokenizer below.
+    let t5 = t5_xxl(141);
     let vae = vae_config();
     let shipped = longtake_common::model::find_model("ltxv-tiny")?;
     let copy = |name: &str| -> Result<()> {

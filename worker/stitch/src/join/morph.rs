@@ -11,6 +11,7 @@ use super::exposure::{AlignedPoints, Exposure};
 use super::picture::Picture;
 use super::share;
 use super::steady::Steady;
+use super::times::{JoinPart, JoinTimes};
 use crate::flow::{
     Bidirectional, FlowField, FlowParams, Pyramid, both_ways, contrast_axis, flow_between,
 };
@@ -33,26 +34,30 @@ pub(super) fn join<S: Sample>(
     lead: &[Frame<S>],
     left: &[Frame<S>],
     right: &[Frame<S>],
+    times: &JoinTimes,
 ) -> Vec<Frame<S>> {
-    let plan = Plan::new(left, right);
+    let plan = Plan::new(left, right, times);
     let mut out = Vec::with_capacity(lead.len() + right.len());
     let mut place = None;
     let mut steady = Steady::new(lead.len(), left.len(), right.len() - left.len());
     let as_it_is = |frame: &Frame<S>| Picture::new(frame, &Exposure::NONE);
     for frame in lead {
-        out.extend(steady.push(as_it_is(frame)));
+        out.extend(times.time(JoinPart::Steady, || steady.push(as_it_is(frame))));
     }
     for batch in batches(0..left.len(), &right[0]) {
         let done: Vec<_> = batch
             .into_par_iter()
             .map(|k| {
-                let match_ = Match::new(&left[k], &right[k], &plan.exposure);
-                let picture = plan.overlap_picture(k, &left[k], &right[k], &match_);
+                let (left, right) = (&left[k], &right[k]);
+                let match_ = times.time(JoinPart::Flow, || Match::new(left, right, &plan.exposure));
+                let picture = times.time(JoinPart::Blend, || {
+                    plan.overlap_picture(k, left, right, &match_)
+                });
                 (picture, match_.to_left)
             })
             .collect();
         for (picture, to_left) in done {
-            out.extend(steady.push(picture));
+            out.extend(times.time(JoinPart::Steady, || steady.push(picture)));
             place = Some(to_left);
         }
     }
@@ -61,22 +66,29 @@ pub(super) fn join<S: Sample>(
         let flows: Vec<_> = batch
             .clone()
             .into_par_iter()
-            .map(|k| plan.displaced(k).then(|| back(&right[k], &right[k - 1])))
+            .map(|k| {
+                let follow = || back(&right[k], &right[k - 1]);
+                plan.displaced(k)
+                    .then(|| times.time(JoinPart::Flow, follow))
+            })
             .collect();
         let fields: Vec<_> = flows
             .iter()
-            .map(|f| f.as_ref().map(|f| tracked.step(f)))
+            .map(|f| times.time(JoinPart::Flow, || f.as_ref().map(|f| tracked.step(f))))
             .collect();
         let frames: Vec<_> = batch
             .into_par_iter()
             .zip(&fields)
-            .map(|(k, field)| plan.relaxed_frame(k, &right[k], field.as_ref()))
+            .map(|(k, field)| {
+                let relax = || plan.relaxed_frame(k, &right[k], field.as_ref());
+                times.time(JoinPart::Blend, relax)
+            })
             .collect();
         for frame in &frames {
-            out.extend(steady.push(as_it_is(frame)));
+            out.extend(times.time(JoinPart::Steady, || steady.push(as_it_is(frame))));
         }
     }
-    out.extend(steady.finish());
+    out.extend(times.time(JoinPart::Steady, || steady.finish()));
     out
 }
 
@@ -119,20 +131,24 @@ struct Plan {
 }
 
 impl Plan {
-    fn new<S: Sample>(left: &[Frame<S>], right: &[Frame<S>]) -> Self {
+    fn new<S: Sample>(left: &[Frame<S>], right: &[Frame<S>], times: &JoinTimes) -> Self {
         let (overlap, total) = (left.len(), right.len());
-        let guess = Exposure::from_histograms(left, &right[..overlap]);
+        let guess = times.time(JoinPart::Exposure, || {
+            Exposure::from_histograms(left, &right[..overlap])
+        });
         let mut probes = vec![0, overlap / 2, overlap - 1];
         probes.dedup();
         let matches: Vec<Match> = probes
             .par_iter()
-            .map(|&k| Match::new(&left[k], &right[k], &guess))
+            .map(|&k| times.time(JoinPart::Flow, || Match::new(&left[k], &right[k], &guess)))
             .collect();
-        let mut points = AlignedPoints::default();
-        for (&k, m) in probes.iter().zip(&matches) {
-            points.add(&left[k], &right[k], &m.to_right, &m.left_certain);
-        }
-        let exposure = points.exposure(&guess).unwrap_or(Exposure::NONE);
+        let exposure = times.time(JoinPart::Exposure, || {
+            let mut points = AlignedPoints::default();
+            for (&k, m) in probes.iter().zip(&matches) {
+                points.add(&left[k], &right[k], &m.to_right, &m.left_certain);
+            }
+            points.exposure(&guess).unwrap_or(Exposure::NONE)
+        });
         let displacement = matches
             .iter()
             .map(|m| m.typical_displacement())
