@@ -216,6 +216,12 @@ fn sound_is_kept_and_other_codecs_are_written_with_ffmpeg() {
             (&streams[0]["codec_name"], &streams[1]["codec_name"]),
             (&video.into(), &audio.into())
         );
+        // Whoever reads it has to see the colours that it was made of.
+        if codec != "ffv1" {
+            for tag in ["color_space", "color_primaries", "color_transfer"] {
+                assert_eq!(streams[0][tag], "bt709", "{name}: {tag}");
+            }
+        }
         assert_eq!(
             (&streams[0]["pix_fmt"], &streams[0]["nb_read_frames"]),
             (&pixels.into(), &"120".into())

@@ -206,8 +206,10 @@ impl Ffmpeg {
 impl ExternalCodec {
     /// For pictures of so many bits a channel.
     fn flags(self, bits: u32) -> Vec<&'static str> {
-        const BT709: &str =
-            "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+bicubic";
+        // Some encoders take the tags from the pictures, some from the flags.
+        const BT709: &str = "scale=out_color_matrix=bt709:out_range=tv:\
+             flags=accurate_rnd+full_chroma_int+bicubic,\
+             setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709";
         let tags = "-color_primaries bt709 -color_trc bt709 -colorspace bt709 -color_range tv";
         let (codec, limited) = match self {
             Self::X264 => (

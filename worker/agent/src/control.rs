@@ -63,6 +63,7 @@ struct Shared {
     progress: AtomicU32,
     log: TaskLog,
     stored_log: OnceLock<Hash>,
+    kept: OnceLock<Hash>,
     words: OnceLock<(FencingToken, GangWords)>,
     orders: Mutex<VecDeque<GangOrder>>,
     ordered: Condvar,
@@ -138,6 +139,17 @@ impl Control {
             let waited = self.shared.ordered.wait_timeout(orders, LOOK);
             orders = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Notes that all steps are done and where their result is stored, though the task is not.
+    pub fn keep(&self, stored: Hash) {
+        // A task samples one window once.
+        let _ = self.shared.kept.set(stored);
+    }
+
+    /// What another worker can go on with, if this one has to leave now.
+    pub fn kept(&self) -> Option<Hash> {
+        self.shared.kept.get().copied()
     }
 
     /// Notes where the log is stored.

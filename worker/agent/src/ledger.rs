@@ -98,9 +98,13 @@ impl Ledger {
 
     /// Lets go of all tasks that still run. Returns those that have to be reported as left.
     pub fn give_up(&mut self) -> Vec<Key> {
-        let mut left: Vec<Key> = self.running.keys().cloned().collect();
-        left.retain(|key| self.finish(key, Err(TaskError::Left(None))));
-        left
+        let running = self.running.iter();
+        let kept: Vec<_> = running.map(|(k, (c, _))| (k.clone(), c.kept())).collect();
+        let left = kept.into_iter().filter_map(|(key, kept)| {
+            let is_ours = self.finish(&key, Err(TaskError::Left(kept)));
+            is_ours.then_some(key)
+        });
+        left.collect()
     }
 
     /// The coordinator has taken `key` back.
@@ -329,6 +333,7 @@ mod tests {
         let controls =
             [&half, &slow, &dropped].map(|k| ledger.start(k.clone(), None).expect("new"));
         ledger.revoke(&dropped);
+        controls[1].keep(Hash::of(b"kept"));
         ledger.leave();
         assert!(controls.iter().all(Control::is_leaving));
         let stored = Hash::of(b"halfway");
@@ -343,8 +348,8 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             });
-        let stored = Some(stored.to_string());
-        assert!(left.eq([(true, true, stored), (true, true, None)]));
+        let [stored, kept] = [stored, Hash::of(b"kept")].map(|hash| Some(hash.to_string()));
+        assert!(left.eq([(true, true, stored), (true, true, kept)]));
     }
 
     #[test]

@@ -113,9 +113,17 @@ impl Server {
         let mut backoff = BACKOFF_FIRST;
         loop {
             if self.may_leave(&drain) {
+                self.give_up();
                 return Ok(());
             }
-            let lost = match self.connect(met).await {
+            let connected = tokio::select! {
+                connected = self.connect(met) => connected,
+                stage = drain.next() => {
+                    self.stand(stage);
+                    continue;
+                }
+            };
+            let lost = match connected {
                 Ok(mut connection) => {
                     tracing::info!(worker = connection.terms.worker, "connected");
                     (met, backoff) = (true, BACKOFF_FIRST);
@@ -249,15 +257,20 @@ impl Server {
                 }
             }
         }
-        for key in self.ledger.give_up() {
-            let (job, task) = (&key.job, &key.task);
-            tracing::warn!(%job, %task, "given up: another worker does it again");
-        }
+        self.give_up();
         // What was acknowledged is not said again; what was not may have been lost.
         for report in self.ledger.reports(connection.terms.epoch) {
             connection.send(report).await?;
         }
         Ok(())
+    }
+
+    /// Lets go of what is not done, and says so.
+    fn give_up(&mut self) {
+        for key in self.ledger.give_up() {
+            let (job, task) = (&key.job, &key.task);
+            tracing::warn!(%job, %task, "given up: it goes on elsewhere from what is stored of it");
+        }
     }
 
     /// Does what a stage of leaving asks for.

@@ -247,6 +247,7 @@ mod tests {
         let halfway = Halfway {
             step: 1,
             steps: 2,
+            seconds: 0.0,
             drawn: Drawn::NOTHING,
             channels: 2,
             token_count: 3,

@@ -193,6 +193,7 @@ impl<'a, B: Backend> Denoising<'a, B> {
         Ok(Error::Stopped(Box::new(Halfway {
             step,
             steps,
+            seconds: 0.0,
             drawn: self.noise.drawn().clone(),
             channels: self.channels,
             token_count: tokens.len() / self.channels,

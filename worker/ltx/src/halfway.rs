@@ -28,6 +28,9 @@ pub struct Halfway {
     pub step: usize,
     /// Steps in all.
     pub steps: usize,
+    /// Seconds that the steps took, where somebody counts them.
+    #[serde(default)]
+    pub seconds: f64,
     /// All that was drawn from the seed so far.
     pub drawn: Drawn,
     /// Values of a token.
@@ -110,6 +113,7 @@ mod tests {
         Halfway {
             step: 3,
             steps: 8,
+            seconds: 1.5,
             drawn: Drawn {
                 generator: vec![12, 6],
                 ambient: vec![2],

@@ -48,7 +48,13 @@ impl Clip {
             (None, Ok(info)) => info.has_sound && ffmpeg.is_none(),
             (None, Err(_)) => false,
         };
-        let read = || format!("read {}", path.display());
+        let read = || match ffmpeg {
+            None if path.is_file() && !pictures => format!(
+                "read {} without ffmpeg (with ffmpeg and ffprobe on the PATH, whatever they read is read)",
+                path.display()
+            ),
+            _ => format!("read {}", path.display()),
+        };
         let (source, is_deep) = match external {
             Some((ffmpeg, info)) if !ours => (Source::External(ffmpeg, info), info.is_deep),
             _ => {

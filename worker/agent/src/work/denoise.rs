@@ -72,7 +72,11 @@ pub fn run<B: Backend>(
     let [rows, columns] = stage.room.size.map(|side| side / PIXELS_PER_LATENT);
     let latent = [window.latents(), rows, columns].map(|side| side as usize);
     let (class, seed) = (stage.room.class, window.seed);
-    let halfway = halfway(desk);
+    let (halfway, whole) = match left(desk, latent, model.config().transformer.in_channels) {
+        Some(Left::Halfway(halfway)) => (Some(halfway), None),
+        Some(Left::Whole(denoised)) => (None, Some(denoised)),
+        None => (None, None),
+    };
     let request = DenoiseRequest {
         halfway: halfway.as_ref(),
         negative: inputs.negative.as_ref(),
@@ -81,7 +85,10 @@ pub fn run<B: Backend>(
         drawn: start.as_ref().map_or(Drawn::nothing(), |(_, drawn)| drawn),
         ..DenoiseRequest::new(class, latent, *fps, seed, &pass, &inputs.prompt)
     };
-    let denoised = denoise(model, &request, stage.name, desk)?;
+    let denoised = match whole {
+        Some(denoised) => denoised,
+        None => denoise(model, &request, stage.name, desk)?,
+    };
     let mut output = TaskOutput::default();
     output.notices.extend(is_spared.then(|| SPARED.to_owned()));
     output
@@ -89,8 +96,9 @@ pub fn run<B: Backend>(
         .extend(reuse_notice(window, &stage, denoised.blocks));
     let stored = desk.artifacts.put(denoised.to_safetensors())?;
     output.artifacts.insert("latents".to_owned(), stored);
+    desk.control.keep(stored);
     if let Some(frames) = tail_frames {
-        desk.check_wanted()?;
+        desk.check()?;
         let pictures = tail(model, &denoised, window, sampling, *frames as usize, desk)?;
         for (name, [rows, columns]) in stage.tails(sampling) {
             let sized = pictures.clone().resized(rows as usize, columns as usize);
@@ -258,15 +266,26 @@ fn denoise<B: Backend>(
         }
     };
     desk.check()?;
+    let before = request.halfway.map_or(0.0, |halfway| halfway.seconds);
+    desk.clock.add(name, before);
     let denoised = desk
         .clock
         .time(name, || model.denoise(request, &mut progress));
     match denoised {
-        Err(Error::Stopped(halfway)) => {
+        Err(Error::Stopped(mut halfway)) => {
             let (step, steps) = (halfway.step, halfway.steps);
-            tracing::info!("stored after step {step} of {steps}, for another worker to go on");
-            let stored = desk.artifacts.put(halfway.to_safetensors())?;
-            Err(TaskError::Left(Some(stored)))
+            halfway.seconds = desk.clock.seconds(name);
+            match desk.artifacts.put(halfway.to_safetensors()) {
+                Ok(stored) => {
+                    tracing::info!("stored after step {step} of {steps}, for another to go on");
+                    Err(TaskError::Left(Some(stored)))
+                }
+                // That the store is away is no failure of the task.
+                Err(error) => {
+                    tracing::warn!("step {step} of {steps} cannot be stored: {error}");
+                    Err(TaskError::Left(None))
+                }
+            }
         }
         // Under TeaCache nothing is kept.
         Err(Error::Cancelled { .. }) if !control.is_cancelled() => Err(TaskError::Left(None)),
@@ -274,22 +293,59 @@ fn denoise<B: Backend>(
     }
 }
 
+/// What a worker left of a window that had to go.
+enum Left {
+    /// In the middle of its steps.
+    Halfway(Halfway),
+    /// After them.
+    Whole(Denoised),
+}
+
 /// Where a worker had to leave this window, if one had and that can be read: doing it anew is all
 /// that it costs when not.
-fn halfway(desk: &Desk<'_>) -> Option<Halfway> {
+fn left(desk: &Desk<'_>, latent: [usize; 3], channels: usize) -> Option<Left> {
     let bytes = desk.artifacts.get(desk.halfway?);
-    let read = |bytes: Vec<u8>| Halfway::from_safetensors(&bytes).map_err(failure);
-    match bytes.and_then(read) {
-        Ok(halfway) => {
+    match bytes.and_then(|bytes| read_left(&bytes, latent, channels).map_err(failure)) {
+        Ok(Left::Halfway(halfway)) => {
             let (step, steps) = (halfway.step, halfway.steps);
             tracing::info!("going on after step {step} of {steps}");
-            Some(halfway)
+            Some(Left::Halfway(halfway))
+        }
+        Ok(whole) => {
+            tracing::info!("going on after the last step");
+            Some(whole)
         }
         Err(error) => {
             tracing::warn!("begun anew, for what a worker left of it is lost: {error}");
             None
         }
     }
+}
+
+fn read_left(bytes: &[u8], latent: [usize; 3], channels: usize) -> Result<Left, Error> {
+    if let Ok(halfway) = Halfway::from_safetensors(bytes) {
+        return Ok(Left::Halfway(halfway));
+    }
+    let (latents, drawn) = Denoised::from_safetensors(bytes)?;
+    let found = [
+        latents.channels,
+        latents.frames,
+        latents.height,
+        latents.width,
+    ];
+    let [frames, height, width] = latent;
+    if found != [channels, frames, height, width] {
+        return Err(Error::Artifact {
+            name: "latents".to_owned(),
+            message: format!("they are {found:?}, the window {latent:?}"),
+        });
+    }
+    let blocks = BlockCount::default();
+    Ok(Left::Whole(Denoised {
+        latents,
+        drawn,
+        blocks,
+    }))
 }
 
 /// The window's last visible frames, which the next window is held to: decoded, to be encoded again,
@@ -315,7 +371,7 @@ fn tail<B: Backend>(
     pictures.frames -= unseen;
     let samples = 3 * pictures.height * pictures.width;
     pictures.rgb.truncate(pictures.frames * samples);
-    desk.check_wanted()?;
+    desk.check()?;
     Ok(Pictures::from(&pictures.last(tail_frames)))
 }
 

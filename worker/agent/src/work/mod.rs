@@ -51,21 +51,13 @@ pub struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    /// Fails when the task was taken back, or the worker has to leave and what was done so far is
-    /// not worth the seconds that it still has.
+    /// Fails when the task was taken back, or the worker has to leave: then with what another can go
+    /// on with.
     pub fn check(&self) -> Result<(), TaskError> {
-        self.check_wanted()?;
-        match self.control.is_leaving() {
-            true => Err(TaskError::Left(None)),
-            false => Ok(()),
-        }
-    }
-
-    /// Fails when the task was taken back.
-    pub fn check_wanted(&self) -> Result<(), TaskError> {
-        match self.control.is_cancelled() {
-            true => Err(TaskError::Cancelled),
-            false => Ok(()),
+        match (self.control.is_cancelled(), self.control.is_leaving()) {
+            (true, _) => Err(TaskError::Cancelled),
+            (_, true) => Err(TaskError::Left(self.control.kept())),
+            _ => Ok(()),
         }
     }
 }
@@ -77,12 +69,22 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// Adds what another worker took for a part of `phase`.
+    pub fn add(&mut self, phase: &str, seconds: f64) {
+        *self.seconds.entry(phase.to_owned()).or_default() += seconds;
+    }
+
+    /// What `phase` took so far.
+    pub fn seconds(&self, phase: &str) -> f64 {
+        self.seconds.get(phase).copied().unwrap_or_default()
+    }
+
     /// Runs `body` on the account of `phase`.
     pub fn time<T>(&mut self, phase: &str, body: impl FnOnce() -> T) -> T {
         let _span = tracing::info_span!("phase", otel.name = phase).entered();
         let started = Instant::now();
         let result = body();
-        *self.seconds.entry(phase.to_owned()).or_default() += started.elapsed().as_secs_f64();
+        self.add(phase, started.elapsed().as_secs_f64());
         result
     }
 }
